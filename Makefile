@@ -1,0 +1,42 @@
+# Two commands on a fresh machine with python3 and make: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Everything here works without the Hugging Face Hub.
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: help install demo test test-all lint type check clean
+
+help:
+	@echo "make demo      find the negation circuit of the shipped model: out/negation/report.html"
+	@echo "make test      lint, types and the fast tests"
+	@echo "make test-all  the slow tests too"
+	@echo "make install   only set up $(VENV)"
+
+install: $(VENV)/.installed
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+demo: install
+	$(BIN)/bilinear-circuits circuits configs/circuits/sentiment_negation.yaml --out out/negation
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+type: install
+	$(BIN)/mypy
+
+check: lint type
+
+test: install check
+	$(BIN)/pytest -n auto
+
+test-all: install check
+	$(BIN)/pytest -n auto -m "not gpu"
+
+clean:
+	rm -rf $(VENV) out build *.egg-info

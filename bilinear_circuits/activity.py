@@ -1,0 +1,153 @@
+"""What a model's MLPs and their dictionaries do on a corpus: the data side of every analysis."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from bilinear_circuits.data import StoryTokens
+from bilinear_circuits.dictionaries import Dictionary
+from bilinear_circuits.interactions import FeatureInteractions
+from bilinear_circuits.progress import Progress, silent
+from bilinear_circuits.running import capture_mlp, model_device
+
+_TOKENS_PER_CHUNK = 4096
+_STORIES_PER_BATCH = 32
+
+
+@dataclass(frozen=True, eq=False)
+class ActiveTokens:
+    """When each feature of a dictionary is active, as sparse columns.
+
+    Attributes:
+        token: Token index of each activation, grouped by feature.
+        value: Activation, in the same order.
+        offsets: Feature f owns the slice offsets[f]:offsets[f + 1].
+    """
+
+    token: Int[Tensor, " nnz"]
+    value: Float[Tensor, " nnz"]
+    offsets: Int[Tensor, " d_sae_plus_1"]
+
+    def __getitem__(self, feature: int) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
+        """Token indices and activations of one feature."""
+        owned = slice(int(self.offsets[feature]), int(self.offsets[feature + 1]))
+        return self.token[owned], self.value[owned]
+
+    @property
+    def counts(self) -> Int[Tensor, " d_sae"]:
+        """Number of active tokens of each feature."""
+        return self.offsets.diff()
+
+    @property
+    def feature(self) -> Int[Tensor, " nnz"]:
+        """Feature of each activation."""
+        counts = self.counts
+        return torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+
+    def sum_over_tokens(self, weight: Float[Tensor, " token"]) -> Float[Tensor, " d_sae"]:
+        """Sum of weight times activation, for each feature."""
+        total = torch.zeros(len(self.counts), dtype=torch.double, device=self.value.device)
+        return total.index_add(0, self.feature, (self.value * weight[self.token]).double())
+
+
+@torch.no_grad()
+def active_tokens(
+    dictionary: Dictionary,
+    x: Float[Tensor, "token d"],
+    through: Callable[[Tensor], Tensor] | None = None,
+    progress: Progress = silent,
+) -> ActiveTokens:
+    """Sparse activations of a dictionary, by chunks: dense memory for one chunk of tokens only.
+
+    Args:
+        dictionary: The dictionary.
+        x: Activations it reads, or that `through` maps to what it reads.
+        through: For instance the MLP, where x are MLP inputs and the dictionary is on its output.
+        progress: Wraps the chunks.
+    """
+    token, feature, value = [], [], []
+    for start in progress(range(0, len(x), _TOKENS_PER_CHUNK), "encode"):
+        chunk = x[start : start + _TOKENS_PER_CHUNK].to(dictionary.W_enc.dtype)
+        z = dictionary.encode(chunk if through is None else through(chunk))
+        rows, columns = z.nonzero(as_tuple=True)
+        token.append(rows + start)
+        feature.append(columns)
+        value.append(z[rows, columns])
+    features = torch.cat(feature)
+    order = features.argsort(stable=True)
+    counts = features.bincount(minlength=dictionary.d_sae)
+    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    return ActiveTokens(torch.cat(token)[order], torch.cat(value)[order], offsets)
+
+
+@dataclass(frozen=True, eq=False)
+class LayerActivity:
+    """One layer on a corpus: tokens without [BOS] and padding, flattened over stories.
+
+    Attributes:
+        interactions: The layer between its dictionaries.
+        tokens: The stories.
+        story: Row of `tokens` of each flat token.
+        position: Column of `tokens` of each flat token.
+        x: MLP inputs.
+        inputs: Activations of the input dictionary.
+        outputs: Activations of the output dictionary, on what the model's own MLP wrote.
+    """
+
+    interactions: FeatureInteractions
+    tokens: StoryTokens
+    story: Int[Tensor, " token"]
+    position: Int[Tensor, " token"]
+    x: Float[Tensor, "token d_in"]
+    inputs: ActiveTokens
+    outputs: ActiveTokens
+
+    @property
+    def token_ids(self) -> Int[Tensor, " token"]:
+        """Vocabulary id of each flat token."""
+        return self.tokens.ids[self.story, self.position]
+
+
+@torch.no_grad()
+def collect_activity(
+    model: Any, interactions: Sequence[FeatureInteractions], tokens: StoryTokens, progress: Progress = silent
+) -> tuple[LayerActivity, ...]:
+    """Run a model over stories once and encode both sides of some of its MLPs.
+
+    Memory: two (token, d_model) arrays per layer, and the sparse activations.
+    """
+    device = model_device(model)
+    story, position = tokens.mask.nonzero(as_tuple=True)
+    flat = torch.zeros_like(tokens.ids)
+    flat[story, position] = torch.arange(len(story))
+    widths = {one.mlp.layer: (one.mlp.tensor.d_in, one.mlp.tensor.d_out) for one in interactions}
+    kept = {
+        layer: tuple(torch.empty(len(story), width, device=device) for width in sizes)
+        for layer, sizes in widths.items()
+    }
+    # Stories of like length together, so that little is spent on padding.
+    for rows in progress(tokens.mask.sum(1).argsort().split(_STORIES_PER_BATCH), "run the model"):
+        mask = tokens.mask[rows]
+        width = int(mask.any(0).nonzero().max()) + 1
+        mask, target = mask[:, :width], flat[rows][:, :width][mask[:, :width]]
+        for layer, captured in capture_mlp(model, tokens.ids[rows, :width].to(device), list(widths)).items():
+            for store, values in zip(kept[layer], (captured.x, captured.y), strict=True):
+                store[target] = values[mask].to(store.dtype)
+    activity = []
+    for one in progress(interactions, "encode features"):
+        x, y = kept.pop(one.mlp.layer)
+        inputs, outputs = active_tokens(one.sae_in, x), active_tokens(one.sae_out, y)
+        activity.append(LayerActivity(one, tokens, story, position, x, inputs, outputs))
+    return tuple(activity)
+
+
+def top_token_ids(active: ActiveTokens, token_ids: Int[Tensor, " token"], feature: int, n: int = 3) -> list[int]:
+    """The n vocabulary ids that hold most of a feature's activation: its name in reports."""
+    token, value = active[feature]
+    ids, group = token_ids[token].unique(return_inverse=True)
+    mass = value.new_zeros(len(ids)).index_add(0, group, value)
+    return ids[mass.argsort(descending=True)[:n]].tolist()

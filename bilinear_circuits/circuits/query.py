@@ -1,0 +1,95 @@
+"""A circuit query: trigger words, and two poles of words between which a circuit moves the model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class CircuitQuery:
+    """What to look for.
+
+    Attributes:
+        name: Title of the report.
+        triggers: Words at which the circuit acts, such as "not" and "n't".
+        positive: Words of the positive pole, such as "good".
+        negative: Words of the negative pole, such as "bad".
+        allow_missing: Leave out words that are no single token of the model's vocabulary, and record them, instead of
+            refusing the query. Each list must keep at least one word.
+    """
+
+    name: str
+    triggers: tuple[str, ...]
+    positive: tuple[str, ...]
+    negative: tuple[str, ...]
+    allow_missing: bool = False
+
+    def __post_init__(self) -> None:
+        for field in ("triggers", "positive", "negative"):
+            words = getattr(self, field)
+            if isinstance(words, str) or not all(isinstance(word, str) for word in words):
+                raise ValueError(f'{field} must be a list of words, got {words!r}. Quote words such as "no" in YAML.')
+            if not words:
+                raise ValueError(f"{field} must hold at least one word, got none.")
+            object.__setattr__(self, field, tuple(words))
+        if both := sorted(set(self.positive) & set(self.negative)):
+            raise ValueError(f"positive and negative must not share words, got {', '.join(both)} in both.")
+
+
+@dataclass(frozen=True, eq=False)
+class QueryTokens:
+    """A query in one model's vocabulary.
+
+    Attributes:
+        triggers: Token ids of the triggers, with every spelling that is a single token.
+        positive: Token ids of the positive pole.
+        negative: Token ids of the negative pole.
+        missing: Words left out, where the query allows it.
+    """
+
+    triggers: Int[Tensor, " n_triggers"]
+    positive: Int[Tensor, " n_positive"]
+    negative: Int[Tensor, " n_negative"]
+    missing: tuple[str, ...]
+
+    @classmethod
+    def resolve(cls, query: CircuitQuery, tokenizer: Any) -> "QueryTokens":
+        """Look the words up: as they are, capitalised, and with a space in front, whichever are single tokens.
+
+        Raises:
+            ValueError: If a word is no single token and the query does not allow that, or a list is left empty.
+        """
+        found = {field: _lookup(getattr(query, field), tokenizer) for field in ("triggers", "positive", "negative")}
+        missing = [word for _, absent in found.values() for word in absent]
+        if missing and not query.allow_missing:
+            raise ValueError(
+                f"query words must be single tokens of the model's vocabulary, got {', '.join(missing)}, which are not."
+                " Remove them, or set allow_missing: true in the query."
+            )
+        ids = {field: torch.tensor(sorted(known)) for field, (known, _) in found.items()}
+        for field, known in ids.items():
+            if not len(known):
+                raise ValueError(f"{field} must hold at least one word that is a single token, got none that is.")
+        return cls(ids["triggers"], ids["positive"], ids["negative"], tuple(missing))
+
+    def is_trigger(self, token_ids: Int[Tensor, "*n"]) -> Bool[Tensor, "*n"]:
+        """Which tokens are triggers."""
+        return torch.isin(token_ids, self.triggers.to(token_ids.device))
+
+
+def _lookup(words: Sequence[str], tokenizer: Any) -> tuple[set[int], list[str]]:
+    """Ids of the spellings that are single tokens, and the words that have none."""
+    ids: set[int] = set()
+    missing = []
+    for word in words:
+        spellings = {word, word.capitalize(), f" {word}", f" {word.capitalize()}"}
+        pieces = [tokenizer.encode(spelling, add_special_tokens=False) for spelling in spellings]
+        single = {piece[0] for piece in pieces if len(piece) == 1 and piece[0] != tokenizer.unk_token_id}
+        ids |= single
+        if not single:
+            missing.append(word)
+    return ids, missing

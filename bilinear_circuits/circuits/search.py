@@ -1,0 +1,212 @@
+"""Finding the circuits a query asks for: rank, choose the best of each sign, prove them on other stories.
+
+1. Run the model over the ranking stories and encode both sides of every layer given.
+2. Screen all output features by trigger share and pole shift; decompose and score the best (`rank`).
+3. Take the best of either sign over all layers, so that both poles are shown and neither is picked by hand.
+4. Remove each of them, and matched controls, on stories that were not used for ranking (`prove`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bilinear_circuits.activity import LayerActivity, collect_activity
+from bilinear_circuits.circuits.prove import CausalProof, LossExperiment, SiteExperiment, Sites, prove
+from bilinear_circuits.circuits.query import CircuitQuery, QueryTokens
+from bilinear_circuits.circuits.rank import Evidence, rank_features, trigger_share
+from bilinear_circuits.data import StoryTokens, tokenize_stories
+from bilinear_circuits.interactions import FeatureInteractions
+from bilinear_circuits.profiles import FeatureProfile, profile_feature
+from bilinear_circuits.progress import Progress, silent
+from bilinear_circuits.running import unembedding
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """How much is measured.
+
+    Attributes:
+        ranking_stories: Stories the features are ranked on.
+        loss_stories: Further stories for the change of cross-entropy.
+        loss_tokens: Tokens of each of them.
+        sites: Trigger sites for the proof, at most one per story.
+        site_position: Latest position of a site in its story.
+        shortlist: Features of either sign and layer that are scored in full.
+        circuits: Circuits of either sign that are proved.
+        controls: Control features per circuit.
+        rank: Rank of the form removed.
+        context: Longest row, in tokens, [BOS] included.
+    """
+
+    ranking_stories: int = 200
+    loss_stories: int = 32
+    loss_tokens: int = 128
+    sites: int = 160
+    site_position: int = 64
+    shortlist: int = 16
+    circuits: int = 2
+    controls: int = 19
+    rank: int = 2
+    context: int = 256
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}.")
+
+
+@dataclass(frozen=True, eq=False)
+class Circuit:
+    """One circuit found: why it was chosen, what it looks like, what removing it does."""
+
+    evidence: Evidence
+    profile: FeatureProfile
+    proof: CausalProof
+
+
+@dataclass(frozen=True, eq=False)
+class CircuitSearch:
+    """The answer to a query.
+
+    Attributes:
+        query: The query.
+        missing: Words of the query that are no single token of the vocabulary.
+        ranking: Every feature scored in full, best first, over all layers.
+        circuits: The proved ones: best first, positive pole before negative.
+        decoder_cosine: Cosine between the decoder rows of every two circuits.
+        settings: How much was measured.
+        n_tokens: Tokens the features were ranked on.
+        n_trigger_tokens: Trigger tokens among them.
+        n_sites: Trigger sites of the proof.
+        seed: Seed of story order and bootstrap.
+    """
+
+    query: CircuitQuery
+    missing: tuple[str, ...]
+    ranking: tuple[Evidence, ...]
+    circuits: tuple[Circuit, ...]
+    decoder_cosine: Float[Tensor, "circuit circuit"]
+    settings: SearchSettings
+    n_tokens: int
+    n_trigger_tokens: int
+    n_sites: int
+    seed: int
+
+
+@torch.no_grad()
+def find_circuits(
+    model: Any,
+    interactions: Sequence[FeatureInteractions],
+    query: CircuitQuery,
+    stories: Sequence[str],
+    tokenizer: Any = None,
+    settings: SearchSettings | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> CircuitSearch:
+    """Find and prove the circuits of a model that act at trigger words and move the model between two poles.
+
+    Args:
+        model: A TransformerBridge, a HookedTransformer or a Hugging Face Llama.
+        interactions: One or more of its layers between dictionaries.
+        query: Triggers and poles.
+        stories: Texts. A random part ranks the features, the rest proves them.
+        tokenizer: The model's own (`model.tokenizer`) by default.
+        settings: How much is measured.
+        seed: Seed of story order and bootstrap.
+        progress: Wraps the loops.
+
+    Raises:
+        ValueError: If words or stories are too few for the query: no single-token word, no feature active at the
+            triggers, no trigger in the stories kept for the proof.
+    """
+    settings = settings or SearchSettings()
+    tokenizer = tokenizer if tokenizer is not None else getattr(model, "tokenizer", None)
+    if tokenizer is None:
+        raise ValueError(f"tokenizer must be given for a {type(model).__name__}, which carries none.")
+    tokens = QueryTokens.resolve(query, tokenizer)
+    ranking_stories, proof_stories = _split(stories, tokenizer, settings, seed)
+    sites = Sites.choose(proof_stories, tokens, settings.sites, settings.site_position)
+    if len(sites) == 0:
+        raise ValueError(
+            f"stories must hold triggers ({', '.join(query.triggers)}) within their first {settings.site_position}"
+            f" tokens, got none in the {len(proof_stories)} kept for the proof. Use more stories."
+        )
+    activity = collect_activity(model, interactions, ranking_stories, progress)
+    directions = unembedding(model).to(activity[0].x.device)
+    ranking = sorted(
+        (e for one in activity for e in rank_features(one, tokens, directions, settings.shortlist, progress)),
+        key=lambda evidence: -evidence.score,
+    )
+    chosen = [e for sign in (1, -1) for e in [e for e in ranking if e.sign == sign][: settings.circuits]]
+    if not chosen:
+        raise ValueError(
+            f"stories must make features fire on the triggers, got no output feature active on more than ten trigger"
+            f" tokens in {len(ranking_stories)} stories. Use more stories."
+        )
+    proofs: dict[str, CausalProof] = {}
+    for one in activity:
+        here = [e for e in chosen if e.layer == one.interactions.mlp.layer]
+        if here:
+            proofs |= _prove_layer(model, one, here, sites, proof_stories, tokens, settings, seed, progress)
+    circuits = tuple(
+        Circuit(e, profile_feature(_of_layer(activity, e.layer), e.feature, directions, tokenizer), proofs[e.name])
+        for e in chosen
+    )
+    n_trigger = int(tokens.is_trigger(activity[0].token_ids).sum())
+    return CircuitSearch(
+        query, tokens.missing, tuple(ranking), circuits, _decoder_cosine(activity, chosen), settings,
+        len(activity[0].x), n_trigger, len(sites), seed,
+    )  # fmt: skip
+
+
+def _split(
+    stories: Sequence[str], tokenizer: Any, settings: SearchSettings, seed: int
+) -> tuple[StoryTokens, StoryTokens]:
+    """Stories for ranking and stories for the proof, drawn without overlap."""
+    needed = settings.ranking_stories + settings.loss_stories
+    if len(stories) <= needed:
+        raise ValueError(
+            f"stories must be more than {needed} ({settings.ranking_stories} to rank, {settings.loss_stories} for the"
+            f" loss, the rest for the proof), got {len(stories)}."
+        )
+    order = torch.randperm(len(stories), generator=torch.Generator().manual_seed(seed)).tolist()
+    tokens = tokenize_stories([stories[i] for i in order], tokenizer, settings.context)
+    return tokens[: settings.ranking_stories], tokens[settings.ranking_stories :]
+
+
+def _prove_layer(
+    model: Any,
+    activity: LayerActivity,
+    evidence: Sequence[Evidence],
+    sites: Sites,
+    stories: StoryTokens,
+    tokens: QueryTokens,
+    settings: SearchSettings,
+    seed: int,
+    progress: Progress,
+) -> dict[str, CausalProof]:
+    layer = activity.interactions.mlp.layer
+    width = settings.loss_tokens
+    held_out = StoryTokens(stories.ids[: settings.loss_stories, :width], stories.mask[: settings.loss_stories, :width])
+    experiment = SiteExperiment(model, layer, sites, tokens)
+    losses = LossExperiment(model, layer, held_out)
+    share = trigger_share(activity, tokens)
+    proofs = prove(
+        evidence, activity, experiment, losses, share, settings.rank, settings.controls, seed, progress
+    )  # fmt: skip
+    return {one.name: proof for one, proof in zip(evidence, proofs, strict=True)}
+
+
+def _of_layer(activity: Sequence[LayerActivity], layer: int) -> LayerActivity:
+    return next(one for one in activity if one.interactions.mlp.layer == layer)
+
+
+def _decoder_cosine(activity: Sequence[LayerActivity], chosen: Sequence[Evidence]) -> Tensor:
+    rows = [_of_layer(activity, e.layer).interactions.sae_out.W_dec[e.feature] for e in chosen]
+    unit = torch.nn.functional.normalize(torch.stack(rows), dim=1)
+    return unit @ unit.T

@@ -1,0 +1,236 @@
+"""Binding: one MLP of a hooked or plain model as an InteractionTensor, proved bilinear on a probe batch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from bilinear_circuits.running import capture_mlp, model_blocks, model_device, vocabulary_size
+from bilinear_circuits.tensor import InteractionTensor
+
+_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+_OTHER_GATES: dict[str, Callable[[Tensor], Tensor]] = {
+    "SiLU": nn.functional.silu,
+    "GELU": nn.functional.gelu,
+    "tanh-GELU": lambda x: nn.functional.gelu(x, approximate="tanh"),
+    "ReLU": nn.functional.relu,
+    "squared ReLU": lambda x: nn.functional.relu(x).square(),
+    "sigmoid": torch.sigmoid,
+}
+
+
+class NotBilinearError(ValueError):
+    """The layer does not compute ((x W_gate + b_gate) * (x W_in + b_in)) W_out + b_out."""
+
+
+@dataclass(frozen=True, eq=False)
+class RMSNorm:
+    """The norm in front of an MLP: x -> x / sqrt(mean(x^2) + eps) * weight.
+
+    Attributes:
+        weight: Norm weight; ones where it has been folded into the MLP.
+        eps: Added to the mean square.
+    """
+
+    weight: Float[Tensor, " d_model"]
+    eps: float
+
+    def scale(self, residual: Float[Tensor, "*n d_model"]) -> Float[Tensor, "*n 1"]:
+        """The divisor sqrt(mean(x^2) + eps), `hook_scale` in TransformerLens."""
+        return (residual.square().mean(-1, keepdim=True) + self.eps).sqrt()
+
+    def __call__(self, residual: Float[Tensor, "*n d_model"]) -> Float[Tensor, "*n d_model"]:
+        """Normalise and apply the weight."""
+        return residual / self.scale(residual) * self.weight
+
+
+@dataclass(frozen=True, eq=False)
+class BilinearMLP:
+    """One bilinear MLP of a model, with the names of the two places it connects.
+
+    Attributes:
+        tensor: The layer as a function of the activation at `hook_in`.
+        layer: Index of the block.
+        hook_in: Hook name of the space the tensor reads, by default the MLP input after the norm and its weight.
+        hook_out: Hook name of the MLP output.
+        norm: The RMSNorm in front of the MLP; None where the model has none, or one that is not an RMSNorm.
+        probe_error: Relative error of the tensor against the model's own MLP on the probe batch.
+    """
+
+    tensor: InteractionTensor
+    layer: int
+    hook_in: str
+    hook_out: str
+    norm: RMSNorm | None
+    probe_error: float
+
+    @classmethod
+    def from_model(cls, model: Any, layer: int, probe_rows: int = 8) -> "BilinearMLP":
+        """Read the MLP of a layer and prove on a probe batch that it is bilinear.
+
+        Random tokens (fixed seed) are run through the model; the MLP output is rebuilt from the three matrices and
+        compared with what the model computed. No configuration string is trusted.
+
+        Args:
+            model: A TransformerBridge, a HookedTransformer or a Hugging Face Llama (`LlamaForCausalLM`).
+            layer: Index of the block.
+            probe_rows: Number of rows, of 8 tokens each, in the probe batch.
+
+        Raises:
+            NotBilinearError: If the layer has no gate, or its output is not that of the three matrices (relative error
+                above 1e-4 in float32 or float64, 1e-2 in float16, 5e-2 in bfloat16).
+            ValueError: If there is no such layer.
+            TypeError: If the model is of none of the three kinds.
+        """
+        blocks = model_blocks(model)
+        if not -len(blocks) <= layer < len(blocks):
+            raise ValueError(f"layer must be between 0 and {len(blocks) - 1} (n_layers={len(blocks)}), got {layer}.")
+        layer %= len(blocks)
+        block = blocks[layer]
+        tensor = _read_weights(block.mlp, layer)
+        x, y = _probe(model, layer, probe_rows)
+        error = _relative_error(tensor(x), y)
+        if not error < _TOLERANCE[tensor.W_gate.dtype]:
+            raise NotBilinearError(_explain(model, layer, tensor, x, y, error))
+        hook_in, hook_out = mlp_hook_names(model, layer)
+        return cls(tensor, layer, hook_in, hook_out, _read_norm(block, tensor.d_in), error)
+
+    def __call__(self, x: Float[Tensor, "*n d_in"]) -> Float[Tensor, "*n d_model"]:
+        """MLP output for activations at `hook_in`."""
+        return self.tensor(x)
+
+    @property
+    def input_aliases(self) -> tuple[str, ...]:
+        """Other hook names for the space the tensor reads."""
+        if self.hook_in != f"blocks.{self.layer}.mlp.hook_in":
+            return ()
+        aliases = [f"blocks.{self.layer}.ln2.hook_out", f"blocks.{self.layer}.mlp.gate.hook_in"]
+        if self.norm is not None and bool((self.norm.weight == 1).all()):
+            aliases.append(f"blocks.{self.layer}.ln2.hook_normalized")
+        return tuple(aliases)
+
+    @property
+    def output_aliases(self) -> tuple[str, ...]:
+        """Other hook names for the MLP output."""
+        names = ("mlp.hook_out", "hook_mlp_out", "mlp.out.hook_out")
+        return tuple(f"blocks.{self.layer}.{name}" for name in names)
+
+    def to(self, target: torch.dtype | torch.device) -> "BilinearMLP":
+        """The same MLP in another dtype or on another device."""
+        return replace(self, tensor=self.tensor.to(target))
+
+    def before_norm_weight(self) -> "BilinearMLP":
+        """The MLP read at `ln2.hook_normalized`: the norm weight is folded into W_gate and W_in.
+
+        Raises:
+            ValueError: If the layer has no RMSNorm.
+        """
+        weight = self._require_norm().weight
+        name = f"blocks.{self.layer}.ln2.hook_normalized"
+        return replace(self, tensor=self.tensor.read_from(weight.diag()), hook_in=name)
+
+    def on_residual(self) -> "BilinearMLP":
+        """The MLP read from the residual stream before the norm, without the norm's scale.
+
+        RMSNorm is one positive scalar per token, so MLP(norm(r)) = tensor(r) / norm.scale(r)^2: exact for a layer
+        without biases, whose quadratic form is homogeneous.
+
+        Raises:
+            ValueError: If the layer has no RMSNorm, or has biases on its projections.
+        """
+        if self.tensor.b_gate is not None or self.tensor.b_in is not None:
+            raise ValueError(
+                f"layer {self.layer} must have no b_gate and b_in to be read on the residual stream: with them the"
+                " norm scale does not factor out. Use before_norm_weight()."
+            )
+        return replace(self.before_norm_weight(), hook_in=f"blocks.{self.layer}.hook_resid_mid")
+
+    def _require_norm(self) -> RMSNorm:
+        if self.norm is None:
+            raise ValueError(f"layer {self.layer} must have an RMSNorm in front of its MLP, but none was found.")
+        return self.norm
+
+
+def mlp_hook_names(model: Any, layer: int) -> tuple[str, str]:
+    """Hook names of the MLP input (after the norm and its weight) and output, in the model's own vocabulary.
+
+    A HookedTransformer has no hook on the MLP input itself; the name is that of the bridge, for which dictionaries
+    are trained. A plain Llama has no hook names, and gets the bridge's.
+    """
+    hooked_transformer = hasattr(model, "hook_dict") and f"blocks.{layer}.mlp.hook_in" not in model.hook_dict
+    hook_out = f"blocks.{layer}.hook_mlp_out" if hooked_transformer else f"blocks.{layer}.mlp.hook_out"
+    return f"blocks.{layer}.mlp.hook_in", hook_out
+
+
+def _read_weights(mlp: Any, layer: int) -> InteractionTensor:
+    """Weights in x @ W orientation; a HookedTransformer's b_in, added after the product, moves into b_out."""
+    if hasattr(mlp, "gate_proj") and not hasattr(mlp, "W_gate"):
+        projections = (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+        weights = [projection.weight.T for projection in projections]
+        biases = [projection.bias for projection in projections]
+    else:
+        weights = [getattr(mlp, name, None) for name in ("W_gate", "W_in", "W_out")]
+        biases = [getattr(mlp, name, None) for name in ("b_gate", "b_in", "b_out")]
+    if any(weight is None for weight in weights):
+        raise NotBilinearError(
+            f"layer {layer} must have the three matrices W_gate, W_in, W_out, got {type(mlp).__name__} without"
+            f" {['W_gate', 'W_in', 'W_out'][[w is None for w in weights].index(True)]}. A plain MLP has no gate:"
+            " train a gated one with hidden_act='linear'."
+        )
+    W_gate, W_in, W_out = (weight.detach() for weight in weights)
+    b_gate, b_in, b_out = (None if bias is None or not bias.any() else bias.detach() for bias in biases)
+    if b_in is not None and type(mlp).__module__.startswith("transformer_lens.components"):
+        b_in, b_out = None, b_in @ W_out + (0 if b_out is None else b_out)
+    return InteractionTensor(W_gate, W_in, W_out, b_gate, b_in, b_out)
+
+
+def _read_norm(block: Any, d_model: int) -> RMSNorm | None:
+    norm = getattr(block, "post_attention_layernorm", None) if not hasattr(block, "ln2") else block.ln2
+    if norm is None or "RMS" not in type(norm).__name__:
+        return None
+    weight = getattr(norm, "w", getattr(norm, "weight", None))
+    if weight is None:
+        weight = torch.ones(d_model, device=next(block.parameters()).device)
+    eps = getattr(norm, "variance_epsilon", None)
+    if eps is None:
+        eps = getattr(norm, "eps", None)
+    if not isinstance(eps, float):
+        eps = norm.config.eps
+    return RMSNorm(weight.detach(), float(eps))
+
+
+@torch.no_grad()
+def _probe(model: Any, layer: int, n_rows: int) -> tuple[Tensor, Tensor]:
+    """MLP input and output on random tokens, as the model computes them."""
+    tokens = torch.randint(vocabulary_size(model), (n_rows, 8), generator=torch.Generator().manual_seed(0))
+    captured = capture_mlp(model, tokens.to(model_device(model)), [layer])[layer]
+    return captured.x.flatten(0, -2), captured.y.flatten(0, -2)
+
+
+def _relative_error(got: Tensor, want: Tensor) -> float:
+    return ((got - want).float().norm() / want.float().norm().clamp_min(1e-30)).item()
+
+
+def _explain(model: Any, layer: int, tensor: InteractionTensor, x: Tensor, y: Tensor, error: float) -> str:
+    """Say what the layer computes instead, as far as it can be told, and what to do about it."""
+    message = (
+        f"layer {layer} must compute (x W_gate * x W_in) W_out, but its output differs from that by"
+        f" {error:.2g} relative on a probe batch."
+    )
+    gate, linear = tensor._project("x", x)
+    for name, function in _OTHER_GATES.items():
+        rebuilt = (function(gate) * linear) @ tensor.W_out
+        rebuilt = rebuilt if tensor.b_out is None else rebuilt + tensor.b_out
+        if _relative_error(rebuilt, y) < _TOLERANCE[tensor.W_gate.dtype]:
+            message += f" It applies a {name} gate."
+            break
+    if getattr(model, "compatibility_mode", False):
+        return (
+            f"{message} This TransformerBridge is in compatibility mode, where an activation it does not know is"
+            " replaced by SiLU without a word. Load it with bilinear_circuits.load_model(path), or call"
+            " enable_compatibility_mode(no_processing=True)."
+        )
+    return f"{message} Only layers without a nonlinearity can be read exactly: train with hidden_act='linear'."

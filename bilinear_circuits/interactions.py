@@ -1,0 +1,240 @@
+"""Feature interactions: the interaction tensor carried into the dictionaries at the input and output of an MLP."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from bilinear_circuits.dictionaries import Dictionary, as_dictionary
+from bilinear_circuits.hooked import BilinearMLP
+from bilinear_circuits.ledger import Ledger, PairContributions, account
+from bilinear_circuits.matrix import InteractionMatrix
+from bilinear_circuits.spectra import Spectrum
+from bilinear_circuits.tensor import InteractionTensor, QuadraticForm
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
+
+_BLOCK_ENTRIES = 1 << 24
+
+
+@dataclass(frozen=True, eq=False)
+class TopInteractions:
+    """The largest interactions of one output feature, each pair once.
+
+    Attributes:
+        output: The output feature.
+        first: Input feature a of each pair, a <= b.
+        second: Input feature b; equal to a for a self-interaction.
+        weights: Coefficient of z_a z_b in the feature's pre-activation, T_aa for a self-interaction and 2 T_ab for a
+            pair, sorted by falling magnitude.
+    """
+
+    output: int
+    first: Int[Tensor, " k"]
+    second: Int[Tensor, " k"]
+    weights: Float[Tensor, " k"]
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+
+class FeatureInteractions:
+    """An MLP between two dictionaries: every output feature as a quadratic form of the input features.
+
+    The pre-activation of output feature f is p_f(x) = x^T Q_f x + ..., with Q_f the interaction matrix of its encoder
+    direction. With x = sum_a z_a d_a (+ bias + error) its feature part is sum_ab T_ab z_a z_b, T = W_dec Q_f W_dec^T.
+
+    Attributes:
+        mlp: The bilinear MLP.
+        sae_in: Dictionary of the MLP input.
+        sae_out: Dictionary of the MLP output.
+    """
+
+    def __init__(
+        self,
+        mlp: BilinearMLP,
+        sae_in: "Dictionary | SAE[Any]",
+        sae_out: "Dictionary | SAE[Any]",
+    ) -> None:
+        """Fold the dictionaries and check that they belong to this layer.
+
+        All three are brought to the widest dtype among them, on the device of the MLP.
+
+        Raises:
+            ValueError: If a dictionary has another width than its side of the MLP, or was trained at another hook.
+            UnsupportedSAEError: If an SAE cannot be folded; see `Dictionary.from_sae`.
+        """
+        sae_in, sae_out = as_dictionary(sae_in), as_dictionary(sae_out)
+        _check_fits("sae_in", sae_in, mlp.tensor.d_in, mlp.hook_in, mlp.input_aliases, mlp.layer)
+        _check_fits("sae_out", sae_out, mlp.tensor.d_out, mlp.hook_out, mlp.output_aliases, mlp.layer)
+        dtype = mlp.tensor.W_gate.dtype
+        for dictionary in (sae_in, sae_out):
+            dtype = torch.promote_types(dtype, dictionary.W_enc.dtype)
+        device = mlp.tensor.W_gate.device
+        self.mlp = mlp.to(dtype)
+        self.sae_in = sae_in.to(dtype).to(device)
+        self.sae_out = sae_out.to(dtype).to(device)
+
+    @cached_property
+    def pre_activation_tensor(self) -> InteractionTensor:
+        """The MLP followed by the output encoder: its outputs are feature pre-activations."""
+        return self.mlp.tensor.write_to(self.sae_out.W_enc, self.sae_out.b_enc)
+
+    @cached_property
+    def _factors(self) -> tuple[Tensor, Tensor]:
+        tensor = self.mlp.tensor
+        return self.sae_in.W_dec @ tensor.W_gate, self.sae_in.W_dec @ tensor.W_in
+
+    def form(self, feature: int) -> QuadraticForm:
+        """The pre-activation of an output feature as a polynomial of the MLP input, biases and encoder bias included.
+
+        Raises:
+            ValueError: If there is no such feature.
+        """
+        self._check_feature(feature)
+        form = self.mlp.tensor.quadratic_form(self.sae_out.W_enc[:, feature])
+        return QuadraticForm(form.matrix, form.linear, form.constant + self.sae_out.b_enc[feature])
+
+    def matrix(self, feature: int) -> InteractionMatrix:
+        """Interaction matrix T = W_dec Q W_dec^T between input features, (d_sae_in, d_sae_in), factored.
+
+        T_ab z_a z_b, summed over both orders, is what features a and b add to the pre-activation of `feature`.
+
+        Raises:
+            ValueError: If there is no such feature.
+        """
+        self._check_feature(feature)
+        left, right = self._factors
+        return InteractionMatrix(left, right, self.pre_activation_tensor.W_out[:, feature])
+
+    def spectrum(self, feature: int, k: int | None = None) -> Spectrum:
+        """Spectrum of Q, the feature's quadratic form on the MLP input (d_in x d_in).
+
+        An eigenvector v is read in input features as `sae_in.W_dec @ v`. The spectrum of the (d_sae_in, d_sae_in)
+        matrix itself, which depends on the overlaps of decoder rows, is `matrix(feature).eigh()`.
+
+        Args:
+            feature: Output feature.
+            k: Number of leading eigenpairs; all by default.
+
+        Raises:
+            ValueError: If there is no such feature.
+        """
+        return self.form(feature).matrix.eigh(k)
+
+    @torch.no_grad()
+    def top(self, feature: int, k: int = 20) -> TopInteractions:
+        """The k largest interactions of an output feature, self and cross, each pair once.
+
+        Exact, by blocks of rows: O(d_sae_in^2 d_mlp) time, memory for one block.
+
+        Raises:
+            ValueError: If there is no such feature, or `k` is not positive.
+        """
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}.")
+        matrix = self.matrix(feature)
+        n_rows = max(1, _BLOCK_ENTRIES // matrix.dim)
+        columns = torch.arange(matrix.dim, device=matrix.left.device)
+        best = _empty_top(feature, matrix.left)
+        for start in range(0, matrix.dim, n_rows):
+            rows = columns[start : start + n_rows]
+            coefficients = 2 * matrix.block(rows, columns[start:])
+            offsets = torch.arange(len(rows), device=rows.device)
+            coefficients[offsets, offsets] /= 2
+            best = _merge_top(best, coefficients, start, k)
+        return best
+
+    @torch.no_grad()
+    def ledger(self, x: Float[Tensor, "*n d_in"], feature: int) -> Ledger:
+        """The complete account of a feature's pre-activation at MLP inputs x: every term, in float64.
+
+        Args:
+            x: Activations at `mlp.hook_in`.
+            feature: Output feature.
+
+        Returns:
+            Named terms; `.total` is the pre-activation before TopK or ReLU.
+
+        Raises:
+            ValueError: If there is no such feature, or the rows of x do not have d_in entries.
+        """
+        self._check_input(x)
+        z = self.sae_in.encode(x.to(self.sae_in.W_enc.dtype))
+        features = z.double() @ self.sae_in.W_dec.double()
+        return account(self.form(feature), x, features, self.sae_in.b_dec)
+
+    @torch.no_grad()
+    def pair_contributions(self, x: Float[Tensor, " d_in"], feature: int) -> PairContributions:
+        """What each pair of active input features adds to a feature at one MLP input.
+
+        O(n^2 d_mlp) for n active input features.
+
+        Raises:
+            ValueError: If there is no such feature, or `x` is not one row of d_in entries.
+        """
+        self._check_input(x)
+        if x.ndim != 1:
+            raise ValueError(f"x must be one row of d_in={self.mlp.tensor.d_in} entries, got {tuple(x.shape)}.")
+        z = self.sae_in.encode(x.to(self.sae_in.W_enc.dtype))
+        active = z.nonzero().squeeze(1)
+        block = self.matrix(feature).block(active, active).double()
+        i, j = torch.triu_indices(len(active), len(active), device=z.device)
+        weights = torch.where(i == j, 1, 2) * block[i, j]
+        contributions = weights * z[active[i]].double() * z[active[j]].double()
+        order = contributions.abs().argsort(descending=True)
+        return PairContributions(active[i][order], active[j][order], weights[order], contributions[order])
+
+    def _check_feature(self, feature: int) -> None:
+        if not 0 <= feature < self.sae_out.d_sae:
+            raise ValueError(
+                f"feature must be between 0 and {self.sae_out.d_sae - 1}, one of the output dictionary"
+                f" {self.sae_out.name}, got {feature}."
+            )
+
+    def _check_input(self, x: Tensor) -> None:
+        if x.shape[-1:] != (self.mlp.tensor.d_in,):
+            raise ValueError(f"x must end in d_in={self.mlp.tensor.d_in} entries, got shape {tuple(x.shape)}.")
+
+
+def _check_fits(
+    argument: str, dictionary: Dictionary, width: int, hook_name: str, aliases: tuple[str, ...], layer: int
+) -> None:
+    if dictionary.d_in != width:
+        raise ValueError(
+            f"{argument} must fit layer {layer}, whose {hook_name} has width {width}, got {dictionary.name} with"
+            f" W_enc {tuple(dictionary.W_enc.shape)}, of width {dictionary.d_in}."
+        )
+    if dictionary.hook_name is None or dictionary.hook_name in (hook_name, *aliases):
+        return
+    hint = ""
+    if dictionary.hook_name == f"blocks.{layer}.ln2.hook_normalized":
+        hint = " Read the MLP there with mlp.before_norm_weight()."
+    raise ValueError(
+        f"{argument} must be trained on {hook_name} of width {width}, got {dictionary.name} trained on"
+        f" {dictionary.hook_name} with W_enc {tuple(dictionary.W_enc.shape)}.{hint}"
+    )
+
+
+def _empty_top(feature: int, like: Tensor) -> TopInteractions:
+    none = torch.empty(0, dtype=torch.long, device=like.device)
+    return TopInteractions(feature, none, none, like.new_empty(0))
+
+
+def _merge_top(best: TopInteractions, coefficients: Tensor, start: int, k: int) -> TopInteractions:
+    """Merge a block of rows, columns from `start` on and the upper triangle valid, into the best k so far."""
+    rows, columns = torch.triu_indices(*coefficients.shape, device=coefficients.device)
+    values = coefficients[rows, columns]
+    keep = values.abs().topk(min(k, len(values))).indices
+    weights = torch.cat([best.weights, values[keep]])
+    order = weights.abs().argsort(descending=True)[:k]
+    return TopInteractions(
+        best.output,
+        torch.cat([best.first, rows[keep] + start])[order],
+        torch.cat([best.second, columns[keep] + start])[order],
+        weights[order],
+    )

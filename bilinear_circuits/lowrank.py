@@ -1,0 +1,152 @@
+"""Low-rank correlation: how well a few eigenvectors of Q predict when an output feature is active, and how strongly."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from bilinear_circuits.activity import ActiveTokens, active_tokens
+from bilinear_circuits.interactions import FeatureInteractions
+from bilinear_circuits.progress import Progress, silent
+from bilinear_circuits.tensor import QuadraticForm
+
+RANKS = (1, 2, 4, 8, 16)
+MIN_ACTIVE = 10
+_FEATURES_PER_CHUNK = 64
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share with a bootstrap interval.
+
+    Attributes:
+        value: The share.
+        low: Lower end of the 95 % interval.
+        high: Upper end.
+        n: Number of features it is a share of.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True, eq=False)
+class LowRankCorrelation:
+    """Active-only Pearson correlation of rank-r forms with a dictionary's own activations.
+
+    Attributes:
+        features: Output features measured.
+        ranks: Rank of each column; d_in in the last one, the whole form.
+        correlation: One row per feature; NaN for features left out.
+        n_active: Active tokens of each feature.
+        min_active: Features with at most this many active tokens are left out.
+    """
+
+    features: Int[Tensor, " feature"]
+    ranks: tuple[int, ...]
+    correlation: Float[Tensor, "feature rank"]
+    n_active: Int[Tensor, " feature"]
+    min_active: int
+
+    @property
+    def kept(self) -> Bool[Tensor, " feature"]:
+        """Which features have enough active tokens."""
+        return self.n_active > self.min_active
+
+    def at_rank(self, rank: int) -> Float[Tensor, " kept"]:
+        """Correlations of the features kept, at one of the ranks.
+
+        Raises:
+            ValueError: If the rank was not measured.
+        """
+        if rank not in self.ranks:
+            raise ValueError(f"rank must be one of those measured, {self.ranks}, got {rank}.")
+        return self.correlation[self.kept, self.ranks.index(rank)]
+
+    def mean(self, rank: int) -> float:
+        """Mean correlation over the features kept."""
+        return self.at_rank(rank).mean().item()
+
+    def share_above(self, rank: int, threshold: float = 0.75, n_bootstrap: int = 1000, seed: int = 0) -> Share:
+        """Share of features above a threshold, with a 95 % percentile bootstrap interval over features."""
+        above = (self.at_rank(rank) > threshold).double()
+        if len(above) == 0:
+            return Share(float("nan"), float("nan"), float("nan"), 0)
+        generator = torch.Generator().manual_seed(seed)
+        # Resampling a share: the number of features above is binomial.
+        share = above.mean().cpu()
+        draws = torch.binomial(torch.full((n_bootstrap,), len(above)).double(), share, generator=generator)
+        low, high = (draws / len(above)).quantile(torch.tensor([0.025, 0.975], dtype=torch.double)).tolist()
+        return Share(share.item(), low, high, len(above))
+
+
+@torch.no_grad()
+def low_rank_correlation(
+    interactions: FeatureInteractions,
+    x: Float[Tensor, "token d_in"],
+    ranks: Sequence[int] = RANKS,
+    features: Sequence[int] | None = None,
+    min_active: int = MIN_ACTIVE,
+    active: ActiveTokens | None = None,
+    progress: Progress = silent,
+) -> LowRankCorrelation:
+    """Correlate the rank-r quadratic form of each output feature with the dictionary's activations.
+
+    For feature f with encoder direction w: the form sum_{i<=r} lambda_i (v_i . x)^2 of the r eigenpairs of Q_w of
+    largest magnitude, against the activation of f, over the tokens where f is active (Pearson; Pearce et al. 2024,
+    arXiv 2410.08417, section 5). The whole form is always measured too, as the last column: it shows that the form is
+    exact (1 up to rounding).
+
+    Args:
+        interactions: An MLP between two dictionaries.
+        x: MLP inputs, one row per token; drop the [BOS] position and padding before.
+        ranks: Ranks to measure, besides the full one.
+        features: Output features; all of them by default.
+        min_active: Features with at most this many active tokens are left out (NaN).
+        active: Activations of the output dictionary on the same tokens, to share work.
+        progress: Wraps the loops.
+
+    Cost: one eigendecomposition of a d_in x d_in matrix per feature, O(d_in^3 + d_in^2 d_mlp).
+
+    Raises:
+        ValueError: If a rank or a feature is out of range.
+    """
+    d_in = interactions.mlp.tensor.d_in
+    for rank in ranks:
+        if not 1 <= rank <= d_in:
+            raise ValueError(f"ranks must be between 1 and d_in={d_in}, got {rank}.")
+    if active is None:
+        active = active_tokens(interactions.sae_out, x, interactions.mlp, progress)
+    chosen = torch.as_tensor(range(interactions.sae_out.d_sae) if features is None else list(features))
+    columns = (*(rank for rank in ranks if rank < d_in), d_in)
+    correlation = torch.full((len(chosen), len(columns)), torch.nan, dtype=torch.double)
+    n_active = active.counts.cpu()[chosen]
+    enough = (n_active > min_active).nonzero().squeeze(1)
+    for index in progress(enough.split(_FEATURES_PER_CHUNK), "low-rank forms"):
+        directions = interactions.sae_out.W_enc[:, chosen[index]].T
+        forms = interactions.mlp.tensor.quadratic_form(directions)
+        spectra = forms.matrix.eigh(max(columns[:-1], default=1))
+        for position, row in enumerate(index.tolist()):
+            token, value = active[int(chosen[row])]
+            form = QuadraticForm(forms.matrix[position], forms.linear[position], forms.constant[position])
+            partial = _partial_forms(spectra.eigenvalues[position], spectra.eigenvectors[position], x[token])
+            linear = x[token] @ form.linear
+            predicted = [partial[:, rank - 1] + linear for rank in columns[:-1]] + [form(x[token])]
+            correlation[row] = pearson(torch.stack(predicted, 1), value).cpu()
+    return LowRankCorrelation(chosen, columns, correlation, n_active, min_active)
+
+
+def pearson(predicted: Float[Tensor, "n k"], actual: Float[Tensor, " n"]) -> Float[Tensor, " k"]:
+    """Pearson correlation of each column with a vector, in float64. NaN where either is constant."""
+    predicted, actual = predicted.double(), actual.double()
+    predicted, actual = predicted - predicted.mean(0), actual - actual.mean()
+    return (actual @ predicted) / (actual.norm() * predicted.norm(dim=0))
+
+
+def _partial_forms(eigenvalues: Tensor, eigenvectors: Tensor, x: Tensor) -> Float[Tensor, "n rank"]:
+    """Column r - 1 holds the rank-r form of each row."""
+    return ((x @ eigenvectors).square() * eigenvalues).cumsum(-1)

@@ -1,0 +1,19 @@
+"""The one way analyses report progress: a callable that wraps an iterable. They never print."""
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol, TypeVar
+
+T = TypeVar("T")
+
+
+class Progress(Protocol):
+    """Anything that yields the items of a sequence, reporting as it goes."""
+
+    def __call__(self, items: Sequence[T], description: str, /) -> Iterable[T]:
+        """Yield the items."""
+        ...
+
+
+def silent(items: Sequence[Any], description: str, /) -> Iterable[Any]:
+    """Report nothing."""
+    return items

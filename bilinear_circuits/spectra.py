@@ -1,0 +1,97 @@
+"""Spectra of interaction matrices: signed eigenvalues, largest magnitude first."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Spectrum:
+    """Leading eigenpairs of a symmetric matrix, or of a batch of them.
+
+    The sign of an eigenvalue is kept: an interaction matrix is indefinite, and a pair of
+    eigenvalues of opposite sign is a product of two different directions.
+
+    Attributes:
+        eigenvalues: Signed, sorted by falling magnitude.
+        eigenvectors: Orthonormal columns, in the order of the eigenvalues. The sign of a column is arbitrary.
+        frobenius_norm: Frobenius norm of the whole matrix, before any truncation.
+    """
+
+    eigenvalues: Float[Tensor, "*batch k"]
+    eigenvectors: Float[Tensor, "*batch d k"]
+    frobenius_norm: Float[Tensor, "*batch"]
+
+    def __post_init__(self) -> None:
+        k = self.eigenvalues.shape[-1]
+        if self.eigenvectors.shape[-1] != k:
+            raise ValueError(
+                f"eigenvectors must have one column per eigenvalue, {k}, got {tuple(self.eigenvectors.shape)}."
+                " Eigenvectors are columns."
+            )
+
+    @classmethod
+    def of_dense(cls, dense: Float[Tensor, "*batch d d"], k: int | None = None) -> "Spectrum":
+        """Spectrum of a dense symmetric matrix: one `torch.linalg.eigh`, O(d^3), reordered by magnitude.
+
+        Half-precision input is decomposed in float32, since LAPACK has no half-precision routine.
+        """
+        work = dense if dense.dtype in (torch.float32, torch.float64) else dense.float()
+        eigenvalues, eigenvectors = torch.linalg.eigh(work)
+        order = eigenvalues.abs().argsort(dim=-1, descending=True)[..., :k]
+        return cls(
+            eigenvalues.gather(-1, order).to(dense.dtype),
+            eigenvectors.gather(-1, order.unsqueeze(-2).expand(*eigenvectors.shape[:-1], -1)).to(dense.dtype),
+            torch.linalg.matrix_norm(work).to(dense.dtype),
+        )
+
+    @property
+    def dim(self) -> int:
+        """Side d of the decomposed matrix."""
+        return self.eigenvectors.shape[-2]
+
+    def __len__(self) -> int:
+        return self.eigenvalues.shape[-1]
+
+    def __getitem__(self, index: int | slice | Tensor) -> "Spectrum":
+        """Index the batch dimensions."""
+        return Spectrum(self.eigenvalues[index], self.eigenvectors[index], self.frobenius_norm[index])
+
+    def truncate(self, k: int) -> "Spectrum":
+        """Keep the k eigenpairs of largest magnitude: the best rank-k approximation in Frobenius norm (Eckart-Young).
+
+        Raises:
+            ValueError: If `k` is negative.
+        """
+        if k < 0:
+            raise ValueError(f"k must be at least 0, got {k}.")
+        return Spectrum(self.eigenvalues[..., :k], self.eigenvectors[..., :k], self.frobenius_norm)
+
+    def __call__(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "..."]:
+        """Evaluate the quadratic form sum_i lambda_i (x . v_i)^2: O(d k) per row. Unbatched spectra only."""
+        return (x @ self.eigenvectors).square() @ self.eigenvalues
+
+    def to_dense(self) -> Float[Tensor, "*batch d d"]:
+        """Reconstruct V diag(lambda) V^T."""
+        return (self.eigenvectors * self.eigenvalues.unsqueeze(-2)) @ self.eigenvectors.mT
+
+    def effective_rank(self) -> Float[Tensor, "*batch"]:
+        """The exponential of the entropy of |lambda| / sum |lambda|, over the eigenvalues held (Roy and Vetterli 2007)."""
+        magnitude = self.eigenvalues.abs()
+        share = magnitude / magnitude.sum(-1, keepdim=True).clamp_min(torch.finfo(magnitude.dtype).tiny)
+        return torch.special.entr(share).sum(-1).exp()
+
+    def semicircle_edge(self) -> Float[Tensor, "*batch"]:
+        """Largest eigenvalue expected of a random symmetric matrix of the same size and Frobenius norm.
+
+        A d x d symmetric matrix of independent entries with standard deviation s has norm s d and its
+        spectrum fills [-2 s sqrt(d), 2 s sqrt(d)] (Wigner 1958), hence the edge 2 ||Q||_F / sqrt(d).
+        """
+        return 2 * self.frobenius_norm / math.sqrt(self.dim)
+
+    def outliers(self) -> Int[Tensor, "*batch"]:
+        """How many of the eigenvalues held lie outside the semicircle of the null, on either side."""
+        return (self.eigenvalues.abs() > self.semicircle_edge().unsqueeze(-1)).sum(-1)
