@@ -1,11 +1,12 @@
 """The one way analyses report progress: a callable that wraps an iterable. They never print."""
 
 from collections.abc import Iterable, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 T = TypeVar("T")
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Anything that yields the items of a sequence, reporting as it goes."""
 

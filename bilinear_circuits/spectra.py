@@ -79,7 +79,7 @@ class Spectrum:
         return (self.eigenvectors * self.eigenvalues.unsqueeze(-2)) @ self.eigenvectors.mT
 
     def effective_rank(self) -> Float[Tensor, "*batch"]:
-        """The exponential of the entropy of |lambda| / sum |lambda|, over the eigenvalues held (Roy and Vetterli 2007)."""
+        """Exponential of the entropy of |lambda| / sum |lambda| over the eigenvalues held (Roy and Vetterli 2007)."""
         magnitude = self.eigenvalues.abs()
         share = magnitude / magnitude.sum(-1, keepdim=True).clamp_min(torch.finfo(magnitude.dtype).tiny)
         return torch.special.entr(share).sum(-1).exp()
