@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bilinear_circuits.activity import LayerActivity, top_token_ids
-from bilinear_circuits.circuits.shape import AndShape, and_shape
 from bilinear_circuits.lowrank import pearson
+from bilinear_circuits.shape import AndShape, and_shape
 from bilinear_circuits.spectra import Spectrum
 
 _SCATTER_POINTS = 400

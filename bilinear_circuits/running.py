@@ -65,6 +65,11 @@ def vocabulary_size(model: Any) -> int:
     return model.config.vocab_size if is_plain_llama(model) else model.cfg.d_vocab
 
 
+def context_length(model: Any) -> int:
+    """Longest row of tokens the model was made for."""
+    return model.config.max_position_embeddings if is_plain_llama(model) else model.cfg.n_ctx
+
+
 def run_logits(model: Any, tokens: Int[Tensor, "story pos"]) -> Float[Tensor, "story pos d_vocab"]:
     """Logits of any of the three kinds of model. Padding on the right needs no mask: attention is causal."""
     out = model(tokens)

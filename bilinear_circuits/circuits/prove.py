@@ -7,50 +7,18 @@
 4. The same removal is done for control features of like frequency and like norm, on the same sites.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from bilinear_circuits.activity import LayerActivity
-from bilinear_circuits.circuits.query import QueryTokens
+from bilinear_circuits.circuits.effects import Effect, bootstrap, bootstrap_rows
+from bilinear_circuits.circuits.experiments import LossExperiment, SiteExperiment, ablation_edit, removal_edit
 from bilinear_circuits.circuits.rank import Evidence
-from bilinear_circuits.data import StoryTokens
-from bilinear_circuits.interactions import FeatureInteractions
 from bilinear_circuits.progress import Progress, silent
-from bilinear_circuits.running import Downstream, model_device
-from bilinear_circuits.spectra import Spectrum
-
-N_BOOTSTRAP = 2000
-_SITES_PER_BATCH = 32
-
-Edit = Callable[[Tensor, Tensor], Tensor]
-"""Maps MLP input and output to what is added to the output."""
-
-
-@dataclass(frozen=True)
-class Effect:
-    """A mean with a 95 % percentile bootstrap interval.
-
-    Attributes:
-        mean: The mean.
-        low: Lower end.
-        high: Upper end.
-        n: Number of units resampled: stories, or control features.
-    """
-
-    mean: float
-    low: float
-    high: float
-    n: int
-
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether the interval lies on one side of zero."""
-        return self.low > 0 or self.high < 0
 
 
 @dataclass(frozen=True)
@@ -102,112 +70,6 @@ class CausalProof:
     ce_ablation: Effect
 
 
-@dataclass(frozen=True, eq=False)
-class Sites:
-    """Stories cut after their first trigger token, sorted by length.
-
-    Attributes:
-        ids: Token ids, padded on the right.
-        position: Position of the trigger, the last token of each row.
-    """
-
-    ids: Int[Tensor, "site pos"]
-    position: Int[Tensor, " site"]
-
-    def __len__(self) -> int:
-        return len(self.position)
-
-    @classmethod
-    def choose(cls, stories: StoryTokens, tokens: QueryTokens, n: int, max_position: int) -> "Sites":
-        """The first trigger of each story within `max_position` tokens, for the first n stories that have one."""
-        is_trigger = tokens.is_trigger(stories.ids) & stories.mask
-        is_trigger = is_trigger[:, : max_position + 1]
-        rows = is_trigger.any(1).nonzero().squeeze(1)[:n]
-        position = is_trigger[rows].int().argmax(1)
-        order = position.argsort()
-        rows, position = rows[order], position[order]
-        width = int(position.max()) + 1 if len(rows) else 0
-        return cls(stories.ids[rows, :width], position)
-
-    def batches(self) -> list["Sites"]:
-        """Batches of like length, trimmed to the longest row."""
-        batches = []
-        for index in torch.arange(len(self)).split(_SITES_PER_BATCH):
-            position = self.position[index]
-            batches.append(Sites(self.ids[index, : int(position.max()) + 1], position))
-        return batches
-
-
-class SiteExperiment:
-    """One layer of a model on trigger sites, ready for edits: everything before the edit runs once."""
-
-    def __init__(self, model: Any, layer: int, sites: Sites, tokens: QueryTokens) -> None:
-        device = model_device(model)
-        self._tokens, self._batches = tokens, sites.batches()
-        self._runs = [Downstream(model, batch.ids.to(device), layer) for batch in self._batches]
-        self._base = self._difference(lambda x, y: torch.zeros_like(y))
-
-    def x_at_sites(self) -> Float[Tensor, "site d_model"]:
-        """MLP input at every trigger."""
-        return torch.cat([run.x[_at(batch)] for run, batch in zip(self._runs, self._batches, strict=True)])
-
-    def y_at_sites(self) -> Float[Tensor, "site d_model"]:
-        """MLP output at every trigger."""
-        return torch.cat([run.y[_at(batch)] for run, batch in zip(self._runs, self._batches, strict=True)])
-
-    def effect(self, edit: Edit) -> Float[Tensor, " site"]:
-        """Change of the pole logit difference at every site when the edit is added to the MLP output."""
-        return self._difference(edit) - self._base
-
-    def _difference(self, edit: Edit) -> Tensor:
-        out = []
-        for run, batch in zip(self._runs, self._batches, strict=True):
-            logits = run.logits(run.y + edit(run.x, run.y), _at(batch)).double()
-            positive, negative = self._tokens.positive, self._tokens.negative
-            out.append(logits[:, positive].mean(1) - logits[:, negative].mean(1))
-        return torch.cat(out).cpu()
-
-
-class LossExperiment:
-    """Cross-entropy of a model on whole stories, with and without an edit of one layer."""
-
-    def __init__(self, model: Any, layer: int, stories: StoryTokens) -> None:
-        self._run = Downstream(model, stories.ids.to(model_device(model)), layer)
-        self._ids, self._mask = stories.ids[:, 1:], stories.mask[:, 1:]
-        self._base = self._loss(lambda x, y: torch.zeros_like(y))
-
-    @property
-    def base(self) -> float:
-        """Mean over tokens, nats."""
-        return (self._base.sum() / self._mask.sum()).item()
-
-    def change(self, edit: Edit, generator: torch.Generator) -> Effect:
-        """Change of the mean, with an interval over stories."""
-        change = self._loss(edit) - self._base
-        per_story, n_tokens = change.sum(1), self._mask.sum(1)
-        draw = torch.randint(len(change), (N_BOOTSTRAP, len(change)), generator=generator)
-        means = per_story[draw].sum(1) / n_tokens[draw].sum(1)
-        return _effect(change.sum() / n_tokens.sum(), means, len(change))
-
-    def _loss(self, edit: Edit) -> Tensor:
-        logits = self._run.logits(self._run.y + edit(self._run.x, self._run.y))[:, :-1]
-        ids = self._ids.to(logits.device)
-        loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids.flatten(), reduction="none")
-        return (loss.view_as(ids).cpu() * self._mask).double()
-
-
-def removal_edit(interactions: FeatureInteractions, feature: int, spectrum: Spectrum) -> Edit:
-    """Subtract the form of a (truncated) spectrum along the feature's decoder row."""
-    row = interactions.sae_out.W_dec[feature]
-    return lambda x, y: -spectrum(x).unsqueeze(-1) * row
-
-
-def ablation_edit(interactions: FeatureInteractions, feature: int) -> Edit:
-    """Subtract the feature's own contribution z_f d_f."""
-    row = interactions.sae_out.W_dec[feature]
-    return lambda x, y: -interactions.sae_out.encode(y)[..., feature].unsqueeze(-1) * row
-
-
 @torch.no_grad()
 def prove(
     evidence: Sequence[Evidence],
@@ -227,7 +89,7 @@ def prove(
         activity: Their layer on the ranking stories.
         sites: The same layer on the trigger sites.
         losses: The same layer on whole held-out stories.
-        share: Trigger share of every output feature: controls are features without any.
+        share: Trigger share of every output feature.
         rank: Rank of the form removed.
         n_controls: Control features per circuit.
         seed: Seed of the bootstrap.
@@ -235,7 +97,6 @@ def prove(
     """
     interactions = activity.interactions
     encoded = interactions.sae_out.encode(sites.y_at_sites())
-    norms = interactions.mlp.tensor.matrix(interactions.sae_out.W_enc.T).frobenius_norm()
     proofs = []
     for one in progress(evidence, f"prove layer {interactions.mlp.layer}"):
         generator = torch.Generator().manual_seed(seed)
@@ -243,23 +104,19 @@ def prove(
         removed = removal_edit(interactions, one.feature, interactions.spectrum(one.feature, rank))
         ablated = ablation_edit(interactions, one.feature)
         removal, ablation = sites.effect(removed), sites.effect(ablated)
-        controls, control_effects = [], []
-        for feature in matched_controls(activity, norms, share, one.feature, n_controls):
-            effect = sites.effect(removal_edit(interactions, feature, interactions.spectrum(feature, rank)))[active]
-            n_active = int(activity.outputs.counts[feature])
-            controls.append(Control(feature, n_active, norms[feature].item(), bootstrap(effect, generator)))
-            control_effects.append(effect)
-        removed_effect = bootstrap(removal[active], generator)
-        as_large = sum(abs(control.effect.mean) >= abs(removed_effect.mean) for control in controls)
+        at_active = bootstrap(removal[active], generator)
+        chosen = matched_controls(activity, share, one.feature, n_controls)
+        controls, control = _run_controls(chosen, activity, sites, active, rank, generator)
+        as_large = sum(abs(other.effect.mean) >= abs(at_active.mean) for other in controls)
         proofs.append(
             CausalProof(
                 rank=rank,
-                removal=removed_effect,
+                removal=at_active,
                 removal_all_sites=bootstrap(removal, generator),
                 ablation=bootstrap(ablation[active], generator),
                 ablation_all_sites=bootstrap(ablation, generator),
-                control=bootstrap_rows(torch.stack(control_effects), generator),
-                controls=tuple(controls),
+                control=control,
+                controls=controls,
                 p_value=(1 + as_large) / (1 + len(controls)),
                 ce_base=losses.base,
                 ce_removal=losses.change(removed, generator),
@@ -269,48 +126,41 @@ def prove(
     return proofs
 
 
-def matched_controls(
+def _run_controls(
+    features: Sequence[int],
     activity: LayerActivity,
-    norms: Float[Tensor, " d_sae"],
-    share: Float[Tensor, " d_sae"],
-    feature: int,
-    n: int,
-    max_share: float = 0.02,
-) -> list[int]:
-    """The n output features closest in log frequency and log norm, among those with hardly any trigger share."""
-    log_count = activity.outputs.counts.clamp_min(1).log()
-    log_norm = norms.clamp_min(torch.finfo(norms.dtype).tiny).log()
-    alive = activity.outputs.counts > 0
+    sites: SiteExperiment,
+    active: Bool[Tensor, " site"],
+    rank: int,
+    generator: torch.Generator,
+) -> tuple[tuple[Control, ...], Effect]:
+    """The removal of each control at the circuit's active sites, and their mean."""
+    interactions = activity.interactions
+    controls, effects = [], [torch.zeros(0, int(active.sum()), dtype=torch.double)]
+    for feature in features:
+        edit = removal_edit(interactions, feature, interactions.spectrum(feature, rank))
+        effect = sites.effect(edit)[active]
+        norm = interactions.form(feature).matrix.frobenius_norm().item()
+        n_active = int(activity.outputs.counts[feature])
+        controls.append(Control(feature, n_active, norm, bootstrap(effect, generator)))
+        effects.append(effect.unsqueeze(0))
+    return tuple(controls), bootstrap_rows(torch.cat(effects), generator)
+
+
+def matched_controls(activity: LayerActivity, share: Float[Tensor, " d_sae"], feature: int, n: int) -> list[int]:
+    """The n output features closest in log frequency and log norm that act at triggers no more than chance would.
+
+    Chance is the share of all activation of the dictionary that lies on triggers. Fewer than n are returned where
+    fewer such features exist.
+    """
+    outputs, interactions = activity.outputs, activity.interactions
+    norms = interactions.mlp.tensor.matrix(interactions.sae_out.W_enc.T).frobenius_norm()
+    log_count, log_norm = outputs.counts.clamp_min(1).log(), norms.clamp_min(torch.finfo(norms.dtype).tiny).log()
+    alive = outputs.counts > 0
     distance = ((log_count - log_count[feature]) / log_count[alive].std()).square()
     distance = distance + ((log_norm - log_norm[feature]) / log_norm[alive].std()).square()
-    eligible = alive & (share < max_share)
+    total = outputs.sum_over_tokens(torch.ones(len(activity.x), device=share.device))
+    eligible = alive & (share <= (share * total).sum() / total.sum())
     eligible[feature] = False
     distance = torch.where(eligible, distance, torch.inf)
     return distance.argsort()[: min(n, int(eligible.sum()))].tolist()
-
-
-def bootstrap(values: Float[Tensor, " n"], generator: torch.Generator) -> Effect:
-    """Mean of independent values with its interval; NaN where there are none."""
-    if len(values) == 0:
-        return Effect(float("nan"), float("nan"), float("nan"), 0)
-    draw = torch.randint(len(values), (N_BOOTSTRAP, len(values)), generator=generator)
-    return _effect(values.mean(), values[draw].mean(1), len(values))
-
-
-def bootstrap_rows(values: Float[Tensor, "row n"], generator: torch.Generator) -> Effect:
-    """Mean of a table with an interval that resamples rows and columns."""
-    if values.numel() == 0:
-        return Effect(float("nan"), float("nan"), float("nan"), len(values))
-    n_rows, n = values.shape
-    rows = torch.randint(n_rows, (N_BOOTSTRAP, n_rows, 1), generator=generator)
-    columns = torch.randint(n, (N_BOOTSTRAP, 1, n), generator=generator)
-    return _effect(values.mean(), values[rows, columns].mean((1, 2)), n_rows)
-
-
-def _effect(mean: Tensor, draws: Tensor, n: int) -> Effect:
-    low, high = draws.quantile(torch.tensor([0.025, 0.975], dtype=draws.dtype)).tolist()
-    return Effect(mean.item(), low, high, n)
-
-
-def _at(batch: Sites) -> tuple[Tensor, Tensor]:
-    return torch.arange(len(batch)), batch.position

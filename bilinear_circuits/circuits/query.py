@@ -23,15 +23,19 @@ class CircuitQuery:
     """
 
     name: str
-    triggers: tuple[str, ...]
-    positive: tuple[str, ...]
-    negative: tuple[str, ...]
+    triggers: Sequence[str]
+    positive: Sequence[str]
+    negative: Sequence[str]
     allow_missing: bool = False
 
     def __post_init__(self) -> None:
         for field in ("triggers", "positive", "negative"):
             words = getattr(self, field)
-            if isinstance(words, str) or not all(isinstance(word, str) for word in words):
+            if (
+                isinstance(words, str)
+                or not isinstance(words, Sequence)
+                or not all(isinstance(word, str) for word in words)
+            ):
                 raise ValueError(f'{field} must be a list of words, got {words!r}. Quote words such as "no" in YAML.')
             if not words:
                 raise ValueError(f"{field} must hold at least one word, got none.")

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from bilinear_circuits.activity import LayerActivity
 from bilinear_circuits.circuits.query import QueryTokens
-from bilinear_circuits.circuits.shape import and_shape
 from bilinear_circuits.dictionaries import Dictionary
 from bilinear_circuits.lowrank import pearson
 from bilinear_circuits.progress import Progress, silent
+from bilinear_circuits.shape import and_shape
 
 MIN_TRIGGER_TOKENS = 10
 

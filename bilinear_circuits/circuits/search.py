@@ -15,14 +15,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bilinear_circuits.activity import LayerActivity, collect_activity
-from bilinear_circuits.circuits.prove import CausalProof, LossExperiment, SiteExperiment, Sites, prove
+from bilinear_circuits.circuits.experiments import LossExperiment, SiteExperiment, Sites
+from bilinear_circuits.circuits.prove import CausalProof, prove
 from bilinear_circuits.circuits.query import CircuitQuery, QueryTokens
 from bilinear_circuits.circuits.rank import Evidence, rank_features, trigger_share
 from bilinear_circuits.data import StoryTokens, tokenize_stories
 from bilinear_circuits.interactions import FeatureInteractions
 from bilinear_circuits.profiles import FeatureProfile, profile_feature
 from bilinear_circuits.progress import Progress, silent
-from bilinear_circuits.running import unembedding
+from bilinear_circuits.running import context_length, unembedding
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,9 @@ def find_circuits(
     if tokenizer is None:
         raise ValueError(f"tokenizer must be given for a {type(model).__name__}, which carries none.")
     tokens = QueryTokens.resolve(query, tokenizer)
-    ranking_stories, proof_stories = _split(stories, tokenizer, settings, seed)
+    ranking_stories, proof_stories = _split(
+        stories, tokenizer, settings, min(settings.context, context_length(model)), seed
+    )
     sites = Sites.choose(proof_stories, tokens, settings.sites, settings.site_position)
     if len(sites) == 0:
         raise ValueError(
@@ -165,7 +168,7 @@ def find_circuits(
 
 
 def _split(
-    stories: Sequence[str], tokenizer: Any, settings: SearchSettings, seed: int
+    stories: Sequence[str], tokenizer: Any, settings: SearchSettings, context: int, seed: int
 ) -> tuple[StoryTokens, StoryTokens]:
     """Stories for ranking and stories for the proof, drawn without overlap."""
     needed = settings.ranking_stories + settings.loss_stories
@@ -175,7 +178,7 @@ def _split(
             f" loss, the rest for the proof), got {len(stories)}."
         )
     order = torch.randperm(len(stories), generator=torch.Generator().manual_seed(seed)).tolist()
-    tokens = tokenize_stories([stories[i] for i in order], tokenizer, settings.context)
+    tokens = tokenize_stories([stories[i] for i in order], tokenizer, context)
     return tokens[: settings.ranking_stories], tokens[settings.ranking_stories :]
 
 

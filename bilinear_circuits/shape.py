@@ -41,8 +41,11 @@ def factor_pair(spectrum: Spectrum) -> tuple[Float[Tensor, " d"], Float[Tensor, 
     """
     values, vectors = spectrum.eigenvalues, spectrum.eigenvectors
     plus, minus = values.argmax(), values.argmin()
-    first = values[plus].clamp_min(0).sqrt() * vectors[:, plus]
-    second = (-values[minus]).clamp_min(0).sqrt() * vectors[:, minus]
+    # An eigenvalue that is zero up to rounding is no direction.
+    rounding = values.abs().max() * values.shape[0] * torch.finfo(values.dtype).eps
+    sizes = torch.stack([values[plus], -values[minus]])
+    sizes = torch.where(sizes > rounding, sizes, 0).sqrt()
+    first, second = sizes[0] * vectors[:, plus], sizes[1] * vectors[:, minus]
     return first + second, first - second
 
 
@@ -70,11 +73,11 @@ def and_shape(activity: LayerActivity, feature: int, spectrum: Spectrum, size: i
     for factor in (first_factor, second_factor):
         oriented = factor * torch.where(centre @ factor < 0, -1.0, 1.0)
         pulls.append(excess.clamp_min(0) * (dictionary.W_dec @ oriented))
+    in_first = pulls[0] >= pulls[1]  # a square has equal factors, and one group
     groups = []
-    for own, other in (pulls, pulls[::-1]):
-        strength = torch.where(own > other, own, -torch.inf)
-        n = min(size, int((strength > 0).sum()))
-        groups.append(strength.topk(n).indices)
+    for own, member in zip(pulls, (in_first, ~in_first), strict=True):
+        strength = torch.where(member, own, -torch.inf)
+        groups.append(strength.topk(min(size, int((strength > 0).sum()))).indices)
     members = torch.cat(groups)
     block = activity.interactions.matrix(feature).block(members, members)
     return AndShape(groups[0], groups[1], usage[members], block, _cross_share(block, usage[members], len(groups[0])))

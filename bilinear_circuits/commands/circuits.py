@@ -1,0 +1,134 @@
+"""Find the circuits a query asks for, prove them, and write report.html and circuit.json.
+
+A query is a YAML file: a name, trigger words, two poles of words and a corpus. Output features that act at the triggers
+and move the model between the poles are ranked; the best of either sign are removed from the weights, with matched
+controls, on stories that played no part in the ranking.
+"""
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from simple_parsing import field
+
+from bilinear_circuits.commands import common
+
+if TYPE_CHECKING:
+    from bilinear_circuits.circuits import CircuitQuery, CircuitSearch, SearchSettings
+
+
+@dataclass(kw_only=True)
+class Arguments(common.CommonArguments):
+    """Options of `circuits`."""
+
+    query: str = field(positional=True, metavar="QUERY.yaml")
+    """Query file, for instance configs/circuits/sentiment_negation.yaml."""
+
+    layers: list[int] | None = None
+    """Layers to search; by default all that have dictionaries."""
+
+    n_stories: int | None = None
+    """Stories read from the corpus; by default what the query says."""
+
+    out: str = "out/circuits"
+    """Folder for report.html and circuit.json."""
+
+
+@dataclass(frozen=True)
+class QueryFile:
+    """A query file: the query itself, its corpus, and how much is measured."""
+
+    query: "CircuitQuery"
+    settings: "SearchSettings"
+    corpus: str | None
+    n_stories: int
+
+
+def read_query(path: str) -> QueryFile:
+    """Read a query file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not YAML, or a key is unknown, missing or of the wrong kind.
+    """
+    import yaml
+
+    from bilinear_circuits.circuits import CircuitQuery, SearchSettings
+
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"query must be a YAML file, got {path}: no such file.")
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"query must be a YAML file, got {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"query must be a YAML mapping with name, triggers, positive and negative, got {path}.")
+    settings = common.from_mapping(SearchSettings, content.pop("settings", None) or {}, f"settings of {path}")
+    corpus, n_stories = content.pop("corpus", None), content.pop("n_stories", 2000)
+    if not isinstance(n_stories, int) or n_stories < 1:
+        raise ValueError(f"n_stories of {path} must be a positive whole number, got {n_stories!r}.")
+    query = common.from_mapping(CircuitQuery, content, f"query {path} (besides corpus, n_stories and settings)")
+    return QueryFile(query, settings, corpus, n_stories)
+
+
+def run(arguments: Arguments) -> None:
+    """Search, print the circuits, write the report."""
+    from bilinear_circuits.circuits import find_circuits
+    from bilinear_circuits.data import read_stories
+    from bilinear_circuits.report import circuits_page, search_payload
+
+    started = time.perf_counter()
+    asked = read_query(arguments.query)
+    common.check_out(arguments.out)
+    n_stories = asked.n_stories if arguments.n_stories is None else arguments.n_stories
+    layers = common.check_layers(arguments.layers, common.saes_of(arguments))
+    corpus = common.corpus_of(arguments, asked.corpus)
+    stories = read_stories(corpus, n_stories)
+    model, interactions = common.load_interactions(arguments, layers)
+    search = find_circuits(
+        model, interactions, asked.query, stories, settings=asked.settings, seed=arguments.seed, progress=common.bar
+    )
+    seconds = time.perf_counter() - started
+    resolved = replace(arguments, saes=common.saes_of(arguments), corpus=corpus_name(corpus), layers=layers)
+    source = common.provenance(resolved, interactions, corpus, len(stories), seconds)
+    with common.written_whole(arguments.out) as folder:
+        (folder / "circuit.json").write_text(common.to_json(search_payload(search, source)), encoding="utf-8")
+        (folder / "report.html").write_text(circuits_page(search, source), encoding="utf-8")
+    print(summary(search))
+    print(f"\n{time.perf_counter() - started:.0f} s. Written:")
+    for name in ("report.html", "circuit.json"):
+        print(f"  {Path(arguments.out) / name}")
+
+
+def corpus_name(corpus: str) -> str:
+    """A corpus as results name it: the shipped stories by file name, so that no machine's paths get into a report."""
+    return Path(corpus).name if Path(corpus).is_file() else corpus
+
+
+def summary(search: "CircuitSearch") -> str:
+    """The circuits as text: what was found and what removing it does."""
+    lines = [
+        f"{search.query.name}: {search.n_trigger_tokens} triggers in {search.n_tokens} tokens ranked"
+        f" {len(search.ranking)} features in full; {search.n_sites} other stories prove the best.",
+        "",
+        "layer/feature  pole      score  removed (95 % interval)        controls (95 % interval)       CE change",
+    ]
+    for circuit in search.circuits:
+        evidence, proof = circuit.evidence, circuit.proof
+        pole = "positive" if evidence.sign > 0 else "negative"
+        effects = f"{_interval(proof.removal)}  {_interval(proof.control)}  {proof.ce_removal.mean:+.4f}"
+        lines.append(f"{evidence.name:<13}  {pole}  {evidence.score:5.2f}  {effects}")
+    lines += [
+        "",
+        f"removed: change of logit(positive) - logit(negative) at the triggers where the feature is active, in nats,"
+        f" when the rank-{search.settings.rank}",
+        "part of its quadratic form is subtracted from the weights. controls: the same for features of like frequency"
+        " and norm.",
+    ]
+    return "\n".join(lines)
+
+
+def _interval(effect: Any) -> str:
+    return f"{effect.mean:+.3f} [{effect.low:+.3f}, {effect.high:+.3f}]".ljust(29)

@@ -1,0 +1,252 @@
+"""What the verbs share: arguments, loading, progress bars, files written whole or not at all."""
+
+import contextlib
+import difflib
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from bilinear_circuits import zoo
+
+if TYPE_CHECKING:
+    from bilinear_circuits.interactions import FeatureInteractions
+
+T = TypeVar("T")
+
+_PACKAGES = ("bilinear-circuits", "torch", "transformers", "transformer-lens", "sae-lens", "tokenizers")
+
+
+@dataclass(kw_only=True)
+class CommonArguments:
+    """Model, dictionaries and corpus."""
+
+    model: str = zoo.DEFAULT_MODEL
+    """A shipped model, a Hugging Face model folder, or a Hub id."""
+
+    saes: str | None = None
+    """Folder of SAELens folders blocks.L.mlp.hook_in and hook_out; by default those shipped with the model."""
+
+    corpus: str | None = None
+    """Text file of stories, each ended by <|endoftext|>, or a Hub id; by default those shipped with the model."""
+
+    device: str = "cpu"
+    """Where to compute: cpu, cuda, cuda:1, mps."""
+
+    seed: int = 0
+    """Seed of everything random."""
+
+
+def check_device(device: str) -> None:
+    """Refuse a device that torch does not know or does not have.
+
+    Raises:
+        ValueError: If it cannot be used.
+    """
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device must be one that torch can use, got {device}: {reason}") from error
+
+
+def check_out(out: str | None) -> None:
+    """Refuse a results folder that is a file, before any work is done.
+
+    Raises:
+        ValueError: If it is not a folder, or cannot be made one.
+    """
+    if out is None:
+        return
+    for folder in (Path(out), *Path(out).parents):
+        if folder.exists():
+            if not folder.is_dir():
+                raise ValueError(f"out must be a folder, got {out}: {folder} is a file.")
+            if not os.access(folder, os.W_OK):
+                raise ValueError(f"out must be a folder that can be written, got {out}: no permission for {folder}.")
+            return
+
+
+def saes_of(arguments: CommonArguments) -> str:
+    """The dictionaries asked for, or those shipped with the model.
+
+    Raises:
+        FileNotFoundError: If there is no such model.
+        ValueError: If none are given and none are shipped.
+    """
+    zoo.model_path(arguments.model)  # an unknown model is the first thing to say
+    if arguments.saes is not None:
+        return arguments.saes
+    if arguments.model in zoo.names():
+        return arguments.model
+    raise ValueError(
+        f"--saes must be given for {arguments.model}: dictionaries are shipped for {', '.join(zoo.names())}."
+    )
+
+
+def corpus_of(arguments: CommonArguments, default: str | None = None) -> str:
+    """The corpus asked for, the default, or the stories shipped with the model.
+
+    Raises:
+        ValueError: If none is given and none is shipped.
+    """
+    corpus = arguments.corpus or default or (arguments.model if arguments.model in zoo.names() else None)
+    if corpus is None:
+        raise ValueError(
+            f"--corpus must be given for {arguments.model}: stories are shipped for {', '.join(zoo.names())}."
+        )
+    return zoo.corpus_path(corpus)
+
+
+def check_layers(layers: Sequence[int] | None, saes: str) -> list[int]:
+    """Layers asked for that have dictionaries; all of those that have by default.
+
+    Raises:
+        ValueError: If a layer has none.
+        FileNotFoundError: If the folder of dictionaries is missing or empty.
+    """
+    known = zoo.dictionary_layers(saes)
+    for layer in layers or []:
+        if layer not in known:
+            raise ValueError(
+                f"layer must have dictionaries in {saes} (layers {', '.join(map(str, known))}), got {layer}."
+            )
+    return list(dict.fromkeys(layers)) if layers else known
+
+
+def load_interactions(arguments: CommonArguments, layers: Sequence[int]) -> tuple[Any, "list[FeatureInteractions]"]:
+    """Model and feature interactions of some layers."""
+    from bilinear_circuits import BilinearMLP, FeatureInteractions
+
+    check_device(arguments.device)
+    note(f"loading {arguments.model}")
+    model = quietly_load_model(arguments.model, arguments.device)
+    saes = saes_of(arguments)
+    interactions = [
+        FeatureInteractions(BilinearMLP.from_model(model, layer), *zoo.load_dictionaries(layer, saes, arguments.device))
+        for layer in layers
+    ]
+    return model, interactions
+
+
+def quietly_load_model(name: str, device: str) -> Any:
+    """Load a model without the bars and notices of the libraries below."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    return zoo.load_model(name, device)
+
+
+def note(text: str) -> None:
+    """Say on stderr what is going on."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def bar(items: Sequence[T], description: str, /) -> Iterable[T]:
+    """A progress bar on stderr, shown for work of more than a second."""
+    from tqdm import tqdm
+
+    return tqdm(items, desc=description, file=sys.stderr, delay=1, leave=False)
+
+
+def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
+    """A dataclass from a mapping; unknown and missing keys are refused by name.
+
+    Raises:
+        ValueError: If a key is unknown, or one without a default is missing.
+    """
+    known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
+    for key in values:
+        if key not in known:
+            close = difflib.get_close_matches(str(key), known, n=1)
+            hint = f" Did you mean {close[0]}?" if close else ""
+            raise ValueError(f"{where} must hold only the keys {', '.join(known)}, got {key!r}.{hint}")
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise ValueError(f"{where}: {str(error).split('.')[-1].replace('__init__() ', '')}.") from error
+
+
+@contextlib.contextmanager
+def written_whole(folder: str | Path) -> Iterator[Path]:
+    """A temporary folder whose files are moved into `folder` at the end; after an error nothing is left behind."""
+    target = Path(folder)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as temporary:
+        yield Path(temporary)
+        target.mkdir(exist_ok=True)
+        for file in sorted(Path(temporary).iterdir()):
+            os.replace(file, target / file.name)
+
+
+def to_json(payload: Mapping[str, Any]) -> str:
+    """JSON text as files hold it."""
+    return json.dumps(payload, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def provenance(
+    arguments: CommonArguments,
+    interactions: "Sequence[FeatureInteractions]",
+    corpus: str,
+    n_stories: int,
+    seconds: float,
+) -> dict[str, Any]:
+    """What it takes to repeat a result: configuration, versions, commit, hashes of model, dictionaries and data."""
+    model_file = Path(zoo.model_path(arguments.model)) / "model.safetensors"
+    saes = zoo.dictionaries_path(saes_of(arguments))
+    dictionaries = [
+        {
+            "name": dictionary.name,
+            "sha256": file_hash(saes / dictionary.name / "sae_weights.safetensors"),
+            "d_in": dictionary.d_in,
+            "d_sae": dictionary.d_sae,
+            "activation": dictionary.activation.kind,
+        }
+        for one in interactions
+        for dictionary in (one.sae_in, one.sae_out)
+    ]
+    return {
+        "model": {"name": arguments.model, "sha256": file_hash(model_file)},
+        "dictionaries": dictionaries,
+        "corpus": {"name": Path(corpus).name, "sha256": file_hash(Path(corpus)), "n_stories": n_stories},
+        "versions": {name: _version(name) for name in _PACKAGES},
+        "commit": _commit(),
+        "config": asdict(arguments),
+        "seconds": round(seconds, 1),
+    }
+
+
+def file_hash(path: Path) -> str | None:
+    """SHA-256 of a file; None where there is no such file on disk, as for a Hub id."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str | None:
+    """Commit of the checkout the package runs from; None where it is installed elsewhere."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    return None

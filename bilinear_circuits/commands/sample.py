@@ -1,0 +1,73 @@
+"""Sample stories from a model into a text file: the way the shipped corpus was made."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from bilinear_circuits import zoo
+from bilinear_circuits.commands import common
+
+
+@dataclass(kw_only=True)
+class Arguments:
+    """Options of `sample`."""
+
+    out: str
+    """Text file to write, each story ended by a line <|endoftext|>."""
+
+    model: str = zoo.DEFAULT_MODEL
+    """A shipped model, a Hugging Face model folder, or a Hub id."""
+
+    n: int = 2000
+    """Number of stories."""
+
+    temperature: float = 0.9
+    """Softmax temperature."""
+
+    batch_size: int = 128
+    """Stories sampled at once; part of what makes a sample repeatable."""
+
+    device: str = "cpu"
+    """Where to compute: cpu, cuda, cuda:1, mps."""
+
+    seed: int = 0
+    """Seed of the samples."""
+
+
+def run(arguments: Arguments) -> None:
+    """Sample and write."""
+    for name in ("n", "temperature", "batch_size"):
+        if getattr(arguments, name) <= 0:
+            raise ValueError(f"{name} must be positive, got {getattr(arguments, name)}.")
+    path = Path(arguments.out)
+    if path.is_dir():
+        raise ValueError(f"out must be a file, got {arguments.out}: a folder.")
+    common.check_out(str(path.parent))
+    common.check_device(arguments.device)
+
+    from bilinear_circuits.data import STORY_END
+    from bilinear_circuits.sampling import sample_stories
+
+    source = zoo.model_path(arguments.model)
+    model, tokenizer = _load(source, arguments.device)
+    stories = sample_stories(
+        model,
+        tokenizer,
+        arguments.n,
+        temperature=arguments.temperature,
+        seed=arguments.seed,
+        batch_size=arguments.batch_size,
+        progress=common.bar,
+    )
+    text = "".join(f"{story}\n{STORY_END}\n" for story in stories)
+    with common.written_whole(path.parent) as folder:
+        (folder / path.name).write_text(text, encoding="utf-8")
+    print(f"{len(stories)} stories written to {path}")
+
+
+def _load(source: str, device: str) -> tuple[object, object]:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    model = AutoModelForCausalLM.from_pretrained(source, dtype="float32").to(device).eval()
+    return model, AutoTokenizer.from_pretrained(source)

@@ -1,0 +1,142 @@
+"""The command line as a user meets it: in processes of its own, on the shipped model."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+QUERY = ROOT / "configs/circuits/sentiment_negation.yaml"
+
+
+def run(*arguments, cwd=None):
+    command = [sys.executable, "-m", "bilinear_circuits.cli", *map(str, arguments)]
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment)
+
+
+def query_file(folder, **change):
+    import yaml
+
+    content = {"name": "q", "triggers": ["not"], "positive": ["good"], "negative": ["bad"]} | change
+    path = folder / "query.yaml"
+    path.write_text(yaml.safe_dump({key: value for key, value in content.items() if value is not None}))
+    return path
+
+
+@pytest.mark.parametrize("verb", [(), ("circuits",), ("inspect",), ("lowrank",), ("sample",)])
+def test_help_teaches_without_loading_anything_heavy(verb):
+    code = (
+        "import sys; from bilinear_circuits.cli import main\n"
+        f"try: main({[*verb, '--help']!r})\n"
+        "except SystemExit: pass\n"
+        "assert not {'torch', 'transformers', 'sae_lens'} & set(sys.modules), 'heavy import'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert "usage: bilinear-circuits" in done.stdout
+    assert ("shipped model" in done.stdout) == bool(verb)
+
+
+MISTAKES = {
+    ("nonsense",): "verb must be one of circuits, inspect, lowrank, sample, got nonsense",
+    ("circuits",): "the following arguments are required: QUERY.yaml",
+    ("circuits", "missing.yaml"): "query must be a YAML file, got missing.yaml: no such file",
+    ("circuits", QUERY, "--layers", "9"): "layer must have dictionaries in ts-17m (layers 3, 4), got 9",
+    ("circuits", QUERY, "--model", "ts-71m"): "got ts-71m. Did you mean ts-17m?",
+    ("circuits", QUERY, "--saes", "nowhere"): "got nowhere: no such folder",
+    ("circuits", QUERY, "--corpus", "nowhere.txt"): "got nowhere.txt: no such file",
+    ("circuits", QUERY, "--out", ROOT / "LICENSE"): "LICENSE is a file",
+    ("circuits", QUERY, "--n-stories", "10"): "stories must be more than 232",
+    ("inspect", "--layer", "3"): "the following arguments are required: --feature",
+    ("inspect", "--layer", "x", "--feature", "1"): "argument --layer: invalid int value: 'x'",
+    ("inspect", "--layer", "3", "--feature", "3072"): "feature must be between 0 and 3071",
+    ("inspect", "--layer", "3", "--feature", "1", "--device", "cuda:7"): "device must be one that torch can use",
+    ("lowrank", "--bogus"): "unrecognized arguments: --bogus",
+    ("lowrank", "--ranks", "0", "--n-stories", "2"): "ranks must be between 1 and d_in=384, got 0",
+    ("sample", "--out", "x.txt", "--temperature", "0"): "temperature must be positive",
+    ("sample", "--out", ROOT): "out must be a file",
+}
+
+
+@pytest.mark.parametrize("arguments", MISTAKES, ids=lambda arguments: " ".join(map(str, arguments[:4])))
+def test_a_mistake_is_one_line_and_leaves_nothing(arguments, tmp_path):
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert MISTAKES[arguments] in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"trigers": ["not"]}, "got 'trigers'. Did you mean triggers?"),
+        ({"positive": None}, "missing 1 required positional argument: 'positive'"),
+        ({"triggers": [False]}, 'Quote words such as "no" in YAML'),
+        ({"triggers": "not"}, "triggers must be a list of words, got 'not'"),
+        ({"triggers": 3}, "triggers must be a list of words, got 3"),
+        ({"n_stories": "many"}, "must be a positive whole number, got 'many'"),
+        ({"settings": {"sits": 3}}, "got 'sits'. Did you mean sites?"),
+        ({"settings": {"sites": 0}}, "sites must be at least 1, got 0"),
+        ({"negative": ["bad", "flabbergasted"]}, "got flabbergasted, which are not"),
+    ],
+)
+def test_a_wrong_query_key_is_named(change, message, tmp_path):
+    done = run("circuits", query_file(tmp_path, **change), "--out", tmp_path / "out")
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_is_not_bilinear_is_refused_with_the_reason(tmp_path):
+    from planted import tiny_llama, word_tokenizer
+
+    tiny_llama(act="silu").save_pretrained(tmp_path / "model")
+    word_tokenizer().save_pretrained(tmp_path / "model")
+    done = run("lowrank", "--model", tmp_path / "model", "--saes", "ts-17m", "--corpus", "ts-17m", "--layers", "3")
+    assert done.returncode == 2
+    assert "layer must be between 0 and 2" in done.stderr
+
+
+def test_sample_writes_stories_that_the_other_verbs_read(tmp_path):
+    done = run("sample", "--n", 3, "--out", tmp_path / "stories.txt", "--seed", 1)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("3 stories written")
+    done = run(
+        "lowrank", "--layers", 3, "--corpus", tmp_path / "stories.txt", "--min-active", 100, "--out", tmp_path / "o"
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "o/lowrank.json").read_text())
+    assert result["layers"]["3"]["ranks"] == [1, 2, 4, 8, 16, 384]
+    assert result["provenance"]["model"]["sha256"]
+    assert [path.name for path in (tmp_path / "o").iterdir()] == ["lowrank.json"]
+
+
+def test_inspect_shows_a_feature_and_writes_its_page(tmp_path):
+    done = run("inspect", "--layer", 4, "--feature", 143, "--n-stories", 60, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    assert "layer 4, output feature 143" in done.stdout
+    assert "largest interactions in the weights" in done.stdout
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["feature.json", "report.html"]
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
+def test_circuits_writes_a_report_and_its_numbers(tmp_path):
+    path = query_file(
+        tmp_path,
+        triggers=["not", "n't"], positive=["good", "happy", "nice"], negative=["bad", "sad", "hurt"],
+        settings={"ranking_stories": 80, "sites": 40, "controls": 4, "circuits": 1, "loss_stories": 8},
+    )  # fmt: skip
+    done = run("circuits", path, "--n-stories", 600, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "out/circuit.json").read_text())
+    assert {circuit["evidence"]["sign"] for circuit in result["circuits"]} == {1, -1}
+    assert result["provenance"]["config"]["seed"] == 0
+    assert (tmp_path / "out/report.html").stat().st_size < 5_000_000
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["circuit.json", "report.html"]
