@@ -145,6 +145,13 @@ class Downstream:
         """Whether the short cut is not used."""
         return self._tail is None
 
+    def select(self, rows: Int[Tensor, " row"]) -> "Downstream":
+        """The same on some of the stories."""
+        part = copy.copy(self)
+        part._tokens, part._residual = self._tokens[rows], self._residual[rows]
+        part.x, part.y = self.x[rows], self.y[rows]
+        return part
+
     @torch.no_grad()
     def logits(self, y: Float[Tensor, "story pos d_model"], at: Any = ...) -> Float[Tensor, "*n d_vocab"]:
         """Logits of the model when the MLP of this layer writes `y` instead.

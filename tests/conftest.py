@@ -6,6 +6,9 @@ import pytest
 from jaxtyping import install_import_hook
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # One thread per worker: torch's own threads would only fight over the cores.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The hook wraps functions as their modules are first imported, so it has to stay for the whole session.
 _hook = install_import_hook("bilinear_circuits", "beartype.beartype")

@@ -91,7 +91,7 @@ def test_a_plain_model_needs_a_tokenizer():
 
 
 def test_settings_must_be_positive():
-    with pytest.raises(ValueError, match="sites must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="sites must be a whole number of at least 1, got 0"):
         SearchSettings(sites=0)
 
 

@@ -3,12 +3,13 @@
 Whatever comes before the edit runs once, when an experiment is made.
 """
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bilinear_circuits.circuits.effects import N_BOOTSTRAP, Effect, effect_of
@@ -69,25 +70,37 @@ class SiteExperiment:
         self._runs = [Downstream(model, batch.ids.to(device), layer) for batch in self._batches]
         self._base = self._difference(lambda x, y: torch.zeros_like(y))
 
-    def x_at_sites(self) -> Float[Tensor, "site d_model"]:
-        """MLP input at every trigger."""
-        return torch.cat([run.x[_at(batch)] for run, batch in zip(self._runs, self._batches, strict=True)])
+    def __len__(self) -> int:
+        return len(self._base)
 
     def y_at_sites(self) -> Float[Tensor, "site d_model"]:
         """MLP output at every trigger."""
         return torch.cat([run.y[_at(batch)] for run, batch in zip(self._runs, self._batches, strict=True)])
+
+    def select(self, chosen: Bool[Tensor, " site"]) -> "SiteExperiment":
+        """The same on some of the sites."""
+        part = copy.copy(self)
+        part._base = self._base[chosen]
+        part._batches, part._runs = [], []
+        masks = chosen.split([len(batch) for batch in self._batches])
+        for batch, run, mask in zip(self._batches, self._runs, masks, strict=True):
+            if mask.any():
+                rows = mask.nonzero().squeeze(1)
+                part._batches.append(Sites(batch.ids[rows], batch.position[rows]))
+                part._runs.append(run.select(rows.to(run.y.device)))
+        return part
 
     def effect(self, edit: Edit) -> Float[Tensor, " site"]:
         """Change of the pole logit difference at every site when the edit is added to the MLP output."""
         return self._difference(edit) - self._base
 
     def _difference(self, edit: Edit) -> Tensor:
-        out = []
+        out = [torch.zeros(0, dtype=torch.double)]
         for run, batch in zip(self._runs, self._batches, strict=True):
             logits = run.logits(run.y + edit(run.x, run.y), _at(batch)).double()
             positive, negative = self._tokens.positive, self._tokens.negative
-            out.append(logits[:, positive].mean(1) - logits[:, negative].mean(1))
-        return torch.cat(out).cpu()
+            out.append((logits[:, positive].mean(1) - logits[:, negative].mean(1)).cpu())
+        return torch.cat(out)
 
 
 class LossExperiment:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from bilinear_circuits.activity import LayerActivity
@@ -106,7 +106,7 @@ def prove(
         removal, ablation = sites.effect(removed), sites.effect(ablated)
         at_active = bootstrap(removal[active], generator)
         chosen = matched_controls(activity, share, one.feature, n_controls)
-        controls, control = _run_controls(chosen, activity, sites, active, rank, generator)
+        controls, control = _run_controls(chosen, activity, sites.select(active), rank, generator)
         as_large = sum(abs(other.effect.mean) >= abs(at_active.mean) for other in controls)
         proofs.append(
             CausalProof(
@@ -130,16 +130,15 @@ def _run_controls(
     features: Sequence[int],
     activity: LayerActivity,
     sites: SiteExperiment,
-    active: Bool[Tensor, " site"],
     rank: int,
     generator: torch.Generator,
 ) -> tuple[tuple[Control, ...], Effect]:
-    """The removal of each control at the circuit's active sites, and their mean."""
+    """The removal of each control at the sites where the circuit's feature is active, and their mean."""
     interactions = activity.interactions
-    controls, effects = [], [torch.zeros(0, int(active.sum()), dtype=torch.double)]
+    controls, effects = [], [torch.zeros(0, len(sites), dtype=torch.double)]
     for feature in features:
         edit = removal_edit(interactions, feature, interactions.spectrum(feature, rank))
-        effect = sites.effect(edit)[active]
+        effect = sites.effect(edit)
         norm = interactions.form(feature).matrix.frobenius_norm().item()
         n_active = int(activity.outputs.counts[feature])
         controls.append(Control(feature, n_active, norm, bootstrap(effect, generator)))

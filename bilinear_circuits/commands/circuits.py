@@ -65,10 +65,15 @@ def read_query(path: str) -> QueryFile:
         raise ValueError(f"query must be a YAML file, got {path}: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"query must be a YAML mapping with name, triggers, positive and negative, got {path}.")
-    settings = common.from_mapping(SearchSettings, content.pop("settings", None) or {}, f"settings of {path}")
+    settings = content.pop("settings", None) or {}
+    if not isinstance(settings, dict):
+        raise ValueError(f"settings of {path} must be a mapping, got {settings!r}.")
+    settings = common.from_mapping(SearchSettings, settings, f"settings of {path}")
     corpus, n_stories = content.pop("corpus", None), content.pop("n_stories", 2000)
     if not isinstance(n_stories, int) or n_stories < 1:
         raise ValueError(f"n_stories of {path} must be a positive whole number, got {n_stories!r}.")
+    if not isinstance(corpus, str | None):
+        raise ValueError(f"corpus of {path} must be a file, a Hub id or a shipped model's name, got {corpus!r}.")
     query = common.from_mapping(CircuitQuery, content, f"query {path} (besides corpus, n_stories and settings)")
     return QueryFile(query, settings, corpus, n_stories)
 

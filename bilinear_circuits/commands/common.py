@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -171,10 +171,12 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
             close = difflib.get_close_matches(str(key), known, n=1)
             hint = f" Did you mean {close[0]}?" if close else ""
             raise ValueError(f"{where} must hold only the keys {', '.join(known)}, got {key!r}.{hint}")
-    try:
-        return cls(**values)
-    except TypeError as error:
-        raise ValueError(f"{where}: {str(error).split('.')[-1].replace('__init__() ', '')}.") from error
+    for field in fields(cls):  # type: ignore[arg-type]
+        if field.name not in values and field.default is MISSING and field.default_factory is MISSING:
+            raise ValueError(
+                f"{where} must hold the key {field.name}, got only {', '.join(map(str, values)) or 'none'}."
+            )
+    return cls(**values)
 
 
 @contextlib.contextmanager
