@@ -146,8 +146,14 @@ def collect_activity(
 
 
 def top_token_ids(active: ActiveTokens, token_ids: Int[Tensor, " token"], feature: int, n: int = 3) -> list[int]:
-    """The n vocabulary ids that hold most of a feature's activation: its name in reports."""
+    """The n vocabulary ids that tell most about a feature: its name in reports.
+
+    Ids are sorted by p log(p / q), their part of the Kullback-Leibler divergence between the share p of the feature's
+    activation they hold and their share q of all tokens, so that a token common everywhere does not name a feature.
+    """
     token, value = active[feature]
     ids, group = token_ids[token].unique(return_inverse=True)
-    mass = value.new_zeros(len(ids)).index_add(0, group, value)
-    return ids[mass.argsort(descending=True)[:n]].tolist()
+    share = torch.zeros(len(ids), dtype=torch.double, device=value.device).index_add(0, group, value.double())
+    share /= share.sum()
+    frequency = torch.bincount(token_ids)[ids] / len(token_ids)
+    return ids[(share * (share / frequency).log()).argsort(descending=True)[:n]].tolist()

@@ -1,7 +1,6 @@
 """Everything a page about one output feature shows: spectrum, input groups, scatter, examples, completeness."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -43,13 +42,14 @@ class FeatureProfile:
         layer: Layer of the MLP.
         feature: Output feature.
         frequency: Share of tokens at which it is active.
-        top_tokens: Tokens that hold most of its activation.
+        top_tokens: Tokens that tell most about its activation.
         promoted: Tokens its decoder row raises most through the unembedding, with logits.
         suppressed: Tokens it lowers most.
         spectrum: Full spectrum of its form on the MLP input.
         shape: Its two groups of input features.
         input_labels: Names of the input features of the two groups, by their top tokens, first group then second.
-        projections: Every input feature's decoder row on the two leading eigenvectors.
+        projections: Every input feature's decoder row on the two leading eigenvectors, which are turned so that the
+            activation-weighted mean of the MLP input has positive products with them.
         eigenvector_labels: For each of the two eigenvectors, the input features with the largest |d . v| x usage:
             (feature, label, d . v).
         predicted: Rank-2 form at a sample of the active tokens.
@@ -109,9 +109,9 @@ def profile_feature(
             f"feature must be active at two tokens of the corpus or more, got {feature} of layer"
             f" {interactions.mlp.layer}, active at {len(token)} of {len(activity.x)}. Use a larger corpus."
         )
-    spectrum = form.matrix.eigh()
-    shape = and_shape(activity, feature, spectrum)
     x = activity.x[token]
+    spectrum = _turned_to(value @ x, form.matrix.eigh())
+    shape = and_shape(activity, feature, spectrum)
     predicted = spectrum.truncate(2)(x) + x @ form.linear
     sample = _evenly(len(token), _SCATTER_POINTS)
     ledger = interactions.ledger(x[_evenly(len(token), _LEDGER_TOKENS)], feature)
@@ -148,9 +148,15 @@ def token_text(tokenizer: Any, token_id: int) -> str:
 
 
 def input_label(activity: LayerActivity, feature: int, tokenizer: Any) -> str:
-    """Name of an input feature: the tokens that hold most of its activation."""
+    """Name of an input feature: the tokens that tell most about its activation."""
     ids = top_token_ids(activity.inputs, activity.token_ids, feature)
     return " · ".join(token_text(tokenizer, token_id) for token_id in ids) or "(not active)"
+
+
+def _turned_to(centre: Float[Tensor, " d"], spectrum: Spectrum) -> Spectrum:
+    """Turn eigenvectors, whose sign is arbitrary, to have a positive product with a direction."""
+    signs = torch.where(centre @ spectrum.eigenvectors < 0, -1, 1)
+    return replace(spectrum, eigenvectors=spectrum.eigenvectors * signs)
 
 
 def _evenly(n: int, most: int) -> Int[Tensor, " m"]:
@@ -178,22 +184,26 @@ def _eigenvector_labels(
 
 
 def _examples(activity: LayerActivity, token: Tensor, value: Tensor, tokenizer: Any, n: int) -> tuple[Example, ...]:
-    """Examples at evenly spaced quantiles of activation, strongest first, one per story where possible."""
+    """Examples at evenly spaced quantiles of activation, strongest first, each from another story where possible."""
     activation = torch.zeros(len(activity.x))
     activation[token] = value.float().cpu()
-    order = value.argsort(descending=True)
+    by_strength = token[value.argsort(descending=True)].tolist()
     examples: list[Example] = []
     seen: set[int] = set()
-    wanted: Sequence[int] = _evenly(len(order), 4 * n).tolist()
-    for rank in wanted:
-        centre = int(token[order[rank]])
-        story = int(activity.story[centre])
-        if story in seen or len(examples) == n:
-            continue
-        seen.add(story)
-        low, high = max(0, centre - _TOKENS_BEFORE), min(len(activity.x), centre + _TOKENS_AFTER + 1)
-        inside = [t for t in range(low, high) if int(activity.story[t]) == story]
-        texts = tuple(token_text(tokenizer, int(activity.token_ids[t])) for t in inside)
-        values = tuple(round(activation[t].item(), 4) for t in inside)
-        examples.append(Example(texts, values, inside.index(centre), 1 - rank / max(1, len(order) - 1)))
+    for rank in _evenly(len(by_strength), n).tolist():
+        end = min(len(by_strength), rank + max(1, len(by_strength) // n))
+        fresh = [r for r in range(rank, end) if int(activity.story[by_strength[r]]) not in seen]
+        rank = fresh[0] if fresh else rank
+        seen.add(int(activity.story[by_strength[rank]]))
+        quantile = 1 - rank / max(1, len(by_strength) - 1)
+        examples.append(_example(activity, by_strength[rank], activation, quantile, tokenizer))
     return tuple(examples)
+
+
+def _example(activity: LayerActivity, centre: int, activation: Tensor, quantile: float, tokenizer: Any) -> Example:
+    """The stretch of a story around a token."""
+    low, high = max(0, centre - _TOKENS_BEFORE), min(len(activity.x), centre + _TOKENS_AFTER + 1)
+    inside = [t for t in range(low, high) if activity.story[t] == activity.story[centre]]
+    texts = tuple(token_text(tokenizer, int(activity.token_ids[t])) for t in inside)
+    values = tuple(round(activation[t].item(), 4) for t in inside)
+    return Example(texts, values, inside.index(centre), quantile)

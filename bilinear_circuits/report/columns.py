@@ -1,0 +1,59 @@
+"""What the columns and terms of a report mean, in one line each."""
+
+RANKING: dict[str, tuple[str, str]] = {
+    "name": ("feature", "Layer and output feature."),
+    "score": (
+        "score",
+        "Geometric mean of the next five columns, |pole shift| for the pole shift: no weights to choose.",
+    ),
+    "trigger_share": ("trigger share", "Share of the feature's activation that lies on trigger tokens."),
+    "pole_shift": (
+        "pole shift",
+        "Mean logit of the positive words less that of the negative words, written by the decoder row straight through"
+        " the unembedding, in standard deviations of its logits over the vocabulary.",
+    ),
+    "outlier_ratio": (
+        "outlier ratio",
+        "Smaller magnitude of the leading eigenvalue pair of opposite signs, over the semicircle edge of a random"
+        " symmetric matrix of the same norm: above 1, both are outliers.",
+    ),
+    "and_shape": (
+        "AND shape",
+        "Share of the interaction mass that lies between the two groups of input features, not inside them: 1 for a"
+        " pure AND, 1/2 for no structure, near 0 for squares.",
+    ),
+    "rank2_correlation": (
+        "rank-2 r",
+        "Pearson correlation of the rank-2 form with the activation, over the tokens where the feature is active.",
+    ),
+    "n_active": ("active tokens", "Tokens of the ranking stories at which the feature is active."),
+    "n_trigger": ("active triggers", "Trigger tokens among them."),
+    "eigenvalues": ("leading eigenvalues", "The leading eight, by magnitude, with their sign."),
+}
+
+TERMS: dict[str, str] = {
+    "feature_feature": "pairs of input features: the circuit proper",
+    "feature_bias": "input features × decoder bias",
+    "feature_error": "input features × what the input dictionary misses",
+    "bias_bias": "decoder bias × itself",
+    "bias_error": "decoder bias × what the dictionary misses",
+    "error_error": "what the dictionary misses × itself",
+    "feature_linear": "input features, through biases of the MLP",
+    "bias_linear": "decoder bias, through biases of the MLP",
+    "error_linear": "what the dictionary misses, through biases of the MLP",
+    "constant": "encoder bias and constants",
+}
+
+EFFECTS: dict[str, tuple[str, str]] = {
+    "removal": (
+        "removal",
+        "Low-rank form subtracted at every token; measured at the trigger sites where the feature is on.",
+    ),
+    "removal_all_sites": ("removal, all trigger sites", "The same edit, measured at every trigger site."),
+    "ablation": ("ablation", "The feature's own activation subtracted; sites where it is on."),
+    "ablation_all_sites": ("ablation, all trigger sites", "The same, at every trigger site."),
+    "control": (
+        "controls, mean",
+        "The same removal for matched features; the interval resamples features and stories.",
+    ),
+}
