@@ -10,6 +10,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 STORY_END = "<|endoftext|>"
+_FILE_SUFFIXES = (".txt", ".json", ".jsonl", ".parquet", ".csv", ".gz")
 
 
 def read_stories(corpus: str | Path, limit: int | None = None) -> list[str]:
@@ -21,13 +22,15 @@ def read_stories(corpus: str | Path, limit: int | None = None) -> list[str]:
 
     Raises:
         FileNotFoundError: If the corpus is no file, and is not written like a Hub id (owner/name).
-        ValueError: If it holds no story.
+        ValueError: If it holds no story, or `limit` is not positive.
     """
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit must be at least 1, got {limit}.")
     path = Path(corpus)
     if path.is_file():
         pieces = (piece.strip() for piece in path.read_text(encoding="utf-8").split(STORY_END))
         stories = [piece for piece in pieces if piece][:limit]
-    elif len(Path(corpus).parts) == 2 and not path.suffix:
+    elif len(path.parts) == 2 and not path.is_absolute() and path.suffix not in _FILE_SUFFIXES:
         from datasets import load_dataset
 
         split = "train" if limit is None else f"train[:{limit}]"
@@ -63,8 +66,10 @@ def tokenize_stories(stories: Sequence[str], tokenizer: Any, context: int) -> St
     """Tokens of stories, one row each. The tokenizer's own [BOS] is used, or put in front where it adds none.
 
     Raises:
-        ValueError: If the tokenizer has neither a [BOS] nor an [EOS] token.
+        ValueError: If there is no story, or the tokenizer has neither a [BOS] nor an [EOS] token.
     """
+    if not stories:
+        raise ValueError("stories must hold at least one text, got none.")
     bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if bos is None:
         raise ValueError("tokenizer must have a bos_token or an eos_token to start rows with.")

@@ -122,6 +122,7 @@ class Dictionary:
             ValueError: If cfg.json is not a SAELens configuration.
         """
         from sae_lens import SAE
+        from safetensors import SafetensorError
 
         folder = Path(path)
         for file in ("cfg.json", "sae_weights.safetensors"):
@@ -129,7 +130,7 @@ class Dictionary:
                 raise FileNotFoundError(f"{folder} must be a SAELens folder, but has no {file}.")
         try:
             sae = SAE.load_from_disk(folder, device=device, dtype="float32")
-        except (KeyError, TypeError, json.JSONDecodeError, RuntimeError) as error:
+        except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
             raise ValueError(f"{folder} must be a SAELens folder that SAELens can load, got: {error!r}.") from error
         # SAELens drops the metadata of a folder that does not name the version that wrote it.
         config = json.loads((folder / "cfg.json").read_text())

@@ -58,6 +58,7 @@ class BilinearMLP:
         hook_out: Hook name of the MLP output.
         norm: The RMSNorm in front of the MLP; None where the model has none, or one that is not an RMSNorm.
         probe_error: Relative error of the tensor against the model's own MLP on the probe batch.
+        input_aliases: Other hook names for the space the tensor reads.
     """
 
     tensor: InteractionTensor
@@ -66,6 +67,7 @@ class BilinearMLP:
     hook_out: str
     norm: RMSNorm | None
     probe_error: float
+    input_aliases: tuple[str, ...] = ()
 
     @classmethod
     def from_model(cls, model: Any, layer: int, probe_rows: int = 8) -> "BilinearMLP":
@@ -96,21 +98,12 @@ class BilinearMLP:
         if not error < _TOLERANCE[tensor.W_gate.dtype]:
             raise NotBilinearError(_explain(model, layer, tensor, x, y, error))
         hook_in, hook_out = mlp_hook_names(model, layer)
-        return cls(tensor, layer, hook_in, hook_out, _read_norm(block, tensor.d_in), error)
+        norm = _read_norm(block, tensor.d_in)
+        return cls(tensor, layer, hook_in, hook_out, norm, error, _input_aliases(block, layer, norm))
 
     def __call__(self, x: Float[Tensor, "*n d_in"]) -> Float[Tensor, "*n d_model"]:
         """MLP output for activations at `hook_in`."""
         return self.tensor(x)
-
-    @property
-    def input_aliases(self) -> tuple[str, ...]:
-        """Other hook names for the space the tensor reads."""
-        if self.hook_in != f"blocks.{self.layer}.mlp.hook_in":
-            return ()
-        aliases = [f"blocks.{self.layer}.ln2.hook_out", f"blocks.{self.layer}.mlp.gate.hook_in"]
-        if self.norm is not None and bool((self.norm.weight == 1).all()):
-            aliases.append(f"blocks.{self.layer}.ln2.hook_normalized")
-        return tuple(aliases)
 
     @property
     def output_aliases(self) -> tuple[str, ...]:
@@ -120,31 +113,37 @@ class BilinearMLP:
 
     def to(self, target: torch.dtype | torch.device) -> "BilinearMLP":
         """The same MLP in another dtype or on another device."""
-        return replace(self, tensor=self.tensor.to(target))
+        norm = None if self.norm is None else RMSNorm(self.norm.weight.to(target), self.norm.eps)
+        return replace(self, tensor=self.tensor.to(target), norm=norm)
 
     def before_norm_weight(self) -> "BilinearMLP":
         """The MLP read at `ln2.hook_normalized`: the norm weight is folded into W_gate and W_in.
 
         Raises:
-            ValueError: If the layer has no RMSNorm.
+            ValueError: If the layer has no RMSNorm, or is not read at the MLP input.
         """
-        weight = self._require_norm().weight
+        if self.hook_in != f"blocks.{self.layer}.mlp.hook_in":
+            raise ValueError(
+                f"the norm weight of layer {self.layer} must still be in front of the tensor, but it is already read at"
+                f" {self.hook_in}."
+            )
+        weight = self._require_norm().weight.to(self.tensor.W_gate.dtype)
         name = f"blocks.{self.layer}.ln2.hook_normalized"
-        return replace(self, tensor=self.tensor.read_from(weight.diag()), hook_in=name)
+        return replace(self, tensor=self.tensor.read_from(weight.diag()), hook_in=name, input_aliases=())
 
     def on_residual(self) -> "BilinearMLP":
         """The MLP read from the residual stream before the norm, without the norm's scale.
 
         RMSNorm is one positive scalar per token, so MLP(norm(r)) = tensor(r) / norm.scale(r)^2: exact for a layer
-        without biases, whose quadratic form is homogeneous.
+        without biases, whose output is homogeneous of degree two.
 
         Raises:
-            ValueError: If the layer has no RMSNorm, or has biases on its projections.
+            ValueError: If the layer has no RMSNorm, has biases, or is not read at the MLP input.
         """
-        if self.tensor.b_gate is not None or self.tensor.b_in is not None:
+        if self.tensor.has_bias:
             raise ValueError(
-                f"layer {self.layer} must have no b_gate and b_in to be read on the residual stream: with them the"
-                " norm scale does not factor out. Use before_norm_weight()."
+                f"layer {self.layer} must have no biases to be read on the residual stream: with them the norm scale"
+                " does not factor out. Use before_norm_weight()."
             )
         return replace(self.before_norm_weight(), hook_in=f"blocks.{self.layer}.hook_resid_mid")
 
@@ -185,6 +184,17 @@ def _read_weights(mlp: Any, layer: int) -> InteractionTensor:
     if b_in is not None and type(mlp).__module__.startswith("transformer_lens.components"):
         b_in, b_out = None, b_in @ W_out + (0 if b_out is None else b_out)
     return InteractionTensor(W_gate, W_in, W_out, b_gate, b_in, b_out)
+
+
+def _input_aliases(block: Any, layer: int, norm: RMSNorm | None) -> tuple[str, ...]:
+    """Hook names at which the same activation is seen: after the norm, and before its weight where that is folded."""
+    names = ["ln2.hook_out", "mlp.gate.hook_in"]
+    weightless = norm is not None and bool((norm.weight == 1).all())
+    if weightless or type(getattr(block, "ln2", None)).__name__.endswith("NormPre"):
+        names.append("ln2.hook_normalized")
+    if isinstance(getattr(block, "ln2", None), nn.Identity):
+        names += ["hook_resid_mid", "hook_mlp_in"]
+    return tuple(f"blocks.{layer}.{name}" for name in names)
 
 
 def _read_norm(block: Any, d_model: int) -> RMSNorm | None:

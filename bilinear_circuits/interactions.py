@@ -95,7 +95,7 @@ class FeatureInteractions:
         Raises:
             ValueError: If there is no such feature.
         """
-        self._check_feature(feature)
+        self.check_feature(feature)
         form = self.mlp.tensor.quadratic_form(self.sae_out.W_enc[:, feature])
         return QuadraticForm(form.matrix, form.linear, form.constant + self.sae_out.b_enc[feature])
 
@@ -107,7 +107,7 @@ class FeatureInteractions:
         Raises:
             ValueError: If there is no such feature.
         """
-        self._check_feature(feature)
+        self.check_feature(feature)
         left, right = self._factors
         return InteractionMatrix(left, right, self.pre_activation_tensor.W_out[:, feature])
 
@@ -189,7 +189,12 @@ class FeatureInteractions:
         order = contributions.abs().argsort(descending=True)
         return PairContributions(active[i][order], active[j][order], weights[order], contributions[order])
 
-    def _check_feature(self, feature: int) -> None:
+    def check_feature(self, feature: int) -> None:
+        """Refuse a feature that the output dictionary does not have.
+
+        Raises:
+            ValueError: If there is no such feature.
+        """
         if not 0 <= feature < self.sae_out.d_sae:
             raise ValueError(
                 f"feature must be between 0 and {self.sae_out.d_sae - 1}, one of the output dictionary"

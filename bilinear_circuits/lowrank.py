@@ -88,7 +88,7 @@ class LowRankCorrelation:
 def low_rank_correlation(
     interactions: FeatureInteractions,
     x: Float[Tensor, "token d_in"],
-    ranks: Sequence[int] = RANKS,
+    ranks: Sequence[int] | None = None,
     features: Sequence[int] | None = None,
     min_active: int = MIN_ACTIVE,
     active: ActiveTokens | None = None,
@@ -104,7 +104,7 @@ def low_rank_correlation(
     Args:
         interactions: An MLP between two dictionaries.
         x: MLP inputs, one row per token; drop the [BOS] position and padding before.
-        ranks: Ranks to measure, besides the full one.
+        ranks: Ranks to measure, besides the full one; 1, 2, 4, 8 and 16, as far as d_in reaches, by default.
         features: Output features; all of them by default.
         min_active: Features with at most this many active tokens are left out (NaN).
         active: Activations of the output dictionary on the same tokens, to share work.
@@ -116,12 +116,15 @@ def low_rank_correlation(
         ValueError: If a rank or a feature is out of range.
     """
     d_in = interactions.mlp.tensor.d_in
+    ranks = [rank for rank in RANKS if rank < d_in] if ranks is None else ranks
     for rank in ranks:
         if not 1 <= rank <= d_in:
             raise ValueError(f"ranks must be between 1 and d_in={d_in}, got {rank}.")
     if active is None:
         active = active_tokens(interactions.sae_out, x, interactions.mlp, progress)
-    chosen = torch.as_tensor(range(interactions.sae_out.d_sae) if features is None else list(features))
+    chosen = torch.tensor(range(interactions.sae_out.d_sae) if features is None else list(features), dtype=torch.long)
+    for feature in chosen.tolist():
+        interactions.check_feature(feature)
     columns = (*(rank for rank in ranks if rank < d_in), d_in)
     correlation = torch.full((len(chosen), len(columns)), torch.nan, dtype=torch.double)
     n_active = active.counts.cpu()[chosen]

@@ -155,10 +155,13 @@ class InteractionMatrix:
         rank_bound = 2 * self.left.shape[1]
         if self.dim <= rank_bound or (k or self.dim) > rank_bound:
             return Spectrum.of_dense(self.to_dense(), k)
-        span, small = torch.linalg.qr(torch.cat([self.left, self.right], dim=1))
+        factors = torch.cat([self.left, self.right], dim=1)
+        dtype = torch.promote_types(factors.dtype, torch.float32)  # LAPACK has no half-precision QR
+        span, small = torch.linalg.qr(factors.to(dtype))
         left, right = small.split(self.left.shape[1], dim=1)
-        spectrum = InteractionMatrix(left, right, self.weights).eigh(k)
-        return Spectrum(spectrum.eigenvalues, span @ spectrum.eigenvectors, spectrum.frobenius_norm)
+        spectrum = InteractionMatrix(left, right, self.weights.to(dtype)).eigh(k)
+        parts = (spectrum.eigenvalues, span @ spectrum.eigenvectors, spectrum.frobenius_norm)
+        return Spectrum(*(part.to(factors.dtype) for part in parts))
 
 
 def _contract(products: Float[Tensor, "*n d_mlp"], weights: Float[Tensor, "*batch d_mlp"]) -> Float[Tensor, "..."]:

@@ -69,7 +69,7 @@ class InteractionTensor:
             hint = _transpose_hint(self.W_in.shape[::-1] == self.W_gate.shape)
             raise ValueError(f"W_in must match W_gate, ({d_in=}, {d_mlp=}), got {tuple(self.W_in.shape)}.{hint}")
         if self.W_out.ndim != 2 or self.W_out.shape[0] != d_mlp:
-            hint = _transpose_hint(self.W_out.shape[-1] == d_mlp)
+            hint = _transpose_hint(self.W_out.shape[-1] in (d_mlp, d_in))
             raise ValueError(f"W_out must be (d_mlp, d_out) with {d_mlp=}, got {tuple(self.W_out.shape)}.{hint}")
         d_out = self.W_out.shape[1]
         for name, size in _BIASES.items():

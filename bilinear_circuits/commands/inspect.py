@@ -45,7 +45,7 @@ def run(arguments: Arguments) -> None:
 
     stories = read_stories(corpus, arguments.n_stories)
     model, interactions = common.load_interactions(arguments, layers)
-    interactions[0].form(arguments.feature)
+    interactions[0].check_feature(arguments.feature)
     tokens = tokenize_stories(stories, model.tokenizer, context_length(model))
     (activity,) = collect_activity(model, interactions, tokens, common.bar)
     profile = profile_feature(activity, arguments.feature, unembedding(model), model.tokenizer)

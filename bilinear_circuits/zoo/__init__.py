@@ -67,9 +67,8 @@ def dictionaries_path(name_or_path: str | Path) -> Path:
     Raises:
         FileNotFoundError: If there is none.
     """
-    shipped = FOLDER / f"{name_or_path}-saes"
-    if shipped.is_dir():
-        return shipped
+    if str(name_or_path) in names():
+        return FOLDER / f"{name_or_path}-saes"
     path = Path(name_or_path)
     if not path.is_dir():
         raise FileNotFoundError(
@@ -126,5 +125,4 @@ def load_dictionaries(
 
 def corpus_path(name_or_path: str | Path) -> str:
     """Stories sampled from a shipped model by the model's name; anything else is passed through."""
-    shipped = FOLDER / f"{name_or_path}-stories.txt"
-    return str(shipped if shipped.is_file() else name_or_path)
+    return str(FOLDER / f"{name_or_path}-stories.txt" if str(name_or_path) in names() else name_or_path)

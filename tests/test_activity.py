@@ -1,0 +1,123 @@
+import pytest
+import torch
+from helpers import WORDS, assert_near, randn, random_sae, tiny_llama, tiny_tokenizer
+
+import bilinear_circuits.activity as activity_module
+from bilinear_circuits.activity import ActiveTokens, active_tokens, collect_activity, top_token_ids
+from bilinear_circuits.data import tokenize_stories
+from bilinear_circuits.dictionaries import Dictionary
+from bilinear_circuits.hooked import BilinearMLP
+from bilinear_circuits.interactions import FeatureInteractions
+
+LAYERS = (2, 0)
+LENGTHS = (5, 1, 9, 3, 20, 2, 7, 5)
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_llama()
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    stories = [" ".join(WORDS[(3 * i + j) % len(WORDS)] for j in range(n)) for i, n in enumerate(LENGTHS)]
+    return tokenize_stories(stories, tiny_tokenizer(), context=12)
+
+
+@pytest.fixture(scope="module")
+def interactions(model):
+    return [
+        FeatureInteractions(
+            BilinearMLP.from_model(model, layer), random_sae("topk", 12, 30, seed=layer), random_sae("gated", 12, 25)
+        )
+        for layer in LAYERS
+    ]
+
+
+def story_by_story(model, tokens, layer):
+    """MLP inputs and outputs of each story run alone and without padding, [BOS] dropped."""
+    rows = []
+    for ids, mask in zip(tokens.ids, tokens.mask, strict=True):
+        seen = []
+        handle = model.model.layers[layer].mlp.register_forward_hook(lambda m, args, out: seen.append((args[0], out)))  # noqa: B023
+        with torch.no_grad():
+            model(ids[: int(mask.sum()) + 1].unsqueeze(0))
+        handle.remove()
+        rows.append((seen[0][0][0, 1:], seen[0][1][0, 1:]))
+    return tuple(torch.cat(side) for side in zip(*rows, strict=True))
+
+
+@pytest.mark.parametrize("batch", [1, 3, 32])
+def test_activity_equals_each_story_run_alone(model, tokens, interactions, batch, monkeypatch):
+    monkeypatch.setattr(activity_module, "_STORIES_PER_BATCH", batch)
+    found = collect_activity(model, interactions, tokens)
+    assert [one.interactions.mlp.layer for one in found] == list(LAYERS)
+    for one in found:
+        x, y = story_by_story(model, tokens, one.interactions.mlp.layer)
+        assert one.x.shape == x.shape
+        assert_near(one.x, x)
+        sae_in, sae_out = one.interactions.sae_in, one.interactions.sae_out
+        assert_near(dense_of(one.inputs, len(x)), sae_in.encode(x), 1e-4)
+        assert_near(dense_of(one.outputs, len(x)), sae_out.encode(y), 1e-4)
+
+
+def test_flat_tokens_know_their_story_and_position(model, tokens, interactions):
+    (one,) = collect_activity(model, interactions[:1], tokens)
+    kept = [min(n, 11) for n in LENGTHS]
+    assert one.story.tolist() == [i for i, n in enumerate(kept) for _ in range(n)]
+    assert one.position.tolist() == [p for n in kept for p in range(1, n + 1)]
+    assert one.token_ids.tolist() == [tokens.ids[s, p] for s, p in zip(one.story, one.position, strict=True)]
+
+
+def test_progress_wraps_the_loops(model, tokens, interactions):
+    seen = []
+
+    def progress(items, description, /):
+        seen.append((len(items), description))
+        return items
+
+    collect_activity(model, interactions, tokens, progress)
+    assert seen == [(1, "run the model"), (2, "encode features")]
+
+
+def dense_of(active, n_tokens):
+    z = torch.zeros(n_tokens, len(active.counts), dtype=active.value.dtype)
+    for feature in range(len(active.counts)):
+        token, value = active[feature]
+        z[token, feature] = value
+    return z
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 4096])
+@pytest.mark.parametrize("architecture", ["topk", "abstopk", "jumprelu"])
+def test_active_tokens_hold_what_encode_gives(chunk, architecture, monkeypatch):
+    monkeypatch.setattr(activity_module, "_TOKENS_PER_CHUNK", chunk)
+    dictionary, x = Dictionary.from_sae(random_sae(architecture, dtype="float64")), randn(30, 5, seed=3)
+    z, active = dictionary.encode(x), active_tokens(dictionary, x)
+    assert_near(dense_of(active, 30), z)
+    assert active.counts.tolist() == (z != 0).sum(0).tolist()
+    assert len(active.value) == (z != 0).sum()
+    assert active.feature.tolist() == [f for f in range(11) for _ in range(int((z[:, f] != 0).sum()))]
+    assert all((active[f][0].diff() > 0).all() for f in range(11))
+    weight = randn(30, seed=4)
+    assert_near(active.sum_over_tokens(weight), weight @ z)
+
+
+def test_active_tokens_go_through_a_map_first():
+    dictionary, x = Dictionary.from_sae(random_sae("topk", dtype="float64")), randn(30, 5, seed=3)
+    through = active_tokens(dictionary, x, lambda chunk: 2 * chunk - 1)
+    assert_near(dense_of(through, 30), dictionary.encode(2 * x - 1))
+
+
+def test_a_feature_that_is_never_active_owns_nothing():
+    active = ActiveTokens(torch.tensor([4, 1]), torch.tensor([1.0, 2.0]), torch.tensor([0, 1, 1, 2]))
+    assert [len(active[f][0]) for f in range(3)] == [1, 0, 1]
+    assert active.counts.tolist() == [1, 0, 1]
+    assert active.feature.tolist() == [0, 2]
+
+
+def test_a_feature_is_named_by_the_tokens_that_hold_its_activation():
+    active = ActiveTokens(torch.arange(5), torch.tensor([1.0, 5.0, 2.0, 2.5, 2.0]), torch.tensor([0, 5]))
+    token_ids = torch.tensor([7, 8, 9, 7, 9])
+    assert top_token_ids(active, token_ids, 0) == [8, 9, 7]
+    assert top_token_ids(active, token_ids, 0, n=1) == [8]

@@ -1,0 +1,80 @@
+"""What the documents say runs: code of the README, query files, paths and commands that are named."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def python_blocks():
+    return re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_naive_einsum_of_the_readme_is_what_the_object_computes():
+    from bilinear_circuits.tensor import InteractionTensor
+
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"W_gate": (5, 7), "W_in": (5, 7), "W_out": (7, 5), "W_enc": (5, 9), "W_dec": (11, 5)}
+    names = {name: torch.randn(*shape, generator=generator) for name, shape in shapes.items()}
+    exec(python_blocks()[0], names)
+    tensor = InteractionTensor(names["W_gate"], names["W_in"], names["W_out"])
+    torch.testing.assert_close(tensor.to_dense(), names["B"])
+    features = tensor.write_to(names["W_enc"]).read_from(names["W_dec"])
+    torch.testing.assert_close(features.to_dense(), names["T"], atol=1e-5, rtol=1e-4)
+
+
+def test_the_code_of_the_readme_runs_and_its_numbers_are_right():
+    names = {}
+    for block in python_blocks()[1:]:
+        exec(block, names)
+    claimed = [float(number) for number in re.findall(r"[+-]0\.0\d{3}", python_blocks()[1])]
+    assert len(claimed) == 3
+    assert names["spectrum"].eigenvalues[:3].tolist() == pytest.approx(claimed, abs=6e-5)
+    assert names["T"].shape == (3072, 3072)
+    ledger = names["ledger"]
+    assert set(ledger.terms) >= {"feature_feature", "feature_bias", "feature_error", "constant"}
+    x = names["cache"][names["mlp"].hook_in][0, 1:]
+    expected = names["interactions"].sae_out.pre_activations(names["mlp"](x))[:, 143]
+    torch.testing.assert_close(ledger.total.float(), expected, atol=1e-5, rtol=1e-4)
+
+
+def test_every_query_in_configs_is_a_valid_query():
+    from bilinear_circuits.commands.circuits import read_query
+
+    files = sorted((ROOT / "configs/circuits").glob("*.yaml"))
+    assert files
+    for file in files:
+        asked = read_query(str(file))
+        assert asked.query.triggers
+        assert file.name in (ROOT / "configs/README.md").read_text()
+
+
+@pytest.mark.parametrize("document", ["README.md", "configs/README.md", "bilinear_circuits/zoo/README.md"])
+def test_local_links_lead_somewhere(document):
+    path = ROOT / document
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", path.read_text()):
+        assert (path.parent / target).exists(), f"{document} links to {target}"
+
+
+def test_the_commands_named_are_verbs_with_the_options_named():
+    from bilinear_circuits.cli import VERBS
+
+    commands = re.findall(r"bilinear-circuits (\w+)", README)
+    assert set(commands) == set(VERBS)
+    makefile = (ROOT / "Makefile").read_text()
+    for target in re.findall(r"make (demo|test)\b", README):
+        assert f"\n{target}:" in makefile
+
+
+def test_all_public_names_exist_and_are_documented():
+    import bilinear_circuits as bc
+
+    for name in bc.__all__:
+        assert getattr(bc, name).__doc__, name
+    assert set(bc.__all__) <= set(dir(bc))
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        bc.nonsense  # noqa: B018

@@ -1,0 +1,112 @@
+"""Imports run inwards only, and importing the package loads nothing heavy."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "bilinear_circuits"
+MODULES = {path.relative_to(PACKAGE).with_suffix("").as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
+ALGEBRA = ("spectra", "matrix", "tensor")
+OUTER = ("report", "commands", "cli")
+HEAVY = ("torch", "transformer_lens", "sae_lens", "transformers", "datasets", "plotly")
+
+
+def imported(source):
+    """Every module a source file imports, at any depth, as dotted names; `from a import b` counts as a.b."""
+    names = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are absolute"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def inner_parts(names):
+    """First part of the names inside the package: "spectra" for bilinear_circuits.spectra.Spectrum."""
+    return {name.split(".")[1] for name in names if name.startswith("bilinear_circuits.")}
+
+
+def allowed_for(module):
+    """What of the package a module of the algebra may import."""
+    return {"spectra": set(), "matrix": {"spectra"}, "tensor": {"matrix", "spectra"}}[module]
+
+
+@pytest.mark.parametrize("module", ALGEBRA)
+def test_the_algebra_imports_nothing_further_out(module):
+    names = imported(MODULES[module].read_text())
+    assert inner_parts(names) <= allowed_for(module)
+    third_party = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"bilinear_circuits"}
+    assert third_party <= {"torch", "einops", "jaxtyping"}
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.split("/")[0] not in (*OUTER, "__init__")])
+def test_analyses_import_no_outer_layer(module):
+    assert inner_parts(imported(MODULES[module].read_text())).isdisjoint(OUTER)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_only_the_command_line_imports_the_other_package(module):
+    roots = {name.split(".")[0] for name in imported(MODULES[module].read_text())}
+    assert "sae" not in roots or module == "cli"
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.split("/")[0] not in (*OUTER, "__init__")])
+def test_analyses_import_modules_and_not_the_lazy_names(module):
+    names = imported(MODULES[module].read_text())
+    modules = {name.split("/")[0] for name in MODULES}
+    assert inner_parts(names) <= {*modules, "__version__"}
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("from bilinear_circuits.report import html", {"report"}),
+        ("import bilinear_circuits.cli", {"cli"}),
+        ("from bilinear_circuits import commands", {"commands"}),
+        ("def late():\n    from bilinear_circuits.report.html import page", {"report"}),
+        ("import torch", set()),
+    ],
+)
+def test_the_layer_check_sees_every_way_of_importing(source, expected):
+    assert inner_parts(imported(source)) == expected
+
+
+def loaded_by(code):
+    """Which of the heavy modules a fresh interpreter has after running the code."""
+    report = f"import sys; print(*[name for name in {HEAVY!r} if name in sys.modules])"
+    command = [sys.executable, "-c", f"{code}\n{report}"]
+    return set(subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.split())
+
+
+def test_importing_the_package_loads_nothing_heavy():
+    assert loaded_by("import bilinear_circuits; dir(bilinear_circuits)") == set()
+
+
+def test_importing_the_algebra_loads_torch_alone():
+    assert loaded_by("import bilinear_circuits; bilinear_circuits.InteractionTensor") == {"torch"}
+
+
+def test_the_check_of_light_imports_can_fail():
+    assert loaded_by("import torch") == {"torch"}
+
+
+def test_every_public_name_is_found():
+    import bilinear_circuits
+
+    for name in bilinear_circuits.__all__:
+        assert getattr(bilinear_circuits, name).__name__ == name
+    assert set(bilinear_circuits.__all__) <= set(dir(bilinear_circuits))
+    assert set(bilinear_circuits.__all__) == set(bilinear_circuits._HOME)
+
+
+def test_a_name_the_package_lacks_is_refused():
+    import bilinear_circuits
+
+    with pytest.raises(AttributeError, match="module 'bilinear_circuits' has no attribute 'Nothing'"):
+        bilinear_circuits.Nothing  # noqa: B018

@@ -1,0 +1,118 @@
+import dense as oracle
+import pytest
+import torch
+from helpers import D_IN, D_MLP, assert_near, check_matrix, randn, random_matrix, refused
+
+from bilinear_circuits.matrix import InteractionMatrix
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("kind", ["indefinite", "positive", "negative"])
+@pytest.mark.parametrize("batch", [(), (4,), (2, 3)])
+def test_every_operation_equals_the_dense_matrix(dtype, kind, batch):
+    op = random_matrix(batch=batch, kind=kind, dtype=dtype)
+    check_matrix(op, oracle.symmetric_matrix(op.left, op.right, op.weights))
+
+
+@pytest.mark.parametrize("batch", [(), (3,)])
+@pytest.mark.parametrize("kind", ["indefinite", "negative"])
+def test_every_operation_where_the_factors_span_less_than_the_space(batch, kind):
+    op = random_matrix(batch=batch, kind=kind, d=9, d_mlp=3)
+    assert op.dim > 2 * op.left.shape[1]
+    check_matrix(op, oracle.symmetric_matrix(op.left, op.right, op.weights))
+
+
+@pytest.mark.parametrize("k", [0, 1, 5, 6, 7, 9, None])
+def test_eigenpairs_of_a_thin_matrix_are_those_of_the_dense_one(k):
+    op = random_matrix(d=9, d_mlp=3)
+    whole = torch.linalg.eigvalsh(op.to_dense())
+    expected = whole[whole.abs().argsort(descending=True)][:k]
+    assert_near(op.eigh(k).eigenvalues, expected)
+
+
+@pytest.mark.parametrize(("kind", "signs"), [("indefinite", {-1, 1}), ("positive", {1}), ("negative", {-1})])
+def test_the_cases_have_the_signs_they_are_named_for(kind, signs):
+    assert set(random_matrix(kind=kind).eigh().eigenvalues.sign().int().tolist()) == signs
+
+
+def test_trace_is_the_sum_of_the_eigenvalues_and_norm_their_root_sum_square():
+    op = random_matrix(batch=(4,))
+    eigenvalues = op.eigh().eigenvalues
+    assert_near(op.trace(), eigenvalues.sum(-1))
+    assert_near(op.frobenius_norm(), eigenvalues.norm(dim=-1))
+
+
+def test_swapping_the_factors_changes_nothing():
+    op = random_matrix(batch=(2,))
+    assert_near(InteractionMatrix(op.right, op.left, op.weights).to_dense(), op.to_dense())
+
+
+def test_inner_product_broadcasts_over_batches():
+    many, one = random_matrix(batch=(4,)), random_matrix(seed=3)
+    expected = (many.to_dense() * one.to_dense()).sum((-1, -2))
+    assert_near(many.inner(one), expected)
+    assert_near(one.inner(many), expected)
+
+
+def test_norm_of_a_matrix_that_cancels_is_zero():
+    left, right = randn(D_IN, 1), randn(D_IN, 1, seed=1)
+    op = InteractionMatrix(left.repeat(1, 2), right.repeat(1, 2), torch.tensor([1.0, -1.0], dtype=torch.float64))
+    assert op.frobenius_norm() < 1e-6
+
+
+def test_change_of_basis_reads_the_same_form():
+    op, basis, z = random_matrix(batch=(2,)), randn(11, D_IN, seed=1), randn(3, 11, seed=2)
+    assert_near(op.change_basis(basis)(z), op(z @ basis))
+    assert_near(op.change_basis(basis).to_dense()[1], oracle.feature_matrix(op.to_dense()[1], basis))
+
+
+def test_bfloat16_flows_through():
+    op = random_matrix(batch=(2,), dtype=torch.bfloat16)
+    x = randn(3, D_IN, dtype=torch.bfloat16)
+    spectrum = op.eigh(2)
+    results = [op.to_dense(), op(x), op @ x[0], op.trace(), op.frobenius_norm(), spectrum.eigenvalues]
+    assert {result.dtype for result in results} == {torch.bfloat16}
+
+
+def test_factors_of_different_shape_are_refused():
+    with refused(ValueError, match=r"right must match left, \(d, d_mlp\)=\(5, 7\), got \(5, 6\)"):
+        InteractionMatrix(randn(D_IN, D_MLP), randn(D_IN, 6), randn(D_MLP))
+
+
+def test_weights_of_the_wrong_length_are_refused():
+    with refused(ValueError, match=r"weights must end in d_mlp=7 entries, got \(2, 6\)"):
+        InteractionMatrix(randn(D_IN, D_MLP), randn(D_IN, D_MLP), randn(2, 6))
+
+
+def test_a_single_matrix_has_no_batch():
+    with refused(IndexError, match="no batch to index"):
+        random_matrix()[0]
+
+
+def test_rows_are_not_multiplied_as_columns():
+    with refused(ValueError, match=r"other must be \(5,\) or \(5, k\), got \(4, 5\).*go through Q\(x\)"):
+        random_matrix() @ randn(4, D_IN)
+
+
+def test_inner_product_of_different_sides_is_refused():
+    with refused(ValueError, match="other must be 5 x 5, got 6 x 6"):
+        random_matrix().inner(random_matrix(d=6))
+
+
+def test_basis_of_the_wrong_width_is_refused():
+    with refused(ValueError, match=r"basis must be \(d_new, 5\), one row per coordinate, got \(5, 11\)"):
+        random_matrix().change_basis(randn(D_IN, 11))
+
+
+@pytest.mark.parametrize("k", [-1, 6])
+def test_number_of_eigenpairs_is_checked(k):
+    with refused(ValueError, match=f"k must be between 0 and d=5, got {k}"):
+        random_matrix().eigh(k)
+
+
+def test_half_precision_is_decomposed_on_the_span_of_the_factors_too():
+    left, right, weights = randn(9, 2, seed=1), randn(9, 2, seed=2), randn(2, seed=3)
+    half = InteractionMatrix(left.bfloat16(), right.bfloat16(), weights.bfloat16()).eigh(4)
+    full = InteractionMatrix(left, right, weights).eigh(4)
+    assert half.eigenvalues.dtype == half.eigenvectors.dtype == torch.bfloat16
+    torch.testing.assert_close(half.eigenvalues.to(full.eigenvalues.dtype), full.eigenvalues, rtol=0.05, atol=0.02)
