@@ -88,9 +88,8 @@ class BilinearMLP:
             TypeError: If the model is of none of the three kinds.
         """
         blocks = model_blocks(model)
-        if not -len(blocks) <= layer < len(blocks):
+        if not 0 <= layer < len(blocks):
             raise ValueError(f"layer must be between 0 and {len(blocks) - 1} (n_layers={len(blocks)}), got {layer}.")
-        layer %= len(blocks)
         block = blocks[layer]
         tensor = _read_weights(block.mlp, layer)
         x, y = _probe(model, layer, probe_rows)
@@ -197,19 +196,21 @@ def _input_aliases(block: Any, layer: int, norm: RMSNorm | None) -> tuple[str, .
     return tuple(f"blocks.{layer}.{name}" for name in names)
 
 
+@torch.no_grad()
 def _read_norm(block: Any, d_model: int) -> RMSNorm | None:
-    norm = getattr(block, "post_attention_layernorm", None) if not hasattr(block, "ln2") else block.ln2
-    if norm is None or "RMS" not in type(norm).__name__:
+    """The RMSNorm in front of the MLP, if the module computes one: some add 1 to their weight, some centre."""
+    module = block.ln2 if hasattr(block, "ln2") else getattr(block, "post_attention_layernorm", None)
+    if module is None or "RMS" not in type(module).__name__:
         return None
-    weight = getattr(norm, "w", getattr(norm, "weight", None))
+    parameter = next(block.parameters())
+    weight = getattr(module, "w", getattr(module, "weight", None))
     if weight is None:
-        weight = torch.ones(d_model, device=next(block.parameters()).device)
-    eps = getattr(norm, "variance_epsilon", None)
-    if eps is None:
-        eps = getattr(norm, "eps", None)
-    if not isinstance(eps, float):
-        eps = norm.config.eps
-    return RMSNorm(weight.detach(), float(eps))
+        weight = parameter.new_ones(d_model)
+    eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    norm = RMSNorm(weight.detach(), eps if isinstance(eps, float) else module.config.eps)
+    generator = torch.Generator().manual_seed(0)
+    residual = torch.randn(1, 8, d_model, generator=generator).to(parameter.device, parameter.dtype)
+    return norm if _relative_error(norm(residual), module(residual)) < _TOLERANCE[parameter.dtype] else None
 
 
 @torch.no_grad()

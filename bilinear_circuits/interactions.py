@@ -1,5 +1,6 @@
 """Feature interactions: the interaction tensor carried into the dictionaries at the input and output of an MLP."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -40,6 +41,10 @@ class TopInteractions:
 
     def __len__(self) -> int:
         return len(self.weights)
+
+    def __iter__(self) -> Iterator[tuple[int, int, float]]:
+        """Yield (first, second, weight)."""
+        return zip(self.first.tolist(), self.second.tolist(), self.weights.tolist(), strict=True)
 
 
 class FeatureInteractions:

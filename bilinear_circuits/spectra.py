@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -16,22 +17,28 @@ class Spectrum:
     eigenvalues of opposite sign is a product of two different directions.
 
     Attributes:
-        eigenvalues: Signed, sorted by falling magnitude.
+        eigenvalues: Signed, by falling magnitude; they are put in this order if they are not.
         eigenvectors: Orthonormal columns, in the order of the eigenvalues. The sign of a column is arbitrary.
-        frobenius_norm: Frobenius norm of the whole matrix, before any truncation.
+        frobenius_norm: Frobenius norm of the whole matrix, before any truncation; that of the eigenvalues by default.
     """
 
     eigenvalues: Float[Tensor, "*batch k"]
     eigenvectors: Float[Tensor, "*batch d k"]
-    frobenius_norm: Float[Tensor, "*batch"]
+    frobenius_norm: Float[Tensor, "*batch"] = None  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
-        k = self.eigenvalues.shape[-1]
-        if self.eigenvectors.shape[-1] != k:
+        values, vectors = self.eigenvalues, self.eigenvectors
+        if vectors.shape[-1] != values.shape[-1]:
             raise ValueError(
-                f"eigenvectors must have one column per eigenvalue, {k}, got {tuple(self.eigenvectors.shape)}."
+                f"eigenvectors must have one column per eigenvalue, {values.shape[-1]}, got {tuple(vectors.shape)}."
                 " Eigenvectors are columns."
             )
+        order = values.abs().argsort(dim=-1, descending=True, stable=True)
+        columns = order.unsqueeze(-2).expand(vectors.shape)
+        object.__setattr__(self, "eigenvalues", values.gather(-1, order))
+        object.__setattr__(self, "eigenvectors", vectors.gather(-1, columns))
+        if self.frobenius_norm is None:
+            object.__setattr__(self, "frobenius_norm", values.norm(dim=-1))
 
     @classmethod
     def of_dense(cls, dense: Float[Tensor, "*batch d d"], k: int | None = None) -> "Spectrum":
@@ -41,12 +48,9 @@ class Spectrum:
         """
         work = dense if dense.dtype in (torch.float32, torch.float64) else dense.float()
         eigenvalues, eigenvectors = torch.linalg.eigh(work)
-        order = eigenvalues.abs().argsort(dim=-1, descending=True)[..., :k]
-        return cls(
-            eigenvalues.gather(-1, order).to(dense.dtype),
-            eigenvectors.gather(-1, order.unsqueeze(-2).expand(*eigenvectors.shape[:-1], -1)).to(dense.dtype),
-            torch.linalg.matrix_norm(work).to(dense.dtype),
-        )
+        norm = torch.linalg.matrix_norm(work)
+        spectrum = cls(*(part.to(dense.dtype) for part in (eigenvalues, eigenvectors, norm)))
+        return spectrum if k is None else spectrum.truncate(k)
 
     @property
     def dim(self) -> int:
@@ -76,7 +80,9 @@ class Spectrum:
 
     def to_dense(self) -> Float[Tensor, "*batch d d"]:
         """Reconstruct V diag(lambda) V^T."""
-        return (self.eigenvectors * self.eigenvalues.unsqueeze(-2)) @ self.eigenvectors.mT
+        return einsum(
+            self.eigenvectors, self.eigenvalues, self.eigenvectors, "... row k, ... k, ... column k -> ... row column"
+        )
 
     def effective_rank(self) -> Float[Tensor, "*batch"]:
         """Exponential of the entropy of |lambda| / sum |lambda| over the eigenvalues held (Roy and Vetterli 2007)."""

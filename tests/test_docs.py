@@ -7,6 +7,8 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
+DOCUMENTS = ["README.md", "configs/README.md"]
+DOCUMENTS += sorted(str(path.relative_to(ROOT)) for path in (ROOT / "bilinear_circuits/zoo").rglob("README.md"))
 README = (ROOT / "README.md").read_text()
 
 
@@ -53,7 +55,7 @@ def test_every_query_in_configs_is_a_valid_query():
         assert file.name in (ROOT / "configs/README.md").read_text()
 
 
-@pytest.mark.parametrize("document", ["README.md", "configs/README.md", "bilinear_circuits/zoo/README.md"])
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_local_links_lead_somewhere(document):
     path = ROOT / document
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", path.read_text()):

@@ -207,11 +207,19 @@ def test_bfloat16_is_accepted():
     assert mlp.to(torch.float32).tensor.W_gate.dtype == torch.float32
 
 
-def test_a_negative_layer_counts_from_the_end(models):
-    assert BilinearMLP.from_model(models["llama"], -1).layer == 2
+def test_a_norm_that_adds_one_to_its_weight_is_not_read_as_an_rms_norm():
+    from transformers import GemmaConfig, GemmaForCausalLM
+
+    config = GemmaConfig(
+        hidden_act="linear", hidden_size=12, intermediate_size=14, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1, head_dim=6, vocab_size=50, pad_token_id=0,
+    )  # fmt: skip
+    mlp = BilinearMLP.from_model(GemmaForCausalLM(config).eval(), 0)
+    assert mlp.probe_error < 1e-4
+    assert mlp.norm is None
 
 
-@pytest.mark.parametrize("layer", [3, -4])
+@pytest.mark.parametrize("layer", [3, -1])
 def test_a_layer_out_of_range_is_refused(models, layer):
     with refused(ValueError, rf"layer must be between 0 and 2 \(n_layers=3\), got {layer}"):
         BilinearMLP.from_model(models["llama"], layer)

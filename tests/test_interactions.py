@@ -162,3 +162,9 @@ def test_features_out_of_range_are_refused(method, feature):
 def test_at_least_one_interaction_must_be_asked_for():
     with refused(ValueError, "k must be at least 1, got 0"):
         random_interactions()[0].top(0, 0)
+
+
+def test_the_largest_interactions_can_be_iterated():
+    top = random_interactions()[0].top(3, 4)
+    assert list(top) == list(zip(top.first.tolist(), top.second.tolist(), top.weights.tolist(), strict=True))
+    assert len(list(top)) == len(top) == 4

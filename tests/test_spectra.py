@@ -122,3 +122,11 @@ def test_half_precision_goes_in_and_comes_out(dtype):
     spectrum = Spectrum.of_dense(symmetric(4, dtype=dtype))
     assert {spectrum.eigenvalues.dtype, spectrum.eigenvectors.dtype, spectrum.frobenius_norm.dtype} == {dtype}
     assert_near(spectrum.to_dense().double(), symmetric(4), tolerance=0.05)
+
+
+def test_two_arguments_are_enough_and_are_put_in_order():
+    vectors = torch.eye(3, dtype=torch.float64)
+    spectrum = Spectrum(torch.tensor([1.0, -3.0, 2.0], dtype=torch.float64), vectors)
+    assert spectrum.eigenvalues.tolist() == [-3, 2, 1]
+    torch.testing.assert_close(spectrum.to_dense(), torch.diag(torch.tensor([1.0, -3.0, 2.0], dtype=torch.float64)))
+    assert spectrum.frobenius_norm.item() == pytest.approx(14**0.5)

@@ -52,7 +52,7 @@ def run(arguments: Arguments) -> None:
     top = interactions[0].top(arguments.feature, arguments.k)
     print(describe(profile))
     print("\nlargest interactions in the weights (coefficient of z_a z_b):")
-    for first, second, weight in zip(top.first.tolist(), top.second.tolist(), top.weights.tolist(), strict=True):
+    for first, second, weight in top:
         names = [input_label(activity, one, model.tokenizer) for one in dict.fromkeys((first, second))]
         print(f"  {weight:+.4f}  {first:>5} x {second:<5}  {'   x   '.join(names)}")
     if arguments.out is not None:
