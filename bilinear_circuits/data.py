@@ -1,45 +1,204 @@
-"""Stories from a text file or the Hugging Face Hub, and their tokens."""
+"""Stories from a file or the Hugging Face Hub: read, cleaned, split into training and validation, and as token rows.
 
-from collections.abc import Sequence
+1. `read_stories` reads texts; `clean_stories` normalises them, drops corrupt ones and duplicates, and counts both.
+2. `split_stories` sends a story to training or validation by a hash of its text alone.
+3. `StoryRows` are rows for training, full of tokens; `tokenize_stories` are rows for analyses, one story each.
+"""
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Integer
 from torch import Tensor
+from torch.utils.data import Dataset
 
 STORY_END = "<|endoftext|>"
+PLAIN_SIGNS: Mapping[str, str] = {'"': "“”„«»", "'": "‘’`´", "-": "–—", "...": "…"}
+"""Signs as the models know them, and the typographic ones each stands for."""
+
+_TO_PLAIN = str.maketrans({sign: plain for plain, signs in PLAIN_SIGNS.items() for sign in signs})
+_INVISIBLE = ("Mn", "Mc", "Me", "Cf")  # Unicode categories: accents and other marks, and format characters
 _FILE_SUFFIXES = (".txt", ".json", ".jsonl", ".parquet", ".csv", ".gz")
+_RECORDS = {".parquet": "parquet", ".json": "json", ".jsonl": "json"}
+_BATCH = 1000  # texts read or tokenized at once
+# UTF-8 read as Latin-1 or Windows-1252 gives the first two; the rest no text holds: control characters except white
+# space, halves of surrogate pairs, the replacement character.
+_MOJIBAKE = re.compile("â€|[ÂÃ][\xa0-\xbf]|[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff\ufffd]")
 
 
-def read_stories(corpus: str | Path, limit: int | None = None) -> list[str]:
-    """Stories of a text file, each ended by a line `<|endoftext|>`, or of the training split of a Hub dataset.
+def read_stories(corpus: str | Path, limit: int | None = None, column: str = "text") -> list[str]:
+    """Stories of a file or of the training split of a Hub dataset, stripped of outer white space, without empty ones.
+
+    A file ending in .parquet, .json or .jsonl holds records; any other is text, each story ended by `<|endoftext|>`.
+    Files are read only as far as the limit.
 
     Args:
-        corpus: Path of a text file, or a Hub id such as "roneneldan/TinyStories", read with `datasets`.
+        corpus: Path of a file, or a Hub id such as "roneneldan/TinyStories", read with `datasets`.
         limit: Read at most this many.
+        column: Where records hold the text.
 
     Raises:
         FileNotFoundError: If the corpus is no file, and is not written like a Hub id (owner/name).
-        ValueError: If it holds no story, or `limit` is not positive.
+        ValueError: If it holds no story, its records have no such column or no text there, or `limit` is not positive.
     """
     if limit is not None and limit < 1:
         raise ValueError(f"limit must be at least 1, got {limit}.")
     path = Path(corpus)
-    if path.is_file():
-        pieces = (piece.strip() for piece in path.read_text(encoding="utf-8").split(STORY_END))
-        stories = [piece for piece in pieces if piece][:limit]
-    elif len(path.parts) == 2 and not path.is_absolute() and path.suffix not in _FILE_SUFFIXES:
-        from datasets import load_dataset
-
-        split = "train" if limit is None else f"train[:{limit}]"
-        stories = list(load_dataset(str(corpus), split=split)["text"])
+    if path.is_file() and path.suffix not in _RECORDS:
+        texts = _file_texts(path)
+    elif path.is_file() or (len(path.parts) == 2 and not path.is_absolute() and path.suffix not in _FILE_SUFFIXES):
+        texts = _record_texts(corpus, column)
     else:
         raise FileNotFoundError(f"corpus must be a text file or a Hub id (owner/name), got {corpus}: no such file.")
+    stories = list(islice((story for text in texts if (story := text.strip())), limit))
     if not stories:
         raise ValueError(f"corpus must hold at least one story, got none in {corpus}.")
     return stories
+
+
+def _file_texts(path: Path) -> Iterator[str]:
+    """Texts between the ends of stories."""
+    with path.open(encoding="utf-8") as lines:
+        pieces: list[str] = []
+        for line in lines:
+            *ended, rest = line.split(STORY_END)
+            for piece in ended:
+                yield "".join((*pieces, piece))
+                pieces = []
+            pieces.append(rest)
+        yield "".join(pieces)
+
+
+def _record_texts(corpus: str | Path, column: str) -> Iterator[str]:
+    """Texts of one column of a dataset; a record without one counts as empty."""
+    from datasets import load_dataset
+
+    kind = _RECORDS.get(Path(corpus).suffix)
+    if kind is None:
+        records = load_dataset(str(corpus), split="train")
+    else:  # streamed, so that no copy of the file is written
+        records = load_dataset(kind, data_files=str(corpus), split="train", streaming=True)
+    for batch in records.iter(batch_size=_BATCH):
+        if column not in batch:
+            raise ValueError(f"column must be one of {sorted(batch)}, the columns of {corpus}, got {column!r}.")
+        for text in batch[column]:
+            if not isinstance(text, str | None):
+                raise ValueError(f"column must hold texts, got {type(text).__name__} in {column!r} of {corpus}.")
+            yield text or ""
+
+
+def normalise(text: str) -> str:
+    r"""Plain quotes, dashes and dots, no accents or invisible characters, single spaces; case is kept.
+
+    Compatibility forms are made plain (NFKD), marks dropped, the rest composed again (NFC).
+
+    Example:
+        >>> normalise("“Café…”  she\n said")
+        '"Cafe..." she said'
+    """
+    text = text.translate(_TO_PLAIN)  # first: NFKD would take an acute accent used as an apostrophe apart
+    if not text.isascii():
+        letters = unicodedata.normalize("NFKD", text)
+        visible = "".join(letter for letter in letters if unicodedata.category(letter) not in _INVISIBLE)
+        text = unicodedata.normalize("NFC", visible.translate(_TO_PLAIN))  # again: NFKD makes dashes of small dashes
+    return " ".join(text.split())
+
+
+@dataclass(frozen=True, eq=False)
+class CleanStories:
+    """Normalised stories without corrupt ones and duplicates, and how many of each there were.
+
+    Attributes:
+        stories: Kept stories, normalised, in the order read.
+        n_read: Stories given.
+        n_corrupt: Left out as corrupt.
+        n_duplicates: Left out because an earlier story is the same.
+    """
+
+    stories: list[str]
+    n_read: int
+    n_corrupt: int
+    n_duplicates: int
+
+    @property
+    def n_kept(self) -> int:
+        """Stories left: read less corrupt less duplicates."""
+        return len(self.stories)
+
+
+def clean_stories(stories: Iterable[str], min_words: int = 10) -> CleanStories:
+    """Normalise stories, and drop the corrupt ones and all but the first of those that are the same.
+
+    A story is corrupt if it has fewer than `min_words` words, holds replacement or control characters or UTF-8 read as
+    another encoding ("â€™"), or if less than half of it is letters. An end without punctuation does not make it so.
+    Stories are the same if they are equal once normalised, case aside: the models' tokens have no case.
+
+    Raises:
+        ValueError: If `min_words` is not positive.
+    """
+    if min_words < 1:
+        raise ValueError(f"min_words must be at least 1, got {min_words}.")
+    kept: dict[bytes, str] = {}
+    n_read = n_corrupt = 0
+    for raw in stories:
+        n_read += 1
+        story = normalise(raw)
+        letters = sum(map(str.isalpha, story))
+        if _MOJIBAKE.search(raw) or len(story.split()) < min_words or 2 * letters < len(story):
+            n_corrupt += 1
+        else:
+            kept.setdefault(_digest(story), story)
+    return CleanStories(list(kept.values()), n_read, n_corrupt, n_read - n_corrupt - len(kept))
+
+
+def _digest(normalised: str, key: str = "") -> bytes:
+    """Hash of a story, case aside; another key gives an unrelated hash."""
+    text = f"{key}\n{normalised.casefold()}"
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]
+
+
+def split_stories(
+    stories: Sequence[str], valid_share: float | None = None, n_valid: int | None = None, seed: int = 0
+) -> tuple[list[str], list[str]]:
+    """Stories for training and for validation, each in the order given.
+
+    Validation takes the stories whose hash, of the seed and the normalised text, case aside, is lowest. So duplicates
+    land on one side, and adding stories moves no other: none by share, and by number none from training to validation.
+
+    Args:
+        stories: Texts.
+        valid_share: Expected share of them for validation; the share found differs by chance.
+        n_valid: Number of different stories for validation, instead of a share.
+        seed: Another seed gives another split.
+
+    Raises:
+        ValueError: If not one of `valid_share` and `n_valid` is given, or one side is left without a story.
+    """
+    if (valid_share is None) == (n_valid is None):
+        raise ValueError(f"valid_share or n_valid must be given, and one alone, got {valid_share} and {n_valid}.")
+    draws = [int.from_bytes(_digest(normalise(story), key=str(seed))) for story in stories]
+    if n_valid is not None:
+        ordered = sorted(set(draws))
+        if not 0 < n_valid < len(ordered):
+            raise ValueError(f"n_valid must be between 1 and {len(ordered) - 1}, to leave a story, got {n_valid}.")
+        bound: float = ordered[n_valid]
+    else:
+        bound = (valid_share or 0) * 2**128
+    sides: tuple[list[str], list[str]] = ([], [])
+    for story, draw in zip(stories, draws, strict=True):
+        sides[draw < bound].append(story)
+    if not all(sides):
+        raise ValueError(f"valid_share must leave stories on both sides, got {valid_share} of {len(stories)} stories.")
+    return sides
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,3 +242,57 @@ def tokenize_stories(stories: Sequence[str], tokenizer: Any, context: int) -> St
         ids[index, 1 : len(row) + 1] = torch.tensor(row, dtype=torch.long)
         mask[index, 1 : len(row) + 1] = True
     return StoryTokens(ids, mask)
+
+
+class StoryRows(Dataset[dict[str, Tensor]]):
+    """Rows of exactly `context` tokens for training, one starting at each story.
+
+    The stream is [BOS] story [EOS] [BOS] story [EOS] ... Row i is the `context` tokens from the [BOS] of story i: it
+    runs on into the stories that follow, and from the last into the first, so that every story has a full row. An item
+    is {"input_ids", "labels"}, both the same tokens, as Hugging Face models shift the labels themselves.
+
+    Attributes:
+        stream: Token ids of all stories, 2 bytes each, or 4 where the vocabulary needs them.
+        starts: Position of each story's [BOS].
+        context: Tokens per row.
+    """
+
+    def __init__(self, stories: Iterable[str], tokenizer: Any, context: int) -> None:
+        """Tokenize the stories, in batches: they need not be in memory at once.
+
+        Raises:
+            ValueError: If there is no story, `context` is below 2, or the tokenizer lacks a [BOS] or [EOS] token.
+        """
+        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        if context < 2:
+            raise ValueError(f"context must be at least 2, got {context}. A row predicts each token but its first.")
+        if bos is None or eos is None:
+            raise ValueError(f"tokenizer must have a bos_token and an eos_token, got ids {bos} and {eos}.")
+        dtype = "<u2" if len(tokenizer) <= 2**16 else "<i4"  # little-endian, so that hashes agree on any machine
+        texts = iter(stories)
+        batches, lengths = [np.empty(0, dtype)], [0]
+        while batch := list(islice(texts, _BATCH)):
+            rows = tokenizer(batch, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+            batches.append(np.array([token for row in rows for token in (bos, *row, eos)], dtype))
+            lengths += [len(row) + 2 for row in rows]
+        if len(lengths) == 1:
+            raise ValueError("stories must hold at least one text, got none.")
+        self.stream: Integer[np.ndarray, " n_tokens"] = np.concatenate(batches)
+        self.starts: Int[np.ndarray, " n_stories"] = np.cumsum(lengths)[:-1]
+        self.context = context
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def __getitem__(self, index: int) -> dict[str, Int[Tensor, " context"]]:
+        """One row; a negative index counts from the end."""
+        positions = np.arange(self.context) + self.starts[index]
+        row = torch.from_numpy(self.stream.take(positions, mode="wrap").astype(np.int64))
+        return {"input_ids": row, "labels": row.clone()}
+
+    @cached_property
+    def data_hash(self) -> str:
+        """SHA-256 of the stream and the context, to record which data a model saw."""
+        digest = hashlib.sha256(self.stream.data)
+        digest.update(str(self.context).encode())
+        return digest.hexdigest()

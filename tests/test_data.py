@@ -1,8 +1,20 @@
+import json
+import random
+import sys
+
+import numpy as np
 import pytest
 import torch
 from helpers import refused, tiny_tokenizer
 
-from bilinear_circuits.data import read_stories, tokenize_stories
+from bilinear_circuits.data import (
+    StoryRows,
+    clean_stories,
+    normalise,
+    read_stories,
+    split_stories,
+    tokenize_stories,
+)
 
 STORIES = ["the cat sat", "a dog", "the big dog ran on the small mat"]
 
@@ -38,19 +50,176 @@ def test_a_corpus_without_stories_is_refused(tmp_path):
         read_stories(tmp_path / "empty.txt")
 
 
-def test_a_hub_id_is_read_with_datasets(monkeypatch):
+def write_records(path, records):
+    """The records as JSON lines or parquet, by the name's ending."""
+    if path.suffix == ".parquet":
+        import pyarrow
+        from pyarrow import parquet
+
+        parquet.write_table(pyarrow.Table.from_pylist(records), path)
+    else:
+        path.write_text("".join(f"{json.dumps(record)}\n" for record in records), encoding="utf-8")
+    return path
+
+
+def test_the_end_of_a_story_may_stand_in_a_line(tmp_path):
+    path = tmp_path / "stories.txt"
+    path.write_text("one<|endoftext|>two\nlines<|endoftext|><|endoftext|>three", encoding="utf-8")
+    assert read_stories(path) == ["one", "two\nlines", "three"]
+
+
+@pytest.mark.parametrize("name", ["stories.jsonl", "stories.json", "stories.parquet"])
+def test_records_hold_stories_in_a_column(tmp_path, name):
+    records = [{"text": story, "n": i} for i, story in enumerate([" the cât\nsat ", "", None, "a dog", "ran"])]
+    path = write_records(tmp_path / name, records)
+    assert read_stories(path) == ["the cât\nsat", "a dog", "ran"]
+    assert read_stories(str(path), limit=2) == ["the cât\nsat", "a dog"]
+
+
+def test_another_column_can_be_read(tmp_path):
+    path = write_records(tmp_path / "stories.jsonl", [{"text": "no", "story": "yes"}])
+    assert read_stories(path, column="story") == ["yes"]
+
+
+@pytest.mark.parametrize("name", ["stories.jsonl", "stories.parquet"])
+def test_a_missing_column_names_those_found(tmp_path, name):
+    path = write_records(tmp_path / name, [{"story": "the cat", "n": 1}])
+    with refused(ValueError, r"column must be one of \['n', 'story'\], the columns of .*stories.*, got 'text'\."):
+        read_stories(path)
+    with refused(ValueError, r"column must hold texts, got int in 'n' of .*stories"):
+        read_stories(path, column="n")
+
+
+def test_a_hub_id_is_read_with_datasets(tmp_path, monkeypatch):
+    # A folder called owner/name is read as the Hub's repository of that name is, without the Hub.
     import datasets
 
-    asked = []
-
-    def load_dataset(name, split):
-        asked.append((name, split))
-        return {"text": iter(STORIES)}
-
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    assert read_stories("owner/name", limit=5) == STORIES
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    write_records(tmp_path / "owner" / "name" / "train.parquet", [{"text": story} for story in STORIES])
+    write_records(tmp_path / "owner" / "name" / "validation.parquet", [{"text": "not this"}])
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
     assert read_stories("owner/name") == STORIES
-    assert asked == [("owner/name", "train[:5]"), ("owner/name", "train")]
+    assert read_stories("owner/name", limit=2) == STORIES[:2]
+    with refused(ValueError, r"column must be one of \['text'\], the columns of owner/name, got 'story'"):
+        read_stories("owner/name", column="story")
+
+
+@pytest.mark.parametrize(
+    ("raw", "plain"),
+    [
+        ("“Hi”, she said – „no“ «yes»…", '"Hi", she said - "no" "yes"...'),
+        ("It’s Tom`s and Ann´s", "It's Tom's and Ann's"),
+        ("Zoë’s  café\n\n had\tpiñatas \u00a0", "Zoe's cafe had pinatas"),
+        ("e\u0301 \ufb01n \uff21 \ufe58", "e fin A -"),  # combining accent, ligature, wide letter, small em dash
+        ("zero\u200bwidth and soft\u00adhyphen", "zerowidth and softhyphen"),
+        ("한 CASE stays", "한 CASE stays"),
+        ("", ""),
+    ],
+)
+def test_text_is_made_plain(raw, plain):
+    assert normalise(raw) == plain
+
+
+def test_plain_text_is_left_alone():
+    everything = "".join(map(chr, range(sys.maxunicode + 1)))
+    once = normalise(everything)
+    assert normalise(once) == once
+    shuffled = "".join(random.Random(0).sample(everything, 20_000))
+    assert normalise(normalise(shuffled)) == normalise(shuffled)
+
+
+LONG = "Once there was a big red dog who ran all day"
+
+
+def test_cleaning_counts_what_it_leaves_out():
+    stories = [
+        LONG,
+        "one two",  # too short
+        LONG.replace("dog", "cat") + ".",
+        f"  {LONG.upper()}\n",  # the first again
+        f"{LONG} and saidâ€™ so",  # UTF-8 read as Windows-1252
+        f"{LONG} cafÃ© dog",
+        f"{LONG} \ufffd dog",
+        f"{LONG} \ud83d dog",
+        f"{LONG} \x93hi\x94 dog",
+        "1 2 3 4 5 6 7 8 9 10 11 12 dogs",  # hardly a letter
+        LONG.replace("dog", "dóg"),  # the first again
+    ]
+    cleaned = clean_stories(stories)
+    assert cleaned.stories == [LONG, LONG.replace("dog", "cat") + "."]
+    assert (cleaned.n_read, cleaned.n_corrupt, cleaned.n_duplicates, cleaned.n_kept) == (11, 7, 2, 2)
+
+
+@pytest.mark.parametrize("end", ["", ",", ' "', " —", " SÃO Âme", " it’s 5 o’clock", "\n\ncafé\x85 naïve 😀"])
+def test_odd_but_sound_stories_are_kept(end):
+    assert clean_stories([LONG + end]).stories == [normalise(LONG + end)]
+
+
+def test_half_of_a_story_must_be_letters():
+    assert clean_stories(["abc 12", "abc 123", "abc"], min_words=1).stories == ["abc 12", "abc"]
+
+
+def test_the_shortest_story_can_be_chosen():
+    assert clean_stories(STORIES, min_words=3).stories == ["the cat sat", "the big dog ran on the small mat"]
+    assert clean_stories(STORIES, min_words=2).n_kept == 3
+    assert clean_stories([]).n_read == 0
+    with refused(ValueError, r"min_words must be at least 1, got 0\."):
+        clean_stories(STORIES, min_words=0)
+
+
+def many(n):
+    return [f"Story {i} of the “dóg”" for i in range(n)]
+
+
+def test_a_split_keeps_every_story_and_its_order():
+    train, valid = split_stories(many(2000), valid_share=0.1)
+    assert sorted(train + valid) == sorted(many(2000))
+    assert train == [story for story in many(2000) if story in set(train)]
+    assert 140 < len(valid) < 260  # 200 expected, standard deviation 13.4
+
+
+def test_no_duplicate_crosses_the_split():
+    stories = many(300) + [f"  {normalise(story).upper()}" for story in many(300)]
+    for arguments in ({"valid_share": 0.3}, {"n_valid": 100}):
+        train, valid = split_stories(stories, **arguments)
+        assert len(train) + len(valid) == 600
+        assert {normalise(story).lower() for story in train}.isdisjoint(normalise(story).lower() for story in valid)
+
+
+def test_adding_stories_moves_no_other():
+    train, valid = map(set, split_stories(many(500), valid_share=0.2))
+    more_train, more_valid = map(set, split_stories(many(1500)[::-1], valid_share=0.2))
+    assert train < more_train
+    assert valid < more_valid
+
+
+def test_a_number_of_stories_can_be_held_out():
+    stories = many(500)
+    train, valid = split_stories(stories, n_valid=50)
+    assert (len(train), len(valid)) == (450, 50)
+    assert set(split_stories(stories, n_valid=20)[1]) < set(valid)
+    assert set(train) < set(split_stories(many(520), n_valid=50)[0])  # none of them is held out now
+    assert len(split_stories(stories + stories, n_valid=50)[1]) == 100  # different stories count once
+
+
+def test_the_seed_chooses_the_split():
+    first, again, other = (split_stories(many(500), n_valid=50, seed=seed)[1] for seed in (0, 0, 1))
+    assert first == again
+    assert len(set(first) & set(other)) < 20  # 5 expected
+
+
+def test_a_split_without_two_sides_is_refused():
+    with refused(ValueError, "valid_share must leave stories on both sides, got 1e-09 of 3 stories"):
+        split_stories(STORIES, valid_share=1e-9)
+    with refused(ValueError, r"valid_share must leave stories on both sides, got 1.5 of 3 stories"):
+        split_stories(STORIES, valid_share=1.5)
+    for n_valid in (0, 3):
+        with refused(ValueError, rf"n_valid must be between 1 and 2, to leave a story, got {n_valid}\."):
+            split_stories(STORIES, n_valid=n_valid)
+    for arguments in ({}, {"valid_share": 0.1, "n_valid": 5}):
+        with refused(ValueError, "valid_share or n_valid must be given, and one alone, got"):
+            split_stories(STORIES, **arguments)
 
 
 def test_rows_start_with_bos_and_are_padded_on_the_right():
@@ -91,3 +260,91 @@ def test_a_tokenizer_without_either_is_refused():
     tokenizer.bos_token = tokenizer.eos_token = None
     with refused(ValueError, "tokenizer must have a bos_token or an eos_token"):
         tokenize_stories(STORIES, tokenizer, context=16)
+
+
+def ids_of(rows):
+    return [item["input_ids"].tolist() for item in (rows[i] for i in range(len(rows)))]
+
+
+def test_rows_start_at_stories_and_run_on():
+    # [BOS] 1, [EOS] 2, the 4, a 5, cat 6, dog 7, sat 8: the stream is 1 4 6 8 2, 1 5 7 2.
+    rows = StoryRows(STORIES[:2], tiny_tokenizer(), context=6)
+    assert ids_of(rows) == [[1, 4, 6, 8, 2, 1], [1, 5, 7, 2, 1, 4]]
+    assert rows.stream.tolist() == [1, 4, 6, 8, 2, 1, 5, 7, 2]
+    assert rows.starts.tolist() == [0, 5]
+    assert rows[-1]["input_ids"].tolist() == [1, 5, 7, 2, 1, 4]
+
+
+def test_rows_longer_than_all_stories_wrap_around_again():
+    rows = StoryRows(["a dog"], tiny_tokenizer(), context=10)
+    assert ids_of(rows) == [[1, 5, 7, 2, 1, 5, 7, 2, 1, 5]]
+
+
+def test_labels_are_the_tokens_and_a_copy():
+    item = StoryRows(STORIES, tiny_tokenizer(), context=6)[0]
+    assert item["input_ids"].dtype == item["labels"].dtype == torch.long
+    assert item["labels"].tolist() == item["input_ids"].tolist()
+    item["labels"][0] = -100
+    assert item["input_ids"][0] == 1
+
+
+def test_rows_past_the_last_are_refused():
+    rows = StoryRows(STORIES, tiny_tokenizer(), context=6)
+    assert len(rows) == len(list(rows)) == 3
+    with pytest.raises(IndexError):
+        rows[3]
+
+
+def test_stories_are_tokenized_in_batches_from_any_source():
+    stories = [STORIES[i % 3] for i in range(2500)]
+    rows = StoryRows((story for story in stories), tiny_tokenizer(), context=4)
+    assert len(rows) == 2500
+    assert ids_of(rows)[2495:2498] == [ids_of(rows)[i] for i in (2, 0, 1)]
+    assert rows.data_hash == StoryRows(stories, tiny_tokenizer(), context=4).data_hash
+
+
+def test_a_token_takes_two_bytes_unless_the_vocabulary_is_large():
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    def rows(n):
+        words = {"[BOS]": 0, "[EOS]": 1} | {f"w{i}": i for i in range(2, n)}
+        tokenizer = Tokenizer(models.WordLevel(words, unk_token="w2"))
+        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="[BOS]", eos_token="[EOS]")
+        return StoryRows([f"w2 w{n - 1}"], fast, context=4)
+
+    assert rows(2**16).stream.dtype == np.uint16
+    assert ids_of(rows(2**16)) == [[0, 2, 2**16 - 1, 1]]
+    assert rows(2**16 + 1).stream.dtype == np.int32
+    assert ids_of(rows(2**16 + 1)) == [[0, 2, 2**16, 1]]
+
+
+def test_the_hash_is_of_tokens_and_context():
+    def hashed(stories, context=6):
+        return StoryRows(stories, tiny_tokenizer(), context).data_hash
+
+    # sha256 of 1 4 6 8 2 as little-endian 16-bit numbers, then "6"
+    assert hashed(STORIES[:1]) == "b7bbad1e03c82e29d53cec3f6902ac575a74a6b01d36840297e9eabc4da9fbe2"
+    assert len({hashed(STORIES), hashed(STORIES[::-1]), hashed(STORIES[:2]), hashed(STORIES, 7)}) == 4
+
+
+def test_a_model_trains_on_rows():
+    from helpers import tiny_llama
+    from torch.utils.data import DataLoader
+
+    rows = StoryRows(STORIES, tiny_tokenizer(), context=8)
+    (batch,) = DataLoader(rows, batch_size=3)
+    assert batch["input_ids"].shape == batch["labels"].shape == (3, 8)
+    assert tiny_llama()(**batch).loss.isfinite()
+
+
+def test_rows_refuse_what_they_cannot_use():
+    tokenizer = tiny_tokenizer()
+    with refused(ValueError, r"stories must hold at least one text, got none\."):
+        StoryRows([], tokenizer, context=6)
+    with refused(ValueError, r"context must be at least 2, got 1\."):
+        StoryRows(STORIES, tokenizer, context=1)
+    tokenizer.eos_token = None
+    with refused(ValueError, r"tokenizer must have a bos_token and an eos_token, got ids 1 and None\."):
+        StoryRows(STORIES, tokenizer, context=6)

@@ -1,0 +1,243 @@
+"""Training on the Hugging Face Trainer: what is saved, how a run resumes, how it stops."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from helpers import refused
+from planted import random_stories, word_tokenizer
+
+from bilinear_circuits.data import StoryRows
+from bilinear_circuits.llama import ModelSettings, build_model, dropout_on_outputs
+from bilinear_circuits.training import NonFiniteLossError, OptimSettings, evaluations, latest_checkpoint, train_model
+
+ROOT = Path(__file__).parents[1]
+SHAPE = {"d_model": 16, "n_layers": 2, "n_heads": 2, "d_mlp": 24, "context": 16}
+OPTIM = {"epochs": 3, "batch_rows": 8, "lr": 0.01, "dropout": 0.1, "evaluations": 4}
+
+
+def tiny(seed=0, **change):
+    return build_model(ModelSettings(**(SHAPE | change)), word_tokenizer(), seed)
+
+
+def rows(n, seed):
+    return StoryRows(random_stories(n, seed), word_tokenizer(), SHAPE["context"])
+
+
+def test_a_bilinear_model_is_a_stock_llama_without_biases():
+    model = tiny()
+    assert model.config.hidden_act == "linear"
+    assert not any("bias" in name for name, _ in model.named_parameters())
+    assert model.lm_head.weight.data_ptr() != model.model.embed_tokens.weight.data_ptr()
+    assert {module.__class__.__module__.split(".")[0] for module in model.modules()} <= {"transformers", "torch"}
+
+
+def test_the_seed_makes_the_weights():
+    first, again, other = (tiny(seed).lm_head.weight for seed in (0, 0, 1))
+    torch.testing.assert_close(first, again)
+    assert not torch.equal(first, other)
+
+
+@pytest.mark.parametrize("act", ["silu", "gelu", "relu", "solu"])
+def test_other_activations_are_there_for_comparison(act):
+    model = tiny(hidden_act=act)
+    x = torch.randn(3, 24, generator=torch.Generator().manual_seed(0))
+    functions = torch.nn.functional
+    expected = {
+        "silu": functions.silu(x), "gelu": functions.gelu(x), "relu": x.relu(), "solu": x * x.softmax(-1),
+    }  # fmt: skip
+    torch.testing.assert_close(model.model.layers[0].mlp.act_fn(x), expected[act])
+
+
+def test_dropout_acts_in_training_only_and_leaves_no_trace():
+    model, ids = tiny(), torch.randint(20, (2, 9))
+    before, keys = model(ids).logits, set(model.state_dict())
+    with dropout_on_outputs(model, 0.5):
+        assert set(model.state_dict()) == keys
+        torch.testing.assert_close(model.eval()(ids).logits, before)
+        assert not torch.allclose(model.train()(ids).logits, before)
+    torch.testing.assert_close(model(ids).logits, before)
+
+
+def test_dropout_falls_on_the_embedding_and_on_what_attention_and_mlp_write():
+    model, seen = tiny().train(), {}
+    parts = {"embedding": model.model.embed_tokens}
+    for index, block in enumerate(model.model.layers):
+        parts |= {f"attention {index}": block.self_attn, f"mlp {index}": block.mlp}
+    with dropout_on_outputs(model, 0.5):
+        for name, part in parts.items():
+            # Registered later, so it sees what the dropout left.
+            part.register_forward_hook(
+                lambda module, args, out, name=name: seen.update({name: out if torch.is_tensor(out) else out[0]})
+            )
+        model(torch.randint(20, (4, 16)))
+    for name in parts:
+        zeros = (seen[name] == 0).float().mean().item()
+        assert 0.4 < zeros < 0.6, name
+
+
+def test_training_lowers_the_loss_and_keeps_the_best_weights(tmp_path):
+    model, valid = tiny(), rows(40, seed=1)
+    result = train_model(model, rows(100, seed=0), valid, OptimSettings(**OPTIM), tmp_path, device="cpu")
+    losses = [entry["valid_loss"] for entry in result.log]
+    assert result.valid_loss == min(losses) < losses[0] < math.log(20)
+    assert result.steps == 3 * (100 // 8)
+    assert result.tokens == result.steps * 8 * 16
+    with torch.no_grad():
+        batch = torch.stack([row["input_ids"] for row in valid])
+        loss = model.eval()(batch, labels=batch).loss.item()
+    assert loss == pytest.approx(result.valid_loss, rel=1e-4)
+    lines = (tmp_path / "log.csv").read_text().splitlines()
+    assert lines[0] == "step,epoch,train_loss,valid_loss"
+    assert len(lines) == len(result.log) + 1
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_with_advice(tmp_path):
+    settings = OptimSettings(**OPTIM | {"lr": 1e30, "warmup": 0.0, "dropout": 0.0})
+    with refused(NonFiniteLossError, "must stay finite, got nan at step .*Lower lr"):
+        train_model(tiny(), rows(100, 0), rows(20, 1), settings, tmp_path, device="cpu")
+
+
+def test_an_incomplete_checkpoint_is_removed_and_the_latest_whole_one_found(tmp_path):
+    for step, state in ((4, '{"global_step": 4}'), (8, '{"global_step": 8}'), (12, '{"global_st'), (16, None)):
+        (tmp_path / f"checkpoint-{step}").mkdir()
+        if state is not None:
+            (tmp_path / f"checkpoint-{step}/trainer_state.json").write_text(state)
+    assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-8"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-4", "checkpoint-8"]
+    assert latest_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_every_evaluation_has_the_training_loss_before_it():
+    history = [
+        {"loss": 3.0, "step": 5, "epoch": 0.5}, {"eval_loss": 2.5, "step": 5, "epoch": 0.5},
+        {"loss": 2.0, "step": 9, "epoch": 0.9}, {"eval_loss": 2.2, "step": 10, "epoch": 1.0}, {"train_runtime": 1.0},
+    ]  # fmt: skip
+    assert list(evaluations(history)) == [
+        {"step": 5, "epoch": 0.5, "train_loss": 3.0, "valid_loss": 2.5},
+        {"step": 10, "epoch": 1.0, "train_loss": 2.0, "valid_loss": 2.2},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("settings", "change", "message"),
+    [
+        (ModelSettings, {"d_model": 15}, "d_model must be n_heads times an even number.*d_model=15 and n_heads=2"),
+        (ModelSettings, {"hidden_act": "swiglu"}, "hidden_act must be one of linear, silu.*got 'swiglu'"),
+        (ModelSettings, {"n_layers": 0}, "n_layers must be a number above 0, got 0"),
+        (OptimSettings, {"lr": "fast"}, "lr must be a number above 0, got 'fast'"),
+        (OptimSettings, {"dropout": 1}, "dropout must be at least 0 and below 1, got 1"),
+        (OptimSettings, {"schedule": "steps"}, "schedule must be one of linear, cosine, got 'steps'"),
+        (OptimSettings, {"rows_per_device": 3}, "rows_per_device must divide batch_rows=8, got 3"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(settings, change, message):
+    with refused(ValueError, message):
+        settings(**((SHAPE if settings is ModelSettings else OPTIM) | change))
+
+
+def test_fewer_stories_than_a_batch_are_refused(tmp_path):
+    with refused(ValueError, "batch_rows must be at most the number of stories, 5, got 8"):
+        train_model(tiny(), rows(5, 0), rows(5, 1), OptimSettings(**OPTIM), tmp_path, device="cpu")
+
+
+def recipe(folder, **change):
+    stories = folder / "stories.txt"
+    lines = [f"{story} the cat sat at home and ran ." for story in random_stories(220, length=20)]
+    stories.write_text("\n<|endoftext|>\n".join(lines))
+    content = {"name": "tiny", "corpus": str(stories), "valid_share": 0.2, "vocab_size": 64} | change
+    content |= {"model": SHAPE | {"context": 24}, "optim": OPTIM | {"epochs": 12, "evaluations": 12}}
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def command(*arguments):
+    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, "-m", "bilinear_circuits.cli", "train", *map(str, arguments), "--device", "cpu"]
+    return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+
+
+@pytest.mark.slow
+def test_a_killed_run_continues_as_if_nothing_had_happened(tmp_path):
+    path = recipe(tmp_path)
+    whole = command(path, "--out", tmp_path / "whole")
+    _, stderr = whole.communicate()
+    assert whole.returncode == 0, stderr
+    for kill_after in (3, 6):
+        process = command(path, "--out", tmp_path / "killed")
+        checkpoints = tmp_path / "killed/checkpoints"
+        while process.poll() is None and len(list(checkpoints.glob("checkpoint-*"))) < 1:
+            time.sleep(0.01)
+        time.sleep(kill_after / 10)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+    resumed = command(path, "--out", tmp_path / "killed")
+    _, stderr = resumed.communicate()
+    assert resumed.returncode == 0, stderr
+    logs = [(tmp_path / name / "log.csv").read_text() for name in ("whole", "killed")]
+    expected, got = ([list(map(float, line.split(","))) for line in log.splitlines()[1:]] for log in logs)
+    assert [row[0] for row in got] == [row[0] for row in expected]
+    for mine, theirs in zip(got, expected, strict=True):
+        assert mine == pytest.approx(theirs, rel=1e-4)
+    assert not (tmp_path / "killed/checkpoints").exists()
+
+
+@pytest.mark.slow
+def test_the_folder_of_a_run_is_a_model_that_loads_anywhere_and_is_bilinear(tmp_path):
+    import bilinear_circuits as bc
+
+    process = command(recipe(tmp_path), "--out", tmp_path / "out")
+    stdout, stderr = process.communicate()
+    assert process.returncode == 0, stderr
+    assert stdout.startswith("tiny: validation loss")
+    model = bc.load_model(tmp_path / "out")
+    assert bc.BilinearMLP.from_model(model, 1).probe_error < 1e-4
+    saved = json.loads((tmp_path / "out/training.json").read_text())
+    assert saved["recipe"]["optim"]["beta2"] == 0.95
+    assert saved["result"]["valid_loss"] > 0
+    assert len(saved["data_sha256"]) == 64
+    again = command(recipe(tmp_path), "--out", tmp_path / "out")
+    _, stderr = again.communicate()
+    assert again.returncode == 2
+    assert "out must be a folder without a finished model" in stderr
+
+
+def test_a_folder_with_another_run_is_not_continued(tmp_path):
+    from bilinear_circuits.commands.train import Arguments, run
+
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "run.json").write_text('{"name": "tiny", "seed": 5}')
+    with refused(ValueError, "out holds a run with other settings .*seed"):
+        run(Arguments(recipe=str(recipe(tmp_path)), out=str(out)))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs/train").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_shipped_recipes_are_valid_and_named_after_their_file(path):
+    from bilinear_circuits.commands.train import read_recipe
+
+    assert read_recipe(str(path)).name == path.stem
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"modle": 1}, "got 'modle'. Did you mean model?"),
+        ({"vocab_size": "big"}, "vocab_size of .* must be a whole number, got 'big'"),
+        ({"name": 3}, "name of .* must be a text, got 3"),
+    ],
+)
+def test_a_wrong_recipe_is_refused_by_key(change, message, tmp_path):
+    from bilinear_circuits.commands.train import read_recipe
+
+    with refused(ValueError, message):
+        read_recipe(str(recipe(tmp_path, **change)))
