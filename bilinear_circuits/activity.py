@@ -49,9 +49,9 @@ class ActiveTokens:
         return torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
 
     def sum_over_tokens(self, weight: Float[Tensor, " token"]) -> Float[Tensor, " d_sae"]:
-        """Sum of weight times activation, for each feature."""
+        """Sum of weight times the magnitude of the activation, for each feature."""
         total = torch.zeros(len(self.counts), dtype=torch.double, device=self.value.device)
-        return total.index_add(0, self.feature, (self.value * weight[self.token]).double())
+        return total.index_add(0, self.feature, (self.value.abs() * weight[self.token]).double())
 
 
 @torch.no_grad()
@@ -109,7 +109,7 @@ class LayerActivity:
     @property
     def token_ids(self) -> Int[Tensor, " token"]:
         """Vocabulary id of each flat token."""
-        return self.tokens.ids[self.story, self.position]
+        return self.tokens.ids[self.story, self.position].to(self.x.device)
 
 
 @torch.no_grad()
@@ -119,30 +119,45 @@ def collect_activity(
     """Run a model over stories once and encode both sides of some of its MLPs.
 
     Memory: two (token, d_model) arrays per layer, and the sparse activations.
+
+    Raises:
+        ValueError: If there are no interactions, two of one layer, or an MLP is read elsewhere than at its input.
     """
+    layers = [one.mlp.layer for one in interactions]
+    if not layers or len(set(layers)) < len(layers):
+        raise ValueError(f"interactions must be of one layer or more, each once, got layers {layers}.")
+    for one in interactions:
+        if one.mlp.hook_in != f"blocks.{one.mlp.layer}.mlp.hook_in":
+            raise ValueError(
+                f"interactions must read the MLP at blocks.{one.mlp.layer}.mlp.hook_in, where the model is captured,"
+                f" got {one.mlp.hook_in}."
+            )
     device = model_device(model)
     story, position = tokens.mask.nonzero(as_tuple=True)
     flat = torch.zeros_like(tokens.ids)
     flat[story, position] = torch.arange(len(story))
-    widths = {one.mlp.layer: (one.mlp.tensor.d_in, one.mlp.tensor.d_out) for one in interactions}
     kept = {
-        layer: tuple(torch.empty(len(story), width, device=device) for width in sizes)
-        for layer, sizes in widths.items()
+        one.mlp.layer: tuple(one.mlp.tensor.W_gate.new_empty(len(story), width) for width in _widths(one))
+        for one in interactions
     }
     # Stories of like length together, so that little is spent on padding.
     for rows in progress(tokens.mask.sum(1).argsort().split(_STORIES_PER_BATCH), "run the model"):
         mask = tokens.mask[rows]
-        width = int(mask.any(0).nonzero().max()) + 1
+        width = int(mask.sum(1).max()) + 1  # [BOS] comes first
         mask, target = mask[:, :width], flat[rows][:, :width][mask[:, :width]]
-        for layer, captured in capture_mlp(model, tokens.ids[rows, :width].to(device), list(widths)).items():
+        for layer, captured in capture_mlp(model, tokens.ids[rows, :width].to(device), layers).items():
             for store, values in zip(kept[layer], (captured.x, captured.y), strict=True):
-                store[target] = values[mask].to(store.dtype)
+                store[target] = values[mask].to(store)
     activity = []
     for one in progress(interactions, "encode features"):
         x, y = kept.pop(one.mlp.layer)
         inputs, outputs = active_tokens(one.sae_in, x), active_tokens(one.sae_out, y)
         activity.append(LayerActivity(one, tokens, story, position, x, inputs, outputs))
     return tuple(activity)
+
+
+def _widths(interactions: FeatureInteractions) -> tuple[int, int]:
+    return interactions.mlp.tensor.d_in, interactions.mlp.tensor.d_out
 
 
 def top_token_ids(active: ActiveTokens, token_ids: Int[Tensor, " token"], feature: int, n: int = 3) -> list[int]:
@@ -152,6 +167,7 @@ def top_token_ids(active: ActiveTokens, token_ids: Int[Tensor, " token"], featur
     activation they hold and their share q of all tokens, so that a token common everywhere does not name a feature.
     """
     token, value = active[feature]
+    value = value.abs()
     ids, group = token_ids[token].unique(return_inverse=True)
     share = torch.zeros(len(ids), dtype=torch.double, device=value.device).index_add(0, group, value.double())
     share /= share.sum()

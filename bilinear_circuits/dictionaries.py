@@ -122,20 +122,22 @@ class Dictionary:
             ValueError: If cfg.json is not a SAELens configuration.
         """
         from sae_lens import SAE
-        from safetensors import SafetensorError
 
         folder = Path(path)
         for file in ("cfg.json", "sae_weights.safetensors"):
             if not (folder / file).is_file():
                 raise FileNotFoundError(f"{folder} must be a SAELens folder, but has no {file}.")
         try:
+            # SAELens drops the metadata of a folder that does not name the version that wrote it.
+            config = json.loads((folder / "cfg.json").read_text())
+            hook_name = (config.get("metadata") or {}).get("hook_name") or config.get("hook_name")
             sae = SAE.load_from_disk(folder, device=device, dtype="float32")
-        except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+            dictionary = cls.from_sae(sae, name or folder.name)
+        except UnsupportedSAEError:
+            raise
+        except Exception as error:  # a broken folder fails in as many ways as SAELens has lines
             raise ValueError(f"{folder} must be a SAELens folder that SAELens can load, got: {error!r}.") from error
-        # SAELens drops the metadata of a folder that does not name the version that wrote it.
-        config = json.loads((folder / "cfg.json").read_text())
-        hook_name = config.get("metadata", {}).get("hook_name") or config.get("hook_name")
-        return replace(cls.from_sae(sae, name or folder.name), hook_name=hook_name)
+        return replace(dictionary, hook_name=hook_name)
 
     @property
     def d_in(self) -> int:

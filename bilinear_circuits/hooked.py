@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bilinear_circuits.running import capture_mlp, model_blocks, model_device, vocabulary_size
+from bilinear_circuits.running import capture_mlp, hooked, model_blocks, model_device, vocabulary_size
 from bilinear_circuits.tensor import InteractionTensor
 
 _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -92,17 +92,23 @@ class BilinearMLP:
             raise ValueError(f"layer must be between 0 and {len(blocks) - 1} (n_layers={len(blocks)}), got {layer}.")
         block = blocks[layer]
         tensor = _read_weights(block.mlp, layer)
-        x, y = _probe(model, layer, probe_rows)
+        norm_module = block.ln2 if hasattr(block, "ln2") else getattr(block, "post_attention_layernorm", None)
+        x, y, residual = _probe(model, layer, probe_rows, norm_module)
         error = _relative_error(tensor(x), y)
         if not error < _TOLERANCE[tensor.W_gate.dtype]:
             raise NotBilinearError(_explain(model, layer, tensor, x, y, error))
         hook_in, hook_out = mlp_hook_names(model, layer)
-        norm = _read_norm(block, tensor.d_in)
+        norm = _read_norm(norm_module, residual, x)
         return cls(tensor, layer, hook_in, hook_out, norm, error, _input_aliases(block, layer, norm))
 
     def __call__(self, x: Float[Tensor, "*n d_in"]) -> Float[Tensor, "*n d_model"]:
         """MLP output for activations at `hook_in`."""
         return self.tensor(x)
+
+    @property
+    def reads_residual(self) -> bool:
+        """Whether the tensor reads the residual stream, so that its output lacks the norm's scale."""
+        return self.hook_in == f"blocks.{self.layer}.hook_resid_mid"
 
     @property
     def output_aliases(self) -> tuple[str, ...]:
@@ -197,28 +203,30 @@ def _input_aliases(block: Any, layer: int, norm: RMSNorm | None) -> tuple[str, .
 
 
 @torch.no_grad()
-def _read_norm(block: Any, d_model: int) -> RMSNorm | None:
-    """The RMSNorm in front of the MLP, if the module computes one: some add 1 to their weight, some centre."""
-    module = block.ln2 if hasattr(block, "ln2") else getattr(block, "post_attention_layernorm", None)
-    if module is None or "RMS" not in type(module).__name__:
+def _read_norm(module: Any, residual: Tensor | None, x: Tensor) -> RMSNorm | None:
+    """The RMSNorm in front of the MLP, if it makes the MLP input of the probe batch out of what it reads.
+
+    Some norms add 1 to their weight, centre, or stand elsewhere: those are no RMSNorm in front of the MLP.
+    """
+    if residual is None or "RMS" not in type(module).__name__:
         return None
-    parameter = next(block.parameters())
     weight = getattr(module, "w", getattr(module, "weight", None))
     if weight is None:
-        weight = parameter.new_ones(d_model)
+        weight = x.new_ones(x.shape[-1])
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
     norm = RMSNorm(weight.detach(), eps if isinstance(eps, float) else module.config.eps)
-    generator = torch.Generator().manual_seed(0)
-    residual = torch.randn(1, 8, d_model, generator=generator).to(parameter.device, parameter.dtype)
-    return norm if _relative_error(norm(residual), module(residual)) < _TOLERANCE[parameter.dtype] else None
+    return norm if _relative_error(norm(residual), x) < _TOLERANCE[x.dtype] else None
 
 
 @torch.no_grad()
-def _probe(model: Any, layer: int, n_rows: int) -> tuple[Tensor, Tensor]:
-    """MLP input and output on random tokens, as the model computes them."""
+def _probe(model: Any, layer: int, n_rows: int, norm: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    """MLP input and output on random tokens, as the model computes them, and what the norm module reads."""
     tokens = torch.randint(vocabulary_size(model), (n_rows, 8), generator=torch.Generator().manual_seed(0))
-    captured = capture_mlp(model, tokens.to(model_device(model)), [layer])[layer]
-    return captured.x.flatten(0, -2), captured.y.flatten(0, -2)
+    seen: list[Tensor] = []
+    with hooked([(norm, lambda module, args, output: seen.append(args[0].detach()))] if norm is not None else []):
+        captured = capture_mlp(model, tokens.to(model_device(model)), [layer])[layer]
+    residual = seen[0].flatten(0, -2) if seen else None
+    return captured.x.flatten(0, -2), captured.y.flatten(0, -2), residual
 
 
 def _relative_error(got: Tensor, want: Tensor) -> float:

@@ -70,9 +70,15 @@ class FeatureInteractions:
         All three are brought to the widest dtype among them, on the device of the MLP.
 
         Raises:
-            ValueError: If a dictionary has another width than its side of the MLP, or was trained at another hook.
+            ValueError: If a dictionary has another width than its side of the MLP, or was trained at another hook; if
+                the MLP is read on the residual stream, before the norm.
             UnsupportedSAEError: If an SAE cannot be folded; see `Dictionary.from_sae`.
         """
+        if mlp.reads_residual:
+            raise ValueError(
+                f"mlp must read an activation after the norm, got layer {mlp.layer} on the residual stream, where"
+                " pre-activations would lack the norm's scale. Use the MLP as from_model gives it."
+            )
         sae_in, sae_out = as_dictionary(sae_in), as_dictionary(sae_out)
         _check_fits("sae_in", sae_in, mlp.tensor.d_in, mlp.hook_in, mlp.input_aliases, mlp.layer)
         _check_fits("sae_out", sae_out, mlp.tensor.d_out, mlp.hook_out, mlp.output_aliases, mlp.layer)

@@ -65,7 +65,8 @@ class LowRankCorrelation:
         """
         if rank not in self.ranks:
             raise ValueError(f"rank must be one of those measured, {self.ranks}, got {rank}.")
-        return self.correlation[self.kept, self.ranks.index(rank)]
+        column = self.correlation[:, self.ranks.index(rank)]
+        return column[self.kept & ~column.isnan()]  # NaN too where an activation or a form is constant
 
     def mean(self, rank: int) -> float:
         """Mean correlation over the features kept."""
@@ -116,6 +117,9 @@ def low_rank_correlation(
         ValueError: If a rank or a feature is out of range.
     """
     d_in = interactions.mlp.tensor.d_in
+    if min_active < 1:
+        raise ValueError(f"min_active must be at least 1, got {min_active}: a correlation needs two tokens.")
+    x = x.to(interactions.mlp.tensor.W_gate.dtype)
     ranks = [rank for rank in RANKS if rank < d_in] if ranks is None else ranks
     for rank in ranks:
         if not 1 <= rank <= d_in:

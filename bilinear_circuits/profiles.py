@@ -55,8 +55,9 @@ class FeatureProfile:
         predicted: Rank-2 form at a sample of the active tokens.
         actual: Activation at the same tokens.
         rank2_correlation: Over all active tokens.
-        terms: Mean over active tokens of every term of the ledger.
-        completeness: Median share of the pre-activation that pairs of input features explain.
+        terms: Mean of every term of the ledger over a sample of at most 400 active tokens.
+        completeness: Median over the same sample of the share of the pre-activation that pairs of input features
+            explain.
         examples: From the whole range of activation, strongest first.
     """
 
@@ -143,8 +144,12 @@ def profile_feature(
 
 
 def token_text(tokenizer: Any, token_id: int) -> str:
-    """Text of one token, as the tokenizer writes it; a byte-level space mark is shown as a space."""
-    return str(tokenizer.convert_ids_to_tokens(int(token_id))).replace("Ġ", " ").replace("▁", " ")
+    """Text of one token, as the tokenizer writes it; marks of byte-level and SentencePiece tokenizers are resolved."""
+    raw = str(tokenizer.convert_ids_to_tokens(int(token_id)))
+    if raw.isascii():
+        return raw
+    decoded = str(tokenizer.decode([int(token_id)], clean_up_tokenization_spaces=False))
+    return raw.replace("Ġ", " ").replace("▁", " ") if "▁" in raw or "\ufffd" in decoded else decoded
 
 
 def input_label(activity: LayerActivity, feature: int, tokenizer: Any) -> str:
@@ -186,7 +191,7 @@ def _eigenvector_labels(
 def _examples(activity: LayerActivity, token: Tensor, value: Tensor, tokenizer: Any, n: int) -> tuple[Example, ...]:
     """Examples at evenly spaced quantiles of activation, strongest first, each from another story where possible."""
     activation = torch.zeros(len(activity.x))
-    activation[token] = value.float().cpu()
+    activation[token.cpu()] = value.float().cpu()
     by_strength = token[value.argsort(descending=True)].tolist()
     examples: list[Example] = []
     seen: set[int] = set()

@@ -76,13 +76,31 @@ def run_logits(model: Any, tokens: Int[Tensor, "story pos"]) -> Float[Tensor, "s
     return out if isinstance(out, Tensor) else out.logits
 
 
+@torch.no_grad()
 def unembedding(model: Any) -> Float[Tensor, "d_model d_vocab"]:
-    """Unembedding matrix with the weight of the final norm folded in: logits per unit of the normalised residual."""
-    if is_plain_llama(model):
-        weight, norm = model.lm_head.weight.T, model.model.norm.weight
-    else:
-        weight, norm = model.W_U, getattr(model.ln_final, "w", None)
-    return weight.detach() if norm is None else (norm.unsqueeze(1) * weight).detach()
+    """Unembedding matrix with the final norm folded in: logits per unit of the normalised residual stream.
+
+    The weight of the norm is read off what the norm does to a random vector, so that norms that add 1 to it or centre
+    their input are handled too.
+
+    Raises:
+        ValueError: If the final norm is neither an RMSNorm nor a LayerNorm.
+    """
+    plain = is_plain_llama(model)
+    weight = model.lm_head.weight.T if plain else model.W_U
+    norm = model.model.norm if plain else getattr(model, "ln_final", None)
+    if norm is None:
+        return weight.detach()
+    # Large, so that the epsilon of the norm is far below rounding.
+    x = 1e3 * torch.randn(2, 1, len(weight), generator=torch.Generator().manual_seed(0)).to(weight)
+    bias = norm(torch.zeros_like(x))
+    for centred in (False, True):
+        shifted = x - x.mean(-1, keepdim=True) if centred else x
+        scale = (norm(x) - bias) / shifted * shifted.square().mean(-1, keepdim=True).sqrt()
+        if torch.allclose(scale[0], scale[1], rtol=0.02, atol=1e-3):
+            folded = scale[0].T * weight
+            return (folded - folded.mean(0) if centred else folded).detach()
+    raise ValueError(f"the final norm must be an RMSNorm or a LayerNorm, got {type(norm).__name__}.")
 
 
 @torch.no_grad()
@@ -99,7 +117,7 @@ def capture_mlp(model: Any, tokens: Int[Tensor, "story pos"], layers: Sequence[i
 
         return hook
 
-    with _hooked([(blocks[layer].mlp, keep(layer)) for layer in set(layers)]):
+    with hooked([(blocks[layer].mlp, keep(layer)) for layer in set(layers)]):
         try:
             run_logits(model, tokens)
         except _StopForwardError:
@@ -130,7 +148,7 @@ class Downstream:
         def keep_block(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             seen["residual"] = (output if isinstance(output, Tensor) else output[0]).detach()
 
-        with _hooked([(blocks[layer].mlp, keep_mlp), (blocks[layer], keep_block)]):
+        with hooked([(blocks[layer].mlp, keep_mlp), (blocks[layer], keep_block)]):
             whole = run_logits(model, tokens)
         self._model, self._tokens, self._layer = model, tokens, layer
         self._residual, self.x, self.y = seen["residual"], seen["x"], seen["y"]
@@ -162,7 +180,7 @@ class Downstream:
         """
         if self._tail is not None:
             return self._tail(self._residual + (y - self.y), at)
-        with _hooked([(model_blocks(self._model)[self._layer].mlp, lambda module, args, output: y)]):
+        with hooked([(model_blocks(self._model)[self._layer].mlp, lambda module, args, output: y)]):
             return run_logits(self._model, self._tokens)[at]
 
 
@@ -180,7 +198,7 @@ def _tail(model: Any, layer: int) -> Callable[[Tensor, Any], Tensor] | None:
 
 
 @contextmanager
-def _hooked(hooks: Sequence[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
+def hooked(hooks: Sequence[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
     """Attach forward hooks and take them off again, whatever happens in between."""
     handles = [module.register_forward_hook(hook) for module, hook in hooks]
     try:

@@ -8,10 +8,11 @@ from planted import interactions_of, random_stories, tiny_llama, word_tokenizer
 from bilinear_circuits.activity import collect_activity
 from bilinear_circuits.circuits.effects import bootstrap, bootstrap_rows
 from bilinear_circuits.circuits.experiments import LossExperiment, SiteExperiment, Sites, ablation_edit, removal_edit
-from bilinear_circuits.circuits.prove import matched_controls
+from bilinear_circuits.circuits.prove import control_sets, matched
 from bilinear_circuits.circuits.query import CircuitQuery, QueryTokens
-from bilinear_circuits.circuits.rank import trigger_share
+from bilinear_circuits.circuits.rank import screen_features
 from bilinear_circuits.data import tokenize_stories
+from bilinear_circuits.running import unembedding
 
 LAYER, FEATURE = 1, 7
 
@@ -105,21 +106,29 @@ def test_the_loss_is_the_model_s_cross_entropy_per_token(world):
     assert abs(something.mean) > 1e-3
 
 
-def test_controls_are_the_closest_in_frequency_and_norm_among_those_below_chance(world):
+def test_controls_are_the_closest_in_frequency_and_norm_of_either_set(world):
     model, interactions, stories, tokens = world
     (activity,) = collect_activity(model, [interactions], stories)
-    share = trigger_share(activity, tokens)
+    screen = screen_features(activity, tokens, unembedding(model))
     counts = activity.outputs.counts
     z = interactions.sae_out.encode(interactions.mlp(activity.x))
-    chance = z[activity.token_ids == 4].sum() / z.sum()
+    at_trigger = activity.token_ids == 4
+    chance = z[at_trigger].sum() / z.sum()
+    n_trigger = (z[at_trigger] > 0).sum(0)
     dense = interactions.mlp.tensor.matrix(interactions.sae_out.W_enc.T).to_dense()
-    log_count, log_norm = counts.clamp_min(1).log(), dense.flatten(1).norm(dim=1).log()
-    alive = counts > 0
-    distance = ((log_count - log_count[FEATURE]) / log_count[alive].std()) ** 2
-    distance += ((log_norm - log_norm[FEATURE]) / log_norm[alive].std()) ** 2
-    eligible = [f for f in range(len(counts)) if f != FEATURE and alive[f] and share[f] <= chance]
-    assert 5 < len(eligible) < len(counts) - 2
-    assert matched_controls(activity, share, FEATURE, 5) == sorted(eligible, key=lambda f: distance[f].item())[:5]
+    log_norm = dense.flatten(1).norm(dim=1).log()
+    expected = [
+        (counts, [f for f in range(len(counts)) if counts[f] > 0 and screen.share[f] <= chance]),
+        (n_trigger, [f for f in range(len(counts)) if screen.share[f] > chance and abs(screen.shift[f]) < 1]),
+    ]
+    for (eligible, frequency), (own_frequency, own) in zip(control_sets(activity, screen), expected, strict=True):
+        assert eligible.nonzero().squeeze(1).tolist() == own
+        torch.testing.assert_close(frequency, own_frequency)
+        distance = torch.zeros(len(counts))
+        for quantity in (frequency.clamp_min(1).log(), log_norm):
+            distance += ((quantity - quantity[FEATURE]) / quantity[frequency > 0].std()) ** 2
+        nearest = sorted((f for f in own if f != FEATURE), key=lambda f: distance[f].item())
+        assert matched(activity, eligible, frequency, FEATURE, 3) == nearest[:3]
 
 
 def test_the_bootstrap_interval_has_the_width_of_the_standard_error():
@@ -140,8 +149,10 @@ def test_the_interval_of_a_table_covers_the_spread_between_its_rows():
     assert not effect.excludes_zero
 
 
-def test_no_values_give_no_interval_instead_of_an_error():
-    effect = bootstrap(torch.zeros(0, dtype=torch.double), torch.Generator())
-    assert math.isnan(effect.mean)
-    assert effect.n == 0
+@pytest.mark.parametrize("n", [0, 1])
+def test_fewer_than_two_values_give_no_interval(n):
+    effect = bootstrap(torch.ones(n, dtype=torch.double), torch.Generator())
+    assert math.isnan(effect.low)
+    assert math.isnan(effect.high)
+    assert effect.n == n
     assert not effect.excludes_zero

@@ -4,9 +4,10 @@ from planted import interactions_of, random_stories, tiny_llama, word_tokenizer
 
 from bilinear_circuits.activity import collect_activity
 from bilinear_circuits.circuits.query import CircuitQuery, QueryTokens
-from bilinear_circuits.circuits.rank import pole_shift, rank_features, trigger_share
+from bilinear_circuits.circuits.rank import pole_shift, rank_features, screen_features, trigger_share
 from bilinear_circuits.data import tokenize_stories
 from bilinear_circuits.running import unembedding
+from bilinear_circuits.shape import and_shape
 
 QUERY = CircuitQuery("negation", ("not", "never"), ("good", "nice"), ("bad", "sad"))
 
@@ -18,6 +19,11 @@ def world():
     stories = tokenize_stories(random_stories(150), tokenizer, 32)
     (activity,) = collect_activity(model, [interactions_of(model, 1)], stories)
     return model, activity, QueryTokens.resolve(QUERY, tokenizer)
+
+
+def ranked(model, activity, tokens, n_shortlist):
+    screen = screen_features(activity, tokens, unembedding(model))
+    return rank_features(activity, screen, n_shortlist, n_baseline=9, seed=0)
 
 
 def test_trigger_share_is_the_activation_on_triggers_over_all_of_it(world):
@@ -41,7 +47,7 @@ def test_pole_shift_is_the_logit_difference_in_units_of_the_row(world):
 
 def test_the_score_is_the_geometric_mean_of_the_five_parts_and_sorts_the_ranking(world):
     model, activity, tokens = world
-    ranking = rank_features(activity, tokens, unembedding(model), n_shortlist=4)
+    ranking = ranked(model, activity, tokens, 4)
     assert 2 <= len(ranking) <= 8
     scores = [one.score for one in ranking]
     assert scores == sorted(scores, reverse=True)
@@ -61,13 +67,18 @@ def test_the_score_is_the_geometric_mean_of_the_five_parts_and_sorts_the_ranking
 
 def test_evidence_agrees_with_the_feature_it_names(world):
     model, activity, tokens = world
-    best = rank_features(activity, tokens, unembedding(model), n_shortlist=2)[0]
+    best = ranked(model, activity, tokens, 2)[0]
     dense = activity.interactions.form(best.feature).matrix.to_dense()
     eigenvalues = torch.linalg.eigvalsh(dense)
     edge = 2 * dense.norm() / dense.shape[0] ** 0.5
     assert best.outlier_ratio == pytest.approx((min(eigenvalues.max(), -eigenvalues.min()) / edge).item(), rel=1e-4)
     token, _ = activity.outputs[best.feature]
     assert best.n_active == len(token)
+    alive = (activity.outputs.counts > 10).nonzero().squeeze(1)
+    sample = alive[torch.randperm(len(alive), generator=torch.Generator().manual_seed(0))[:9]].tolist()
+    smaller = [and_shape(activity, f, activity.interactions.spectrum(f)).score < best.and_shape for f in sample]
+    assert best.and_percentile == pytest.approx(sum(smaller) / 9)
+    assert 0 <= best.outlier_percentile <= 1
     assert best.n_trigger == sum(int(activity.token_ids[t]) in (4, 5) for t in token)
     assert best.sign == (1 if best.pole_shift > 0 else -1)
 
@@ -75,4 +86,4 @@ def test_evidence_agrees_with_the_feature_it_names(world):
 def test_a_feature_that_hardly_meets_a_trigger_is_not_ranked(world):
     model, activity, _ = world
     rare = QueryTokens(torch.tensor([999]), torch.tensor([6]), torch.tensor([8]), ())
-    assert rank_features(activity, rare, unembedding(model), n_shortlist=4) == []
+    assert ranked(model, activity, rare, 4) == []

@@ -68,11 +68,11 @@ def make_profile(bc, feature=3):
     )
 
 
-def make_effect(bc, mean, half=0.1, n=8):
+def make_effect(bc, mean, half=0.1, n=12):
     return bc.circuits.Effect(mean, mean - half, mean + half, n)
 
 
-def make_proof(bc, sign=1, removal=None, control=None):
+def make_proof(bc, sign=1, removal=None, control=None, trigger=0.02):
     nothing = bc.circuits.Effect(math.nan, math.nan, math.nan, 0)
     return bc.circuits.CausalProof(
         rank=2,
@@ -82,10 +82,12 @@ def make_proof(bc, sign=1, removal=None, control=None):
         ablation_all_sites=nothing,
         control=control or make_effect(bc, 0.01),
         controls=(
-            bc.circuits.Control(0, 30, 1.5, make_effect(bc, 0.03)),
-            bc.circuits.Control(1, 20, 1.25, make_effect(bc, -0.01)),
+            bc.circuits.Control(0, 30, 2, 1.5, make_effect(bc, 0.03)),
+            bc.circuits.Control(1, 20, 1, 1.25, make_effect(bc, -0.01)),
         ),
-        p_value=1 / 3,
+        trigger_control=make_effect(bc, 0.02, 0.01),
+        trigger_controls=(bc.circuits.Control(5, 25, 9, 1.0, make_effect(bc, trigger)),),
+        p_value=1 / 4,
         ce_base=1.5,
         ce_removal=make_effect(bc, 0.0002, 0.0005),
         ce_ablation=make_effect(bc, 0.0001, 0.0005),
@@ -93,7 +95,9 @@ def make_proof(bc, sign=1, removal=None, control=None):
 
 
 def make_evidence(bc, feature, shift):
-    return bc.circuits.Evidence(2, feature, 0.5, shift, 1.5, 0.75, math.nan, 40, 20, (2.0, -1.5, 0.5, 0.0), 0.8)
+    return bc.circuits.Evidence(
+        2, feature, 0.5, shift, 1.5, 0.9, 0.75, 0.6, math.nan, 40, 20, (2.0, -1.5, 0.5, 0.0), 0.8
+    )
 
 
 @pytest.fixture(scope="module")
@@ -168,9 +172,9 @@ def test_payload_is_strict_json_with_the_numbers_put_in(bc, search):
     assert [(one["name"], one["sign"]) for one in payload["ranking"]] == [("2/3", 1), ("2/4", -1), ("2/0", 1)]
     assert payload["decoder_cosine"] == [[1.0, -0.5], [-0.5, 1.0]]
     proof = payload["circuits"][0]["proof"]
-    assert proof["removal"] == {"mean": -0.5, "low": -0.6, "high": -0.4, "n": 8, "excludes_zero": True}
+    assert proof["removal"] == {"mean": -0.5, "low": -0.6, "high": -0.4, "n": 12, "excludes_zero": True}
     assert proof["controls"][1]["effect"]["mean"] == -0.01
-    assert proof["p_value"] == pytest.approx(1 / 3)
+    assert proof["p_value"] == pytest.approx(1 / 4)
 
 
 def test_payload_of_a_profile_holds_what_follows_from_its_tensors(bc, profile):
@@ -237,7 +241,16 @@ def test_verdict_does_not_take_nan_for_an_interval(bc):
     nothing = bc.circuits.Effect(math.nan, math.nan, math.nan, 0)
     assert bc.report.verdict(make_proof(bc, control=nothing), 1).text == "not proved: no control was measured"
     found = bc.report.verdict(make_proof(bc, removal=nothing), 1)
-    assert found.text == "not proved: the feature is active at no trigger site"
+    assert found.text == "not proved: the feature is active at no trigger site, fewer than 10"
+
+
+def test_verdict_needs_ten_sites_and_no_control_that_does_as_much(bc):
+    few = bc.circuits.Effect(-0.5, -0.5, -0.5, 3)
+    assert bc.report.verdict(make_proof(bc, removal=few), 1).text == (
+        "not proved: the feature is active at 3 trigger sites, fewer than 10"
+    )
+    rivalled = bc.report.verdict(make_proof(bc, trigger=0.6), 1)
+    assert rivalled.text == "not proved: 1 of 3 controls move the model as much"
 
 
 @pytest.mark.parametrize(("everywhere", "noted"), [(0.3, True), (-0.3, False), (0.05, False)])
@@ -289,7 +302,7 @@ def test_forest_shows_every_effect_with_its_interval(bc, search):
     ticks = list(figure.layout.yaxis.ticktext)
     assert rows[ticks.index("removal")] == pytest.approx((-0.5, 0.1, 0.1))
     assert rows[ticks.index("ablation, all trigger sites")] == (None, None, None)
-    assert list(dots.x) == [0.03, -0.01] * 2
+    assert list(dots.x) == [0.03, -0.01, 0.02] * 2
     assert len(points.x) == 2 * 5
     means = {ticks[row]: mean for row, (mean, _, _) in rows.items()}
     assert means["removal"] == 0.5  # of the second circuit, which has the last row of that name

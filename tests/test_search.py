@@ -42,8 +42,12 @@ def test_both_signs_are_found_and_proved(search):
     for circuit in search.circuits:
         assert circuit.profile.feature == circuit.evidence.feature
         assert len(circuit.proof.controls) == 3
-        assert circuit.proof.removal.low <= circuit.proof.removal.mean <= circuit.proof.removal.high
-        assert 1 / 4 <= circuit.proof.p_value <= 1
+        removal = circuit.proof.removal_all_sites
+        assert removal.low <= removal.mean <= removal.high
+        assert removal.n == search.n_sites
+        n_controls = 3 + len(circuit.proof.trigger_controls)
+        assert 1 / (1 + n_controls) <= circuit.proof.p_value <= 1
+        assert len(circuit.proof.trigger_controls) <= 3
 
 
 def test_the_circuits_are_the_best_of_their_sign(search):

@@ -1,5 +1,6 @@
 """Means with bootstrap intervals."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -32,9 +33,9 @@ class Effect:
 
 
 def bootstrap(values: Float[Tensor, " n"], generator: torch.Generator) -> Effect:
-    """Mean of independent values with its interval; NaN where there are none."""
-    if len(values) == 0:
-        return Effect(float("nan"), float("nan"), float("nan"), 0)
+    """Mean of independent values with its interval, which is NaN for fewer than two values."""
+    if len(values) < 2:
+        return Effect(values.mean().item(), math.nan, math.nan, len(values))
     draw = torch.randint(len(values), (N_BOOTSTRAP, len(values)), generator=generator)
     return effect_of(values.mean(), values[draw].mean(1), len(values))
 

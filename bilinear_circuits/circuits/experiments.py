@@ -134,13 +134,13 @@ class LossExperiment:
 def removal_edit(interactions: FeatureInteractions, feature: int, spectrum: Spectrum) -> Edit:
     """Subtract the form of a (truncated) spectrum along the feature's decoder row."""
     row = interactions.sae_out.W_dec[feature]
-    return lambda x, y: -spectrum(x).unsqueeze(-1) * row
+    return lambda x, y: (-spectrum(x.to(row.dtype)).unsqueeze(-1) * row).to(y.dtype)
 
 
 def ablation_edit(interactions: FeatureInteractions, feature: int) -> Edit:
     """Subtract the feature's own contribution z_f d_f."""
     row = interactions.sae_out.W_dec[feature]
-    return lambda x, y: -interactions.sae_out.encode(y)[..., feature].unsqueeze(-1) * row
+    return lambda x, y: (-interactions.sae_out.encode(y.to(row.dtype))[..., feature].unsqueeze(-1) * row).to(y.dtype)
 
 
 def _at(batch: Sites) -> tuple[Tensor, Tensor]:

@@ -4,20 +4,22 @@
 2. Removal subtracts (x^T Q_r x) d_f from the MLP output at every token: an edit of the weights, since it is a rank-r
    quadratic form written along the feature's decoder row. Ablation subtracts z_f d_f, the feature's own activation.
 3. The effect is the change of mean logit(positive words) - mean logit(negative words) at the site.
-4. The same removal is done for control features of like frequency and like norm, on the same sites.
+4. The same removal is done for two sets of control features on the same sites: features of like frequency and norm
+   that act at triggers no more than chance would, which show that the edit as such does nothing; and features of like
+   activity at triggers and like norm that point to no pole, which show that not just anything at a trigger matters.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bilinear_circuits.activity import LayerActivity
 from bilinear_circuits.circuits.effects import Effect, bootstrap, bootstrap_rows
 from bilinear_circuits.circuits.experiments import LossExperiment, SiteExperiment, ablation_edit, removal_edit
-from bilinear_circuits.circuits.rank import Evidence
+from bilinear_circuits.circuits.rank import Evidence, Screen
 from bilinear_circuits.progress import Progress, silent
 
 
@@ -28,12 +30,14 @@ class Control:
     Attributes:
         feature: Output feature of the same layer.
         n_active: Tokens at which it is active, in the ranking stories.
+        n_trigger: Trigger tokens among them.
         norm: Frobenius norm of its interaction matrix.
         effect: Effect of removing its rank-r form.
     """
 
     feature: int
     n_active: int
+    n_trigger: int
     norm: float
     effect: Effect
 
@@ -48,10 +52,13 @@ class CausalProof:
         removal_all_sites: The same at all trigger sites.
         ablation: Effect of subtracting the feature's activation, at the sites where it is active.
         ablation_all_sites: The same at all trigger sites.
-        control: Mean effect of the control removals at the sites where the circuit's feature is active; the interval
-            resamples control features and stories.
-        controls: Each control by itself.
-        p_value: (1 + controls with an effect at least as large) / (1 + controls).
+        control: Mean effect of the first set of controls, of like frequency and norm, at the sites where the circuit's
+            feature is active; the interval resamples control features and stories.
+        controls: Each of them by itself.
+        trigger_control: Mean magnitude of the effects of the second set, of like activity at triggers and norm; the
+            interval resamples control features.
+        trigger_controls: Each of them by itself.
+        p_value: (1 + controls of either set with an effect at least as large) / (1 + controls).
         ce_base: Cross-entropy of the model on held-out stories, nats per token.
         ce_removal: Change of it under the removal; the interval resamples stories.
         ce_ablation: Change of it under the ablation.
@@ -64,6 +71,8 @@ class CausalProof:
     ablation_all_sites: Effect
     control: Effect
     controls: tuple[Control, ...]
+    trigger_control: Effect
+    trigger_controls: tuple[Control, ...]
     p_value: float
     ce_base: float
     ce_removal: Effect
@@ -76,7 +85,7 @@ def prove(
     activity: LayerActivity,
     sites: SiteExperiment,
     losses: LossExperiment,
-    share: Float[Tensor, " d_sae"],
+    screen: Screen,
     rank: int,
     n_controls: int,
     seed: int,
@@ -89,25 +98,29 @@ def prove(
         activity: Their layer on the ranking stories.
         sites: The same layer on the trigger sites.
         losses: The same layer on whole held-out stories.
-        share: Trigger share of every output feature.
+        screen: Trigger share, pole shift and trigger tokens of every output feature.
         rank: Rank of the form removed.
-        n_controls: Control features per circuit.
+        n_controls: Control features of either set per circuit.
         seed: Seed of the bootstrap.
         progress: Wraps the circuits.
     """
     interactions = activity.interactions
-    encoded = interactions.sae_out.encode(sites.y_at_sites())
+    encoded = interactions.sae_out.encode(sites.y_at_sites().to(interactions.sae_out.W_enc.dtype))
     proofs = []
     for one in progress(evidence, f"prove layer {interactions.mlp.layer}"):
         generator = torch.Generator().manual_seed(seed)
-        active = (encoded[:, one.feature] > 0).cpu()
+        active = (encoded[:, one.feature] != 0).cpu()
         removed = removal_edit(interactions, one.feature, interactions.spectrum(one.feature, rank))
         ablated = ablation_edit(interactions, one.feature)
         removal, ablation = sites.effect(removed), sites.effect(ablated)
         at_active = bootstrap(removal[active], generator)
-        chosen = matched_controls(activity, share, one.feature, n_controls)
-        controls, control = _run_controls(chosen, activity, sites.select(active), rank, generator)
-        as_large = sum(abs(other.effect.mean) >= abs(at_active.mean) for other in controls)
+        here, sets = sites.select(active), control_sets(activity, screen)
+        (controls, table), (trigger_controls, trigger_table) = (
+            _run_controls(matched(activity, *one_set, one.feature, n_controls), activity, screen, here, rank, generator)
+            for one_set in sets
+        )
+        every = (*controls, *trigger_controls)
+        as_large = sum(abs(other.effect.mean) >= abs(at_active.mean) for other in every)
         proofs.append(
             CausalProof(
                 rank=rank,
@@ -115,9 +128,11 @@ def prove(
                 removal_all_sites=bootstrap(removal, generator),
                 ablation=bootstrap(ablation[active], generator),
                 ablation_all_sites=bootstrap(ablation, generator),
-                control=control,
+                control=bootstrap_rows(table, generator),
                 controls=controls,
-                p_value=(1 + as_large) / (1 + len(controls)),
+                trigger_control=bootstrap(trigger_table.mean(1).abs(), generator),
+                trigger_controls=trigger_controls,
+                p_value=(1 + as_large) / (1 + len(every)),
                 ce_base=losses.base,
                 ce_removal=losses.change(removed, generator),
                 ce_ablation=losses.change(ablated, generator),
@@ -129,11 +144,12 @@ def prove(
 def _run_controls(
     features: Sequence[int],
     activity: LayerActivity,
+    screen: Screen,
     sites: SiteExperiment,
     rank: int,
     generator: torch.Generator,
-) -> tuple[tuple[Control, ...], Effect]:
-    """The removal of each control at the sites where the circuit's feature is active, and their mean."""
+) -> tuple[tuple[Control, ...], Float[Tensor, "control site"]]:
+    """The removal of each control at the sites where the circuit's feature is active, and the effects one by one."""
     interactions = activity.interactions
     controls, effects = [], [torch.zeros(0, len(sites), dtype=torch.double)]
     for feature in features:
@@ -141,25 +157,43 @@ def _run_controls(
         effect = sites.effect(edit)
         norm = interactions.form(feature).matrix.frobenius_norm().item()
         n_active = int(activity.outputs.counts[feature])
-        controls.append(Control(feature, n_active, norm, bootstrap(effect, generator)))
+        n_trigger = int(screen.n_trigger[feature])
+        controls.append(Control(feature, n_active, n_trigger, norm, bootstrap(effect, generator)))
         effects.append(effect.unsqueeze(0))
-    return tuple(controls), bootstrap_rows(torch.cat(effects), generator)
+    return tuple(controls), torch.cat(effects)
 
 
-def matched_controls(activity: LayerActivity, share: Float[Tensor, " d_sae"], feature: int, n: int) -> list[int]:
-    """The n output features closest in log frequency and log norm that act at triggers no more than chance would.
+def control_sets(
+    activity: LayerActivity, screen: Screen
+) -> tuple[tuple[Bool[Tensor, " d_sae"], Int[Tensor, " d_sae"]], ...]:
+    """Two sets of features that may be controls, each with the frequency they are matched on.
 
-    Chance is the share of all activation of the dictionary that lies on triggers. Fewer than n are returned where
-    fewer such features exist.
+    1. Features that act at triggers no more than chance, which is the share of all activation that lies on triggers;
+       matched on the tokens at which they are active.
+    2. Features that act at triggers but whose decoder row moves the poles by less than one standard deviation of its
+       logits; matched on the trigger tokens at which they are active.
     """
-    outputs, interactions = activity.outputs, activity.interactions
+    total = activity.outputs.sum_over_tokens(torch.ones(len(activity.x), device=screen.share.device))
+    chance = (screen.share * total).sum() / total.sum()
+    inert = (total > 0) & (screen.share <= chance)
+    neutral = (screen.n_trigger > 0) & (screen.share > chance) & (screen.shift.abs() < 1)
+    return (inert, activity.outputs.counts), (neutral, screen.n_trigger)
+
+
+def matched(
+    activity: LayerActivity, eligible: Bool[Tensor, " d_sae"], frequency: Int[Tensor, " d_sae"], feature: int, n: int
+) -> list[int]:
+    """The n eligible output features closest to one in log frequency and log norm, in units of their spread.
+
+    Fewer are returned where fewer are eligible.
+    """
+    interactions = activity.interactions
     norms = interactions.mlp.tensor.matrix(interactions.sae_out.W_enc.T).frobenius_norm()
-    log_count, log_norm = outputs.counts.clamp_min(1).log(), norms.clamp_min(torch.finfo(norms.dtype).tiny).log()
-    alive = outputs.counts > 0
-    distance = ((log_count - log_count[feature]) / log_count[alive].std()).square()
-    distance = distance + ((log_norm - log_norm[feature]) / log_norm[alive].std()).square()
-    total = outputs.sum_over_tokens(torch.ones(len(activity.x), device=share.device))
-    eligible = alive & (share <= (share * total).sum() / total.sum())
+    log_norm = norms.clamp_min(torch.finfo(norms.dtype).tiny).log().double()
+    distance = torch.zeros_like(log_norm)
+    for quantity in (frequency.clamp_min(1).double().log(), log_norm):
+        spread = quantity[frequency > 0].std().clamp_min(1e-12)
+        distance += ((quantity - quantity[feature]) / spread).square()
+    eligible = eligible.clone()
     eligible[feature] = False
-    distance = torch.where(eligible, distance, torch.inf)
-    return distance.argsort()[: min(n, int(eligible.sum()))].tolist()
+    return torch.where(eligible, distance, torch.inf).argsort()[: min(n, int(eligible.sum()))].tolist()

@@ -82,6 +82,9 @@ class QueryTokens:
         for field, known in ids.items():
             if not len(known):
                 raise ValueError(f"{field} must hold at least one word that is a single token, got none that is.")
+        if both := set(ids["positive"].tolist()) & set(ids["negative"].tolist()):
+            shared = ", ".join(str(tokenizer.convert_ids_to_tokens(token)) for token in sorted(both))
+            raise ValueError(f"positive and negative must not share tokens, got {shared} in both.")
         return cls(ids["triggers"], ids["positive"], ids["negative"], tuple(missing))
 
     def is_trigger(self, token_ids: Int[Tensor, "*n"]) -> Bool[Tensor, "*n"]:

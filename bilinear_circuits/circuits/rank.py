@@ -1,5 +1,7 @@
 """Ranking the output features of a layer for a query."""
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +14,7 @@ from bilinear_circuits.dictionaries import Dictionary
 from bilinear_circuits.lowrank import pearson
 from bilinear_circuits.progress import Progress, silent
 from bilinear_circuits.shape import and_shape
+from bilinear_circuits.spectra import Spectrum
 
 MIN_TRIGGER_TOKENS = 10
 
@@ -28,8 +31,11 @@ class Evidence:
             mean logit of the positive words less that of the negative words, in standard deviations of the row's
             logits over the vocabulary.
         outlier_ratio: Smaller magnitude of the leading eigenvalue pair of opposite signs, over the semicircle edge of a
-            random symmetric matrix of the same norm: above 1, both are outliers.
+            random symmetric matrix of the same norm. Interaction matrices are no such matrices: most features of any
+            layer, trained or not, lie above 1, so the percentile is what tells.
+        outlier_percentile: Share of a random sample of the layer's features with a smaller ratio.
         and_shape: Share of the interaction mass between the two groups of input features; see `AndShape`.
+        and_percentile: Share of the same sample with a smaller one.
         rank2_correlation: Active-only correlation of the rank-2 form with the activation.
         n_active: Tokens at which the feature is active.
         n_trigger: Trigger tokens among them.
@@ -43,7 +49,9 @@ class Evidence:
     trigger_share: float
     pole_shift: float
     outlier_ratio: float
+    outlier_percentile: float
     and_shape: float
+    and_percentile: float
     rank2_correlation: float
     n_active: int
     n_trigger: int
@@ -80,33 +88,70 @@ def pole_shift(
     return torch.cat(shifts)
 
 
+@dataclass(frozen=True, eq=False)
+class Screen:
+    """What is known of every output feature of a layer before any is decomposed.
+
+    Attributes:
+        share: Trigger share.
+        shift: Pole shift.
+        n_trigger: Trigger tokens at which the feature is active.
+    """
+
+    share: Float[Tensor, " d_sae"]
+    shift: Float[Tensor, " d_sae"]
+    n_trigger: Int[Tensor, " d_sae"]
+
+
+@torch.no_grad()
+def screen_features(
+    activity: LayerActivity, tokens: QueryTokens, unembedding: Float[Tensor, "d_model d_vocab"]
+) -> Screen:
+    """Trigger share, pole shift and trigger tokens of every output feature of a layer."""
+    share = trigger_share(activity, tokens)
+    shift = pole_shift(activity.interactions.sae_out, unembedding, tokens).double()
+    on_trigger = tokens.is_trigger(activity.token_ids).double().to(share.device)
+    return Screen(share, shift, _active_count(activity, on_trigger))
+
+
 @torch.no_grad()
 def rank_features(
-    activity: LayerActivity,
-    tokens: QueryTokens,
-    unembedding: Float[Tensor, "d_model d_vocab"],
-    n_shortlist: int,
-    progress: Progress = silent,
+    activity: LayerActivity, screen: Screen, n_shortlist: int, n_baseline: int, seed: int, progress: Progress = silent
 ) -> list[Evidence]:
     """Rank the output features of one layer, best first.
 
     All features are screened by trigger share and pole shift; the best `n_shortlist` of either sign, active on more
-    than ten trigger tokens, are then decomposed and scored in full.
+    than ten trigger tokens, are then decomposed and scored in full, and compared with `n_baseline` random features.
     """
-    share = trigger_share(activity, tokens)
-    shift = pole_shift(activity.interactions.sae_out, unembedding, tokens).double()
-    on_trigger = tokens.is_trigger(activity.token_ids).double().to(share.device)
-    n_trigger = _active_count(activity, on_trigger)
-    screen = share * shift.abs() * (n_trigger > MIN_TRIGGER_TOKENS)
+    product = screen.share * screen.shift.abs() * (screen.n_trigger > MIN_TRIGGER_TOKENS)
     shortlist: list[int] = []
     for sign in (1, -1):
-        best = (screen * (shift.sign() == sign)).topk(min(n_shortlist, len(screen)))
+        best = (product * (screen.shift.sign() == sign)).topk(min(n_shortlist, len(product)))
         shortlist += best.indices[best.values > 0].tolist()
-    evidence = [
-        _score(activity, feature, share[feature].item(), shift[feature].item(), int(n_trigger[feature]))
-        for feature in progress(shortlist, f"score layer {activity.interactions.mlp.layer}")
-    ]
+    if not shortlist:
+        return []
+    alive = (activity.outputs.counts > MIN_TRIGGER_TOKENS).nonzero().squeeze(1).cpu()
+    sample = alive[torch.randperm(len(alive), generator=torch.Generator().manual_seed(seed))[:n_baseline]].tolist()
+    layer = activity.interactions.mlp.layer
+    baseline = [_form_of(activity, feature) for feature in progress(sample, f"baseline layer {layer}")]
+    evidence = [_score(activity, feature, screen, baseline) for feature in progress(shortlist, f"score layer {layer}")]
     return sorted(evidence, key=lambda one: -one.score)
+
+
+@dataclass(frozen=True, eq=False)
+class _Form:
+    """What the decomposition of one feature shows."""
+
+    spectrum: Spectrum
+    outlier_ratio: float
+    and_shape: float
+
+
+def _form_of(activity: LayerActivity, feature: int) -> _Form:
+    spectrum = activity.interactions.spectrum(feature)
+    smaller = min(spectrum.eigenvalues.max().item(), -spectrum.eigenvalues.min().item())
+    ratio = max(0.0, smaller) / spectrum.semicircle_edge().item()
+    return _Form(spectrum, ratio, and_shape(activity, feature, spectrum).score)
 
 
 def _active_count(activity: LayerActivity, chosen: Tensor) -> Int[Tensor, " d_sae"]:
@@ -116,19 +161,26 @@ def _active_count(activity: LayerActivity, chosen: Tensor) -> Int[Tensor, " d_sa
     return count.index_add(0, outputs.feature, chosen[outputs.token]).long()
 
 
-def _score(activity: LayerActivity, feature: int, share: float, shift: float, n_trigger: int) -> Evidence:
-    form = activity.interactions.form(feature)
-    spectrum = form.matrix.eigh()
+def _score(activity: LayerActivity, feature: int, screen: Screen, baseline: Sequence[_Form]) -> Evidence:
+    form = _form_of(activity, feature)
     token, value = activity.outputs[feature]
-    predicted = spectrum.truncate(2)(activity.x[token]) + activity.x[token] @ form.linear
+    x = activity.x[token]
+    predicted = form.spectrum.truncate(2)(x) + x @ activity.interactions.form(feature).linear
     correlation = pearson(predicted.unsqueeze(1), value).item()
-    smaller = min(spectrum.eigenvalues.max().item(), -spectrum.eigenvalues.min().item())
-    outlier_ratio = max(0.0, smaller) / spectrum.semicircle_edge().item()
-    shape = and_shape(activity, feature, spectrum).score
-    parts = (share, abs(shift), outlier_ratio, shape, max(0.0, correlation))
-    score = torch.tensor(parts, dtype=torch.double).prod().item() ** (1 / len(parts))
-    leading = tuple(spectrum.eigenvalues[:8].tolist())
+    share, shift = screen.share[feature].item(), screen.shift[feature].item()
+    parts = (share, abs(shift), form.outlier_ratio, form.and_shape, max(0.0, correlation))
     return Evidence(
-        activity.interactions.mlp.layer, feature, share, shift, outlier_ratio, shape, correlation,
-        len(token), n_trigger, leading, score,
-    )  # fmt: skip
+        layer=activity.interactions.mlp.layer,
+        feature=feature,
+        trigger_share=share,
+        pole_shift=shift,
+        outlier_ratio=form.outlier_ratio,
+        outlier_percentile=sum(one.outlier_ratio < form.outlier_ratio for one in baseline) / max(1, len(baseline)),
+        and_shape=form.and_shape,
+        and_percentile=sum(one.and_shape < form.and_shape for one in baseline) / max(1, len(baseline)),
+        rank2_correlation=correlation,
+        n_active=len(token),
+        n_trigger=int(screen.n_trigger[feature]),
+        eigenvalues=tuple(form.spectrum.eigenvalues[:8].tolist()),
+        score=math.prod(parts) ** (1 / len(parts)),
+    )

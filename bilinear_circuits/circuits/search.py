@@ -18,7 +18,7 @@ from bilinear_circuits.activity import LayerActivity, collect_activity
 from bilinear_circuits.circuits.experiments import LossExperiment, SiteExperiment, Sites
 from bilinear_circuits.circuits.prove import CausalProof, prove
 from bilinear_circuits.circuits.query import CircuitQuery, QueryTokens
-from bilinear_circuits.circuits.rank import Evidence, rank_features, trigger_share
+from bilinear_circuits.circuits.rank import Evidence, Screen, rank_features, screen_features
 from bilinear_circuits.data import StoryTokens, tokenize_stories
 from bilinear_circuits.interactions import FeatureInteractions
 from bilinear_circuits.profiles import FeatureProfile, profile_feature
@@ -38,7 +38,8 @@ class SearchSettings:
         site_position: Latest position of a site in its story.
         shortlist: Features of either sign and layer that are scored in full.
         circuits: Circuits of either sign that are proved.
-        controls: Control features per circuit.
+        controls: Control features of either set per circuit.
+        baseline: Random features of a layer that outliers and AND shape are compared with.
         rank: Rank of the form removed.
         context: Longest row, in tokens, [BOS] included.
     """
@@ -50,13 +51,14 @@ class SearchSettings:
     site_position: int = 64
     shortlist: int = 16
     circuits: int = 2
-    controls: int = 19
+    controls: int = 12
+    baseline: int = 64
     rank: int = 2
     context: int = 256
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if not isinstance(value, int) or value < 1:
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
 
 
@@ -130,9 +132,11 @@ def find_circuits(
     if tokenizer is None:
         raise ValueError(f"tokenizer must be given for a {type(model).__name__}, which carries none.")
     tokens = QueryTokens.resolve(query, tokenizer)
-    ranking_stories, proof_stories = _split(
-        stories, tokenizer, settings, min(settings.context, context_length(model)), seed
-    )
+    d_in = min((one.mlp.tensor.d_in for one in interactions), default=settings.rank)
+    if settings.rank > d_in:
+        raise ValueError(f"rank must be at most d_in={d_in}, got {settings.rank}.")
+    context = min(settings.context, context_length(model))
+    ranking_stories, loss_stories, proof_stories = _split(stories, tokenizer, settings, context, seed)
     sites = Sites.choose(proof_stories, tokens, settings.sites, settings.site_position)
     if len(sites) == 0:
         raise ValueError(
@@ -140,11 +144,9 @@ def find_circuits(
             f" tokens, got none in the {len(proof_stories)} kept for the proof. Use more stories."
         )
     activity = collect_activity(model, interactions, ranking_stories, progress)
-    directions = unembedding(model).to(activity[0].x.device)
-    ranking = sorted(
-        (e for one in activity for e in rank_features(one, tokens, directions, settings.shortlist, progress)),
-        key=lambda evidence: -evidence.score,
-    )
+    directions = unembedding(model).to(activity[0].x)
+    screens = [screen_features(one, tokens, directions) for one in activity]
+    ranking = _rank(activity, screens, settings, seed, progress)
     chosen = [e for sign in (1, -1) for e in [e for e in ranking if e.sign == sign][: settings.circuits]]
     if not chosen:
         raise ValueError(
@@ -152,10 +154,13 @@ def find_circuits(
             f" tokens in {len(ranking_stories)} stories. Use more stories."
         )
     proofs: dict[str, CausalProof] = {}
-    for one in activity:
-        here = [e for e in chosen if e.layer == one.interactions.mlp.layer]
-        if here:
-            proofs |= _prove_layer(model, one, here, sites, proof_stories, tokens, settings, seed, progress)
+    for one, screen in zip(activity, screens, strict=True):
+        layer = one.interactions.mlp.layer
+        if here := [evidence for evidence in chosen if evidence.layer == layer]:
+            at_sites = SiteExperiment(model, layer, sites, tokens)
+            losses = LossExperiment(model, layer, loss_stories)
+            found = prove(here, one, at_sites, losses, screen, settings.rank, settings.controls, seed, progress)
+            proofs |= {evidence.name: proof for evidence, proof in zip(here, found, strict=True)}
     circuits = tuple(
         Circuit(e, profile_feature(_of_layer(activity, e.layer), e.feature, directions, tokenizer), proofs[e.name])
         for e in chosen
@@ -167,42 +172,34 @@ def find_circuits(
     )  # fmt: skip
 
 
-def _split(
-    stories: Sequence[str], tokenizer: Any, settings: SearchSettings, context: int, seed: int
-) -> tuple[StoryTokens, StoryTokens]:
-    """Stories for ranking and stories for the proof, drawn without overlap."""
-    needed = settings.ranking_stories + settings.loss_stories
-    if len(stories) <= needed:
-        raise ValueError(
-            f"stories must be more than {needed} ({settings.ranking_stories} to rank, {settings.loss_stories} for the"
-            f" loss, the rest for the proof), got {len(stories)}."
-        )
-    order = torch.randperm(len(stories), generator=torch.Generator().manual_seed(seed)).tolist()
-    tokens = tokenize_stories([stories[i] for i in order], tokenizer, context)
-    return tokens[: settings.ranking_stories], tokens[settings.ranking_stories :]
-
-
-def _prove_layer(
-    model: Any,
-    activity: LayerActivity,
-    evidence: Sequence[Evidence],
-    sites: Sites,
-    stories: StoryTokens,
-    tokens: QueryTokens,
+def _rank(
+    activity: Sequence[LayerActivity],
+    screens: Sequence[Screen],
     settings: SearchSettings,
     seed: int,
     progress: Progress,
-) -> dict[str, CausalProof]:
-    layer = activity.interactions.mlp.layer
-    width = settings.loss_tokens
-    held_out = StoryTokens(stories.ids[: settings.loss_stories, :width], stories.mask[: settings.loss_stories, :width])
-    experiment = SiteExperiment(model, layer, sites, tokens)
-    losses = LossExperiment(model, layer, held_out)
-    share = trigger_share(activity, tokens)
-    proofs = prove(
-        evidence, activity, experiment, losses, share, settings.rank, settings.controls, seed, progress
-    )  # fmt: skip
-    return {one.name: proof for one, proof in zip(evidence, proofs, strict=True)}
+) -> list[Evidence]:
+    """The rankings of all layers as one."""
+    ranking: list[Evidence] = []
+    for one, screen in zip(activity, screens, strict=True):
+        ranking += rank_features(one, screen, settings.shortlist, settings.baseline, seed, progress)
+    return sorted(ranking, key=lambda evidence: -evidence.score)
+
+
+def _split(
+    stories: Sequence[str], tokenizer: Any, settings: SearchSettings, context: int, seed: int
+) -> tuple[StoryTokens, StoryTokens, StoryTokens]:
+    """Stories to rank, for the loss and for the proof, drawn without overlap."""
+    ranking, loss = settings.ranking_stories, settings.loss_stories
+    if len(stories) <= ranking + loss:
+        raise ValueError(
+            f"stories must be more than {ranking + loss} ({ranking} to rank, {loss} for the loss, the rest for the"
+            f" proof), got {len(stories)}."
+        )
+    order = torch.randperm(len(stories), generator=torch.Generator().manual_seed(seed)).tolist()
+    tokens = tokenize_stories([stories[i] for i in order], tokenizer, context)
+    held_out, width = tokens[ranking : ranking + loss], settings.loss_tokens
+    return tokens[:ranking], StoryTokens(held_out.ids[:, :width], held_out.mask[:, :width]), tokens[ranking + loss :]
 
 
 def _of_layer(activity: Sequence[LayerActivity], layer: int) -> LayerActivity:

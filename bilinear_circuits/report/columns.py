@@ -4,7 +4,8 @@ RANKING: dict[str, tuple[str, str]] = {
     "name": ("feature", "Layer and output feature."),
     "score": (
         "score",
-        "Geometric mean of the next five columns, |pole shift| for the pole shift: no weights to choose.",
+        "Geometric mean of the next five quantities, percentiles left out, with |pole shift| for the pole shift: no"
+        " weights to choose.",
     ),
     "trigger_share": ("trigger share", "Share of the feature's activation that lies on trigger tokens."),
     "pole_shift": (
@@ -15,13 +16,15 @@ RANKING: dict[str, tuple[str, str]] = {
     "outlier_ratio": (
         "outlier ratio",
         "Smaller magnitude of the leading eigenvalue pair of opposite signs, over the semicircle edge of a random"
-        " symmetric matrix of the same norm: above 1, both are outliers.",
+        " symmetric matrix of the same norm. Most features of any layer lie above 1: read the percentile.",
     ),
+    "outlier_percentile": ("percentile", "Share of a random sample of the layer's features with a smaller ratio."),
     "and_shape": (
         "AND shape",
         "Share of the interaction mass that lies between the two groups of input features, not inside them: 1 for a"
-        " pure AND, 1/2 for no structure, near 0 for squares.",
+        " pure AND, near 0 for squares; without structure 1/2 for two equal groups, less for unequal ones.",
     ),
+    "and_percentile": ("percentile", "Share of the same sample with a smaller AND shape."),
     "rank2_correlation": (
         "rank-2 r",
         "Pearson correlation of the rank-2 form with the activation, over the tokens where the feature is active.",
@@ -54,6 +57,12 @@ EFFECTS: dict[str, tuple[str, str]] = {
     "ablation_all_sites": ("ablation, all trigger sites", "The same, at every trigger site."),
     "control": (
         "controls, mean",
-        "The same removal for matched features; the interval resamples features and stories.",
+        "The same removal for features of like frequency and norm that act at triggers no more than chance; the"
+        " interval resamples features and stories.",
+    ),
+    "trigger_control": (
+        "controls at triggers, mean size",
+        "Mean magnitude for features of like norm and activity at triggers whose decoder row points to no pole (pole"
+        " shift below 1).",
     ),
 }

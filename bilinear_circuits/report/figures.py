@@ -136,8 +136,9 @@ def effect_forest(circuits: Sequence[Circuit]) -> go.Figure:
         ):
             effects.append((len(ticks), f"{name} {label}", effect))
             ticks.append(label)
-        for control in proof.controls:
-            dots.append((len(ticks) - 1, f"{name} control: feature {control.feature}", control.effect.mean))
+        ticks.append("controls at triggers")
+        for row, controls in ((len(ticks) - 2, proof.controls), (len(ticks) - 1, proof.trigger_controls)):
+            dots += [(row, f"{name} control: feature {one.feature}", one.effect.mean) for one in controls]
     figure = _figure([_control_dots(dots), _effect_points(effects)], height=110 + 24 * len(ticks))
     figure.update_xaxes(title_text="change of logit(+ words) − logit(− words)", zeroline=True)
     figure.update_yaxes(

@@ -100,9 +100,12 @@ def _circuit(circuit: Circuit) -> dict[str, Any]:
 
 def _proof(proof: CausalProof) -> dict[str, Any]:
     effects = {name: _effect(one) for name, one in vars(proof).items() if isinstance(one, Effect)}
-    controls = [{**asdict(one), "effect": _effect(one.effect)} for one in proof.controls]
+    controls = {
+        name: [{**asdict(one), "effect": _effect(one.effect)} for one in getattr(proof, name)]
+        for name in ("controls", "trigger_controls")
+    }
     numbers = {"rank": proof.rank, "p_value": proof.p_value, "ce_base": proof.ce_base}
-    return {**numbers, **effects, "controls": controls}
+    return {**numbers, **effects, **controls}
 
 
 def _effect(effect: Effect) -> dict[str, Any]:

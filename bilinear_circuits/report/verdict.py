@@ -7,6 +7,7 @@ from bilinear_circuits.circuits.prove import CausalProof, Effect
 from bilinear_circuits.report.text import signed
 
 PROVED = "proved on held-out stories"
+MIN_SITES = 10
 
 
 @dataclass(frozen=True)
@@ -25,17 +26,19 @@ class Verdict:
 
 
 def verdict(proof: CausalProof, sign: int) -> Verdict:
-    """Judge a proof by three conditions, all of which must hold.
+    """Judge a proof by four conditions, all of which must hold.
 
-    1. The 95 % interval of the removal excludes zero.
+    1. The feature is active at ten trigger sites or more, and the 95 % interval of the removal excludes zero.
     2. The removal moves the model away from the pole the circuit pushes to, as predicted.
-    3. The interval of the mean control effect includes zero: removing any like feature does not do the same.
+    3. The interval of the mean effect of controls of like frequency and norm includes zero: the edit as such does
+       nothing.
+    4. No control moves the model as much, those that act at triggers included.
 
     Args:
         proof: The measured effects.
         sign: Pole the circuit pushes to: +1 positive, -1 negative.
     """
-    failures = [*_removal_failures(proof.removal, sign), *_control_failures(proof.control)]
+    failures = [*_removal_failures(proof.removal, sign), *_control_failures(proof)]
     text = "not proved: " + "; ".join(failures) if failures else PROVED
     return Verdict(not failures, text, _note(proof))
 
@@ -52,8 +55,11 @@ def _note(proof: CausalProof) -> str:
 
 
 def _removal_failures(removal: Effect, sign: int) -> list[str]:
-    if _unmeasured(removal):
-        return ["the feature is active at no trigger site"]
+    if removal.n < MIN_SITES or _unmeasured(removal):
+        sites = (
+            f"{removal.n} trigger sites" if removal.n > 1 else "one trigger site" if removal.n else "no trigger site"
+        )
+        return [f"the feature is active at {sites}, fewer than {MIN_SITES}"]
     if not removal.excludes_zero:
         return ["the interval of the removal includes zero"]
     if removal.mean * sign > 0:
@@ -61,12 +67,16 @@ def _removal_failures(removal: Effect, sign: int) -> list[str]:
     return []
 
 
-def _control_failures(control: Effect) -> list[str]:
-    if _unmeasured(control):
+def _control_failures(proof: CausalProof) -> list[str]:
+    if _unmeasured(proof.control):
         return ["no control was measured"]
-    if control.excludes_zero:
-        return [f"the controls move the model too (mean {signed(control.mean)}, interval without zero)"]
-    return []
+    failures = []
+    if proof.control.excludes_zero:
+        failures.append(f"the controls move the model too (mean {signed(proof.control.mean)}, interval without zero)")
+    every = (*proof.controls, *proof.trigger_controls)
+    if as_much := sum(abs(one.effect.mean) >= abs(proof.removal.mean) for one in every):
+        failures.append(f"{as_much} of {len(every)} controls move the model as much")
+    return failures
 
 
 def _unmeasured(effect: Effect) -> bool:

@@ -88,7 +88,7 @@ def dictionary_layers(name_or_path: str | Path) -> list[int]:
     layers = [
         int(one.name.split(".")[1])
         for one in folder.glob("blocks.*.mlp.hook_in")
-        if (folder / one.name.replace("hook_in", "hook_out")).is_dir()
+        if one.name.split(".")[1].isdecimal() and (folder / one.name.replace("hook_in", "hook_out")).is_dir()
     ]
     if not layers:
         raise FileNotFoundError(
