@@ -10,9 +10,11 @@ from typing import Any, NoReturn
 
 VERBS = {
     "circuits": "bilinear_circuits.commands.circuits",
+    "import": "bilinear_circuits.commands.importing",
     "inspect": "bilinear_circuits.commands.inspect",
     "lowrank": "bilinear_circuits.commands.lowrank",
     "sample": "bilinear_circuits.commands.sample",
+    "train": "bilinear_circuits.commands.train",
 }
 _TRACEBACK = "BILINEAR_CIRCUITS_TRACEBACK"
 
@@ -38,9 +40,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[0] not in VERBS:
         return _fail(f"verb must be one of {', '.join(VERBS)}, got {argv[0]}. See bilinear-circuits --help.")
     verb = importlib.import_module(VERBS[argv[0]])
-    arguments = _parse(argv[0], verb, argv[1:])
     try:
-        verb.run(arguments)
+        verb.run(_parse(argv[0], verb, argv[1:]))
     except (ValueError, OSError) as error:
         if os.environ.get(_TRACEBACK):
             raise

@@ -31,12 +31,20 @@ def sample_stories(
         batch_size: Stories sampled at once.
         max_tokens: Longest story, in tokens.
         progress: Wraps the batches.
+
+    Raises:
+        ValueError: If the tokenizer has neither a [BOS] nor an [EOS] token.
     """
+    bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
+    if bos is None:
+        raise ValueError("tokenizer must have a bos_token or an eos_token to start stories with.")
+    # Training rows run on into the next story, so [BOS] ends a story as well as [EOS].
+    ends = [token for token in (tokenizer.eos_token_id, bos) if token is not None]
     stories: list[str] = []
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for start in progress(range(0, n, batch_size), "sample"):
-            prompt = torch.full((min(batch_size, n - start), 1), tokenizer.bos_token_id, device=model.device)
+            prompt = torch.full((min(batch_size, n - start), 1), bos, device=model.device)
             rows = model.generate(
                 prompt,
                 attention_mask=torch.ones_like(prompt),
@@ -46,8 +54,7 @@ def sample_stories(
                 max_new_tokens=max_tokens,
                 use_cache=True,
                 pad_token_id=tokenizer.pad_token_id,
-                # Training rows run on into the next story, so [BOS] ends a story as well as [EOS].
-                eos_token_id=[tokenizer.eos_token_id, tokenizer.bos_token_id],
+                eos_token_id=ends,
             )
             stories += [text.strip() for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
     return [story for story in stories if story]

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from planted import tiny_llama, word_tokenizer
 
+from bilinear_circuits.cli import VERBS
+
 ROOT = Path(__file__).parents[1]
 QUERY = ROOT / "configs/circuits/sentiment_negation.yaml"
 
@@ -43,7 +45,7 @@ def query_file(folder, **change):
     return path
 
 
-@pytest.mark.parametrize("verb", [(), ("circuits",), ("inspect",), ("lowrank",), ("sample",)])
+@pytest.mark.parametrize("verb", [(), ("circuits",), ("import",), ("inspect",), ("lowrank",), ("sample",), ("train",)])
 def test_help_teaches_without_loading_anything_heavy(verb):
     code = (
         "import sys; from bilinear_circuits.cli import main\n"
@@ -54,11 +56,11 @@ def test_help_teaches_without_loading_anything_heavy(verb):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "usage: bilinear-circuits" in done.stdout
-    assert ("shipped model" in done.stdout) == bool(verb)
+    assert all(f"\n  {name}" in done.stdout for name in VERBS) if not verb else "--out" in done.stdout
 
 
 MISTAKES = {
-    ("nonsense",): "verb must be one of circuits, inspect, lowrank, sample, got nonsense",
+    ("nonsense",): "verb must be one of circuits, import, inspect, lowrank, sample, train, got nonsense",
     ("circuits",): "the following arguments are required: QUERY.yaml",
     ("circuits", "missing.yaml"): "query must be a YAML file, got missing.yaml: no such file",
     ("circuits", QUERY, "--layers", "9"): "layer must have dictionaries in ts-17m (layers 3, 4), got 9",

@@ -52,19 +52,9 @@ def read_query(path: str) -> QueryFile:
         FileNotFoundError: If there is no such file.
         ValueError: If it is not YAML, or a key is unknown, missing or of the wrong kind.
     """
-    import yaml
-
     from bilinear_circuits.circuits import CircuitQuery, SearchSettings
 
-    file = Path(path)
-    if not file.is_file():
-        raise FileNotFoundError(f"query must be a YAML file, got {path}: no such file.")
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"query must be a YAML file, got {path}: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"query must be a YAML mapping with name, triggers, positive and negative, got {path}.")
+    content = common.read_yaml(path, "query")
     settings = content.pop("settings", None) or {}
     if not isinstance(settings, dict):
         raise ValueError(f"settings of {path} must be a mapping, got {settings!r}.")

@@ -38,10 +38,23 @@ class CommonArguments:
     """Text file of stories, each ended by <|endoftext|>, or a Hub id; by default those shipped with the model."""
 
     device: str = "cpu"
-    """Where to compute: cpu, cuda, cuda:1, mps."""
+    """Where to compute: cpu, cuda, cuda:1."""
 
     seed: int = 0
     """Seed of everything random."""
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that torch does not take.
+
+    Raises:
+        ValueError: If it is negative or does not fit 63 bits.
+    """
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be between 0 and 2**63 - 1, got {seed}.")
 
 
 def check_device(device: str) -> None:
@@ -53,8 +66,8 @@ def check_device(device: str) -> None:
     import torch
 
     try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
+        torch.ones(1, device=device).item()
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device must be one that torch can use, got {device}: {reason}") from error
 
@@ -144,7 +157,14 @@ def quietly_load_model(name: str, device: str) -> Any:
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
-    return zoo.load_model(name, device)
+    try:
+        return zoo.load_model(name, device)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # a broken folder fails in as many ways as there are libraries below
+        raise ValueError(
+            f"model must load with TransformerLens, got {name}: {type(error).__name__}: {error}"
+        ) from error
 
 
 def note(text: str) -> None:
@@ -157,6 +177,27 @@ def bar(items: Sequence[T], description: str, /) -> Iterable[T]:
     from tqdm import tqdm
 
     return tqdm(items, desc=description, file=sys.stderr, delay=1, leave=False)
+
+
+def read_yaml(path: str, what: str) -> dict[str, Any]:
+    """Read a YAML mapping.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not YAML, or no mapping.
+    """
+    import yaml
+
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"{what} must be a YAML file, got {path}: no such file.")
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{what} must be a YAML file, got {path}: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{what} must be a YAML mapping of keys to values, got {path}, which holds {content!r:.60}.")
+    return content
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
@@ -186,8 +227,12 @@ def written_whole(folder: str | Path) -> Iterator[Path]:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as temporary:
         yield Path(temporary)
+        files = sorted(Path(temporary).iterdir())
+        for file in files:
+            if (target / file.name).is_dir():
+                raise ValueError(f"out must not hold a folder where a file is written, got {target / file.name}.")
         target.mkdir(exist_ok=True)
-        for file in sorted(Path(temporary).iterdir()):
+        for file in files:
             os.replace(file, target / file.name)
 
 
@@ -221,11 +266,15 @@ def provenance(
         "model": {"name": arguments.model, "sha256": file_hash(model_file)},
         "dictionaries": dictionaries,
         "corpus": {"name": Path(corpus).name, "sha256": file_hash(Path(corpus)), "n_stories": n_stories},
-        "versions": {name: _version(name) for name in _PACKAGES},
-        "commit": _commit(),
+        **environment(),
         "config": asdict(arguments),
         "seconds": round(seconds, 1),
     }
+
+
+def environment() -> dict[str, Any]:
+    """Versions of the packages that matter, and the commit of this one."""
+    return {"versions": {name: _version(name) for name in _PACKAGES}, "commit": _commit()}
 
 
 def file_hash(path: Path) -> str | None:

@@ -41,12 +41,15 @@ def run(arguments: Arguments) -> None:
     """Measure and print one table per layer."""
     started = time.perf_counter()
     common.check_out(arguments.out)
+    if arguments.min_active < 1:
+        raise ValueError(f"min_active must be at least 1, got {arguments.min_active}.")
     layers = common.check_layers(arguments.layers, common.saes_of(arguments))
     corpus = common.corpus_of(arguments)
 
     from bilinear_circuits.activity import collect_activity
     from bilinear_circuits.data import read_stories, tokenize_stories
     from bilinear_circuits.lowrank import low_rank_correlation
+    from bilinear_circuits.report.payload import plain
     from bilinear_circuits.running import context_length
 
     stories = read_stories(corpus, arguments.n_stories)
@@ -69,7 +72,7 @@ def run(arguments: Arguments) -> None:
         source = common.provenance(resolved, interactions, corpus, len(stories), time.perf_counter() - started)
         rows = {str(layer): payload(one, arguments.seed) for layer, one in results.items()}
         with common.written_whole(arguments.out) as folder:
-            text = common.to_json({"schema_version": 1, "layers": rows, "provenance": source})
+            text = common.to_json(plain({"schema_version": 1, "layers": rows, "provenance": source}))
             (folder / "lowrank.json").write_text(text, encoding="utf-8")
         print(f"written: {arguments.out}/lowrank.json")
 

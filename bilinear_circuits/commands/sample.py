@@ -27,7 +27,7 @@ class Arguments:
     """Stories sampled at once; part of what makes a sample repeatable."""
 
     device: str = "cpu"
-    """Where to compute: cpu, cuda, cuda:1, mps."""
+    """Where to compute: cpu, cuda, cuda:1."""
 
     seed: int = 0
     """Seed of the samples."""
@@ -38,9 +38,10 @@ def run(arguments: Arguments) -> None:
     for name in ("n", "temperature", "batch_size"):
         if getattr(arguments, name) <= 0:
             raise ValueError(f"{name} must be positive, got {getattr(arguments, name)}.")
-    path = Path(arguments.out)
-    if path.is_dir():
-        raise ValueError(f"out must be a file, got {arguments.out}: a folder.")
+    common.check_seed(arguments.seed)
+    path = Path(arguments.out).resolve()
+    if path.exists() and not path.is_file():
+        raise ValueError(f"out must be a file, got {arguments.out}: a folder or a device.")
     common.check_out(str(path.parent))
     common.check_device(arguments.device)
 
@@ -69,5 +70,8 @@ def _load(source: str, device: str) -> tuple[object, object]:
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    model = AutoModelForCausalLM.from_pretrained(source, dtype="float32").to(device).eval()
-    return model, AutoTokenizer.from_pretrained(source)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(source, dtype="float32").to(device).eval()
+        return model, AutoTokenizer.from_pretrained(source)
+    except Exception as error:  # a broken folder fails in as many ways as there are libraries below
+        raise ValueError(f"model must load with transformers, got {source}: {type(error).__name__}: {error}") from error

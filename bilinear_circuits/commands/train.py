@@ -1,0 +1,236 @@
+"""Train a bilinear language model from a recipe: a stock Llama folder that loads anywhere.
+
+A recipe is a YAML file: a name, a corpus, the shape of the model and how to train it. A run that was stopped or killed
+continues from its last checkpoint when the same command is given again.
+"""
+
+import json
+import os
+import shutil
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from simple_parsing import field
+
+from bilinear_circuits import zoo
+from bilinear_circuits.commands import common
+
+if TYPE_CHECKING:
+    from bilinear_circuits.data import StoryRows
+    from bilinear_circuits.llama import ModelSettings
+    from bilinear_circuits.training import OptimSettings, TrainingResult
+
+
+@dataclass(kw_only=True)
+class Arguments:
+    """Options of `train`."""
+
+    recipe: str = field(positional=True, metavar="RECIPE.yaml")
+    """Recipe file, for instance configs/train/ts-nano.yaml."""
+
+    out: str | None = None
+    """Folder of the model; by default out/NAME, with the recipe's name."""
+
+    corpus: str | None = None
+    """Text file of stories, each ended by <|endoftext|>, or a Hub id; by default what the recipe says."""
+
+    device: str | None = None
+    """cpu to stay off a GPU; by default a GPU where there is one."""
+
+    wandb: bool = False
+    """Log to Weights & Biases too."""
+
+    keep_checkpoints: bool = False
+    """Keep the checkpoints of a finished run."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A recipe file.
+
+    Attributes:
+        name: Name of the model.
+        corpus: Text file, Hub id, or a shipped model's name for the stories sampled from it.
+        model: Shape of the model.
+        optim: How to train it.
+        n_stories: Stories read from the corpus; all by default.
+        valid: Corpus for validation; a share of the training corpus by default.
+        valid_share: That share.
+        vocab_size: Size of the tokenizer trained on the training stories.
+        tokenizer: A tokenizer folder or shipped model to use instead.
+        seed: Seed of weights, data order and dropout.
+    """
+
+    name: str
+    corpus: str
+    model: "ModelSettings"
+    optim: "OptimSettings"
+    n_stories: int | None = None
+    valid: str | None = None
+    valid_share: float = 0.03
+    vocab_size: int = 4096
+    tokenizer: str | None = None
+    seed: int = 0
+
+
+def read_recipe(path: str) -> Recipe:
+    """Read a recipe file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not YAML, or a key is unknown, missing or of the wrong kind.
+    """
+    from bilinear_circuits.llama import ModelSettings
+    from bilinear_circuits.training import OptimSettings
+
+    content = common.read_yaml(path, "recipe")
+    for key, kind in (("model", ModelSettings), ("optim", OptimSettings)):
+        if not isinstance(content.get(key), dict):
+            raise ValueError(f"{key} of {path} must be a mapping, got {content.get(key)!r}.")
+        content[key] = common.from_mapping(kind, content[key], f"{key} of {path}")
+    recipe = common.from_mapping(Recipe, content, path)
+    for name in ("name", "corpus"):
+        if not isinstance(getattr(recipe, name), str):
+            raise ValueError(f"{name} of {path} must be a text, got {getattr(recipe, name)!r}.")
+    for name in ("n_stories", "vocab_size", "seed"):
+        value = getattr(recipe, name)
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
+            raise ValueError(f"{name} of {path} must be a whole number, got {value!r}.")
+    return recipe
+
+
+def run(arguments: Arguments) -> None:
+    """Train, or go on training, and write the model."""
+    recipe = read_recipe(arguments.recipe)
+    corpus = zoo.corpus_path(arguments.corpus or recipe.corpus)
+    out = Path(arguments.out or f"out/{recipe.name}")
+    common.check_out(str(out))
+    if arguments.device is not None:
+        common.check_device(arguments.device)
+    _check_run(out, resolved(recipe, corpus))
+
+    from transformers.utils import logging
+
+    from bilinear_circuits.llama import build_model
+    from bilinear_circuits.training import train_model
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    tokenizer, rows, valid_rows = prepare(recipe, corpus)
+    model = build_model(recipe.model, tokenizer, recipe.seed)
+    common.note(f"training {recipe.name}: {model.num_parameters() / 1e6:.1f} M parameters, {len(rows)} rows")
+    result = train_model(
+        model,
+        rows,
+        valid_rows,
+        recipe.optim,
+        out,
+        seed=recipe.seed,
+        device=arguments.device,
+        report_to="wandb" if arguments.wandb else "none",
+        callbacks=[_bar()],
+    )
+    if int(os.environ.get("RANK", "0")) == 0:
+        _write(out, model, tokenizer, record(recipe, corpus, rows, result))
+        if not arguments.keep_checkpoints:
+            shutil.rmtree(out / "checkpoints")
+        print(
+            f"{recipe.name}: validation loss {result.valid_loss:.4f} nats per token at step {result.best_step} of"
+            f" {result.steps}, {result.tokens / 1e6:.1f} M tokens, {result.seconds:.0f} s\nwritten: {out}"
+        )
+
+
+def resolved(recipe: Recipe, corpus: str) -> dict[str, Any]:
+    """A recipe as plain data, every default filled in."""
+    return asdict(recipe) | {"corpus": Path(corpus).name if Path(corpus).is_file() else corpus}
+
+
+def prepare(recipe: Recipe, corpus: str) -> "tuple[Any, StoryRows, StoryRows]":
+    """Tokenizer, training rows and validation rows of a recipe."""
+    from bilinear_circuits.data import StoryRows, clean_stories, read_stories, split_stories
+    from bilinear_circuits.tokenization import train_tokenizer
+
+    cleaned = clean_stories(read_stories(corpus, recipe.n_stories))
+    common.note(
+        f"{cleaned.n_read} stories: {cleaned.n_duplicates} duplicates and {cleaned.n_corrupt} corrupt ones left out"
+    )
+    if recipe.valid is None:
+        train, valid = split_stories(cleaned.stories, valid_share=recipe.valid_share, seed=recipe.seed)
+    else:
+        train, valid = cleaned.stories, clean_stories(read_stories(zoo.corpus_path(recipe.valid))).stories
+    if recipe.tokenizer is None:
+        tokenizer = train_tokenizer(train, recipe.vocab_size, model_max_length=recipe.model.context)
+    else:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(zoo.model_path(recipe.tokenizer))
+    return tokenizer, *(StoryRows(stories, tokenizer, recipe.model.context) for stories in (train, valid))
+
+
+def record(recipe: Recipe, corpus: str, rows: "StoryRows", result: "TrainingResult") -> dict[str, Any]:
+    """What is saved beside the weights: recipe, versions, commit, data, and how the training went."""
+    return {
+        "recipe": resolved(recipe, corpus),
+        "data_sha256": rows.data_hash,
+        "n_rows": len(rows),
+        "corpus_sha256": common.file_hash(Path(corpus)),
+        **common.environment(),
+        "result": asdict(result),
+    }
+
+
+def _bar() -> Any:
+    """A progress bar on stderr for the Trainer, with the losses of the last evaluation."""
+    from tqdm import tqdm
+    from transformers import TrainerCallback
+
+    class Bar(TrainerCallback):
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="train", file=sys.stderr)
+
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.bar.update(state.global_step - self.bar.n)
+
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
+            self.bar.set_postfix({k: f"{logs[k]:.4f}" for k in ("loss", "eval_loss") if k in logs})
+
+        def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.bar.close()
+
+    return Bar()
+
+
+def _check_run(out: Path, recipe: dict[str, Any]) -> None:
+    """Refuse a folder that holds a finished model or the start of another run; mark it as this one's otherwise.
+
+    Raises:
+        ValueError: If the folder is another's.
+    """
+    if (out / "training.json").is_file():
+        raise ValueError(f"out must be a folder without a finished model, got {out}. Remove it or name another --out.")
+    marker = out / "run.json"
+    if marker.is_file():
+        started = json.loads(marker.read_text())
+        changed = [key for key in recipe if started.get(key) != json.loads(json.dumps(recipe[key]))]
+        if changed:
+            raise ValueError(
+                f"out holds a run with other settings ({', '.join(changed)}), got {out}."
+                " Remove it to start anew, or name another --out."
+            )
+        return
+    with common.written_whole(out) as folder:
+        (folder / marker.name).write_text(common.to_json(recipe), encoding="utf-8")
+
+
+def _write(out: Path, model: Any, tokenizer: Any, training: dict[str, Any]) -> None:
+    """Model, tokenizer and record, all or none of them."""
+    import torch
+
+    if training["recipe"]["optim"]["precision"] == "bf16":
+        model = model.to(torch.bfloat16)
+    with common.written_whole(out) as folder:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+        (folder / "training.json").write_text(common.to_json(training), encoding="utf-8")
