@@ -15,6 +15,8 @@ VERBS = {
     "lowrank": "bilinear_circuits.commands.lowrank",
     "sample": "bilinear_circuits.commands.sample",
     "train": "bilinear_circuits.commands.train",
+    "train-sae": "sae.commands.train_sae",
+    "evaluate-sae": "sae.commands.evaluate",
 }
 _TRACEBACK = "BILINEAR_CIRCUITS_TRACEBACK"
 
@@ -60,7 +62,7 @@ def _overview() -> str:
         "",
     ]
     for name, path in VERBS.items():
-        lines.append(f"  {name:<10}{_summary(importlib.import_module(path))}")
+        lines.append(f"  {name:<14}{_summary(importlib.import_module(path))}")
     lines += ["", "bilinear-circuits VERB --help explains a verb.", f"{_TRACEBACK}=1 shows where an error comes from."]
     return "\n".join(lines)
 

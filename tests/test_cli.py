@@ -45,7 +45,20 @@ def query_file(folder, **change):
     return path
 
 
-@pytest.mark.parametrize("verb", [(), ("circuits",), ("import",), ("inspect",), ("lowrank",), ("sample",), ("train",)])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        (),
+        ("circuits",),
+        ("import",),
+        ("inspect",),
+        ("lowrank",),
+        ("sample",),
+        ("train",),
+        ("train-sae",),
+        ("evaluate-sae",),
+    ],
+)
 def test_help_teaches_without_loading_anything_heavy(verb):
     code = (
         "import sys; from bilinear_circuits.cli import main\n"
@@ -60,7 +73,9 @@ def test_help_teaches_without_loading_anything_heavy(verb):
 
 
 MISTAKES = {
-    ("nonsense",): "verb must be one of circuits, import, inspect, lowrank, sample, train, got nonsense",
+    (
+        "nonsense",
+    ): "verb must be one of circuits, import, inspect, lowrank, sample, train, train-sae, evaluate-sae, got nonsense",
     ("circuits",): "the following arguments are required: QUERY.yaml",
     ("circuits", "missing.yaml"): "query must be a YAML file, got missing.yaml: no such file",
     ("circuits", QUERY, "--layers", "9"): "layer must have dictionaries in ts-17m (layers 3, 4), got 9",

@@ -52,7 +52,7 @@ class SearchSettings:
     shortlist: int = 16
     circuits: int = 2
     controls: int = 12
-    baseline: int = 64
+    baseline: int = 32
     rank: int = 2
     context: int = 256
 

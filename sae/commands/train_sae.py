@@ -1,0 +1,208 @@
+"""Train dictionaries on both sides of the MLPs of some layers from a recipe: SAELens folders that load anywhere.
+
+A recipe is a YAML file: model, corpus, layers, a SAELens architecture and how to train it. A run that was killed goes
+on from its last checkpoint when the same command is given again.
+"""
+
+import json
+import shutil
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from simple_parsing import field
+
+from bilinear_circuits import zoo
+from bilinear_circuits.commands import common
+from sae.settings import Recipe
+
+if TYPE_CHECKING:
+    from bilinear_circuits.data import StoryTokens
+    from sae.train import TrainedDictionaries
+
+_RECORD = "training.json"
+_MARKER = "run.json"
+_CHECKPOINTS = "checkpoints"
+
+
+@dataclass(kw_only=True)
+class Arguments:
+    """Options of `train-sae`."""
+
+    recipe: str = field(positional=True, metavar="RECIPE.yaml")
+    """Recipe file, for instance configs/sae/ts-nano.yaml."""
+
+    model: str | None = None
+    """A shipped model, a Hugging Face model folder, or a Hub id; by default what the recipe says."""
+
+    corpus: str | None = None
+    """Text file of stories, each ended by <|endoftext|>, or a Hub id; by default what the recipe says."""
+
+    out: str | None = None
+    """Folder of the dictionaries; by default out/NAME, with the recipe's name."""
+
+    device: str = "cpu"
+    """Where to train: cpu, cuda, cuda:1, mps."""
+
+    wandb: bool = False
+    """Log to Weights & Biases too."""
+
+
+def read_recipe(path: str) -> Recipe:
+    """Read a recipe file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not YAML, or a key is unknown, missing, of the wrong kind or of a value that cannot be.
+    """
+    return common.from_mapping(Recipe, common.read_yaml(path, "recipe"), path)
+
+
+def run(arguments: Arguments) -> None:
+    """Train, or go on training, and write the dictionaries."""
+    started = time.perf_counter()
+    recipe = read_recipe(arguments.recipe)
+    recipe = replace(recipe, model=arguments.model or recipe.model, corpus=arguments.corpus or recipe.corpus)
+    out = Path(arguments.out or f"out/{recipe.name}")
+    common.check_out(str(out))
+    common.check_device(arguments.device)
+    zoo.model_path(recipe.model)
+    resolved = _resolved(recipe)
+    _check_run(out, resolved)
+
+    from bilinear_circuits.data import read_stories, tokenize_stories
+    from sae.checks import check_model, check_options, check_tokens
+    from sae.train import excluded_tokens, train_dictionaries
+
+    check_options(recipe)
+    stories = read_stories(zoo.corpus_path(recipe.corpus), recipe.n_stories)
+    common.note(f"loading {recipe.model}")
+    model = common.quietly_load_model(recipe.model, arguments.device)
+    check_model(model, recipe)
+    tokens = tokenize_stories(stories, model.tokenizer, recipe.context)
+    check_tokens(tokens, recipe)
+    _start(out, resolved)
+    common.note(f"training {', '.join(recipe.hook_names)}: {recipe.n_steps} steps of {recipe.batch_tokens} tokens")
+    trained = train_dictionaries(
+        model,
+        tokens,
+        recipe.settings,
+        model_name=_name(recipe.model),
+        checkpoints=out / _CHECKPOINTS,
+        wandb=arguments.wandb,
+    )
+    record = _record(resolved, recipe, tokens, trained, time.perf_counter() - started)
+    _write(out, recipe, trained, record, _metadata(recipe, record, type(model).__name__, excluded_tokens(tokens)))
+    print(table(trained))
+    print(f"written: {out}")
+
+
+def table(trained: "TrainedDictionaries") -> str:
+    """The last training batch of each dictionary, as text."""
+    lines = [f"last batch of {trained.n_tokens} tokens", f"{'dictionary':<24}{'features':>9}{'FVU':>8}{'L0':>8}"]
+    for name, dictionary in trained.dictionaries.items():
+        last = trained.curve[name][-1]
+        lines.append(f"{name:<24}{dictionary.d_sae:>9}{last['fvu']:>8.4f}{last['l0']:>8.1f}")
+    return "\n".join(lines)
+
+
+def _name(name_or_path: str) -> str:
+    """A shipped model's name or a Hub id as it is; of a folder or file its own name, without the way to it."""
+    path = Path(name_or_path)
+    return path.name if path.exists() else name_or_path
+
+
+def _resolved(recipe: Recipe) -> dict[str, Any]:
+    """A recipe as plain data, every default filled in, and the weights and text it was run on."""
+    corpus, model = Path(zoo.corpus_path(recipe.corpus)), Path(zoo.model_path(recipe.model))
+    named = {"model": _name(recipe.model), "corpus": _name(recipe.corpus)}
+    hashes = {
+        "model_sha256": common.file_hash(model / "model.safetensors"),
+        "corpus_sha256": common.file_hash(corpus),
+    }
+    return json.loads(json.dumps(asdict(recipe) | named | hashes))
+
+
+def _check_run(out: Path, resolved: dict[str, Any]) -> None:
+    """Refuse a folder that holds finished dictionaries or the start of another run.
+
+    Raises:
+        ValueError: If the folder is another's.
+    """
+    if (out / _RECORD).is_file():
+        raise ValueError(f"out must be a folder without finished dictionaries, got {out}. Name another --out.")
+    if (out / _MARKER).is_file():
+        started = json.loads((out / _MARKER).read_text())
+        changed = [key for key in resolved if started.get(key) != resolved[key]]
+        if changed:
+            raise ValueError(
+                f"out must hold a run of this recipe to go on with, got {out}, where {', '.join(changed)} differ."
+                " Remove it to start anew, or name another --out."
+            )
+    elif out.is_dir() and any(out.iterdir()):
+        raise ValueError(f"out must be a new or empty folder, or hold a run to go on with, got {out}.")
+
+
+def _start(out: Path, resolved: dict[str, Any]) -> None:
+    """Mark the folder as this run's; take away dictionaries that a kill left without their record."""
+    for folder in out.glob("blocks.*.mlp.hook_*"):
+        shutil.rmtree(folder)
+    if not (out / _MARKER).is_file():
+        with common.written_whole(out) as folder:
+            (folder / _MARKER).write_text(common.to_json(resolved), encoding="utf-8")
+    if any(out.glob(f"{_CHECKPOINTS}/*")):
+        common.note(f"going on from the last checkpoint in {out / _CHECKPOINTS}")
+
+
+def _record(
+    resolved: dict[str, Any], recipe: Recipe, tokens: "StoryTokens", trained: "TrainedDictionaries", seconds: float
+) -> dict[str, Any]:
+    """What is saved beside the dictionaries: recipe, versions, commit, data, and how the training went."""
+    return {
+        "schema_version": 1,
+        "recipe": resolved,
+        **common.environment(),
+        "n_stories": len(tokens),
+        "unique_tokens": int(tokens.mask.sum()),
+        "training_tokens": trained.n_tokens,
+        "resumed_at": trained.resumed_at,
+        "final": {name: points[-1] for name, points in trained.curve.items()},
+        "curve": trained.curve,
+        "seconds": round(seconds, 1),
+    }
+
+
+def _metadata(recipe: Recipe, record: dict[str, Any], model_class: str, excluded: list[int]) -> dict[str, Any]:
+    """What SAELens keeps of where a dictionary comes from; the hook and SAELens' version are added when written."""
+    from sae.folders import reload_text
+
+    return {
+        "model_name": record["recipe"]["model"],
+        "model_class_name": model_class,
+        "context_size": recipe.context,
+        "prepend_bos": True,
+        "exclude_special_tokens": excluded,
+        "dataset_path": f"{record['recipe']['corpus']} ({record['n_stories']} stories)",
+        "training_tokens": record["training_tokens"],
+        "training_architecture": recipe.architecture,
+        "sae_lens_training_version": record["versions"]["sae-lens"],
+        "reload": reload_text(record["recipe"]["model"]),
+    }
+
+
+def _write(
+    out: Path, recipe: Recipe, trained: "TrainedDictionaries", record: dict[str, Any], metadata: dict[str, Any]
+) -> None:
+    """Each dictionary's folder, whole or not at all; the record after all of them; then the checkpoints go."""
+    import torch
+
+    from sae.folders import write_dictionary
+
+    with common.written_whole(out) as folder:
+        for name, dictionary in trained.dictionaries.items():
+            write_dictionary(dictionary, folder / name, metadata, getattr(torch, recipe.save_dtype))
+    with common.written_whole(out) as folder:
+        (folder / _RECORD).write_text(common.to_json(record), encoding="utf-8")
+    shutil.rmtree(out / _CHECKPOINTS, ignore_errors=True)
+    (out / _MARKER).unlink()
