@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -42,7 +43,7 @@ class ActiveTokens:
         """Number of active tokens of each feature."""
         return self.offsets.diff()
 
-    @property
+    @cached_property
     def feature(self) -> Int[Tensor, " nnz"]:
         """Feature of each activation."""
         counts = self.counts
@@ -105,6 +106,11 @@ class LayerActivity:
     x: Float[Tensor, "token d_in"]
     inputs: ActiveTokens
     outputs: ActiveTokens
+
+    @cached_property
+    def mean_inputs(self) -> Float[Tensor, " d_sae_in"]:
+        """Mean activation of every input feature over all tokens."""
+        return self.inputs.sum_over_tokens(torch.full((len(self.x),), 1 / max(1, len(self.x)), device=self.x.device))
 
     @property
     def token_ids(self) -> Int[Tensor, " token"]:

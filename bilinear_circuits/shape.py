@@ -67,7 +67,7 @@ def and_shape(activity: LayerActivity, feature: int, spectrum: Spectrum, size: i
     first_factor, second_factor = factor_pair(spectrum)
     centre = value @ activity.x[token].to(value.dtype)
     usage = _usage(activity, token)
-    excess = usage - _usage(activity, torch.arange(len(activity.x), device=token.device))
+    excess = usage - activity.mean_inputs.to(usage.dtype)
     dictionary = activity.interactions.sae_in
     pulls = []
     for factor in (first_factor, second_factor):

@@ -128,7 +128,7 @@ def test_controls_are_the_closest_in_frequency_and_norm_of_either_set(world):
         for quantity in (frequency.clamp_min(1).log(), log_norm):
             distance += ((quantity - quantity[FEATURE]) / quantity[frequency > 0].std()) ** 2
         nearest = sorted((f for f in own if f != FEATURE), key=lambda f: distance[f].item())
-        assert matched(activity, eligible, frequency, FEATURE, 3) == nearest[:3]
+        assert matched(screen, eligible, frequency, FEATURE, 3) == nearest[:3]
 
 
 def test_the_bootstrap_interval_has_the_width_of_the_standard_error():

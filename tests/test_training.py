@@ -241,3 +241,12 @@ def test_a_wrong_recipe_is_refused_by_key(change, message, tmp_path):
 
     with refused(ValueError, message):
         read_recipe(str(recipe(tmp_path, **change)))
+
+
+def test_a_corpus_that_cannot_be_read_leaves_nothing_behind(tmp_path):
+    from bilinear_circuits.commands.train import Arguments, run
+
+    path = recipe(tmp_path, corpus=str(tmp_path / "missing.txt"))
+    with refused(FileNotFoundError, "missing.txt: no such file"):
+        run(Arguments(recipe=str(path), out=str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()

@@ -43,7 +43,7 @@ def bootstrap(values: Float[Tensor, " n"], generator: torch.Generator) -> Effect
 def bootstrap_rows(values: Float[Tensor, "row n"], generator: torch.Generator) -> Effect:
     """Mean of a table with an interval that resamples rows and columns."""
     if values.numel() == 0:
-        return Effect(float("nan"), float("nan"), float("nan"), len(values))
+        return Effect(math.nan, math.nan, math.nan, len(values))
     n_rows, n = values.shape
     rows = torch.randint(n_rows, (N_BOOTSTRAP, n_rows, 1), generator=generator)
     columns = torch.randint(n, (N_BOOTSTRAP, 1, n), generator=generator)

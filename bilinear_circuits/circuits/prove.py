@@ -98,7 +98,7 @@ def prove(
         activity: Their layer on the ranking stories.
         sites: The same layer on the trigger sites.
         losses: The same layer on whole held-out stories.
-        screen: Trigger share, pole shift and trigger tokens of every output feature.
+        screen: What is known of every output feature of the layer.
         rank: Rank of the form removed.
         n_controls: Control features of either set per circuit.
         seed: Seed of the bootstrap.
@@ -116,7 +116,7 @@ def prove(
         at_active = bootstrap(removal[active], generator)
         here, sets = sites.select(active), control_sets(activity, screen)
         (controls, table), (trigger_controls, trigger_table) = (
-            _run_controls(matched(activity, *one_set, one.feature, n_controls), activity, screen, here, rank, generator)
+            _run_controls(matched(screen, *one_set, one.feature, n_controls), activity, screen, here, rank, generator)
             for one_set in sets
         )
         every = (*controls, *trigger_controls)
@@ -155,7 +155,7 @@ def _run_controls(
     for feature in features:
         edit = removal_edit(interactions, feature, interactions.spectrum(feature, rank))
         effect = sites.effect(edit)
-        norm = interactions.form(feature).matrix.frobenius_norm().item()
+        norm = screen.norm[feature].item()
         n_active = int(activity.outputs.counts[feature])
         n_trigger = int(screen.n_trigger[feature])
         controls.append(Control(feature, n_active, n_trigger, norm, bootstrap(effect, generator)))
@@ -181,15 +181,13 @@ def control_sets(
 
 
 def matched(
-    activity: LayerActivity, eligible: Bool[Tensor, " d_sae"], frequency: Int[Tensor, " d_sae"], feature: int, n: int
+    screen: Screen, eligible: Bool[Tensor, " d_sae"], frequency: Int[Tensor, " d_sae"], feature: int, n: int
 ) -> list[int]:
     """The n eligible output features closest to one in log frequency and log norm, in units of their spread.
 
     Fewer are returned where fewer are eligible.
     """
-    interactions = activity.interactions
-    norms = interactions.mlp.tensor.matrix(interactions.sae_out.W_enc.T).frobenius_norm()
-    log_norm = norms.clamp_min(torch.finfo(norms.dtype).tiny).log().double()
+    log_norm = screen.norm.clamp_min(torch.finfo(screen.norm.dtype).tiny).log().double()
     distance = torch.zeros_like(log_norm)
     for quantity in (frequency.clamp_min(1).double().log(), log_norm):
         spread = quantity[frequency > 0].std().clamp_min(1e-12)

@@ -96,22 +96,26 @@ class Screen:
         share: Trigger share.
         shift: Pole shift.
         n_trigger: Trigger tokens at which the feature is active.
+        norm: Frobenius norm of its interaction matrix.
     """
 
     share: Float[Tensor, " d_sae"]
     shift: Float[Tensor, " d_sae"]
     n_trigger: Int[Tensor, " d_sae"]
+    norm: Float[Tensor, " d_sae"]
 
 
 @torch.no_grad()
 def screen_features(
     activity: LayerActivity, tokens: QueryTokens, unembedding: Float[Tensor, "d_model d_vocab"]
 ) -> Screen:
-    """Trigger share, pole shift and trigger tokens of every output feature of a layer."""
+    """Trigger share, pole shift, trigger tokens and norm of every output feature of a layer."""
+    interactions = activity.interactions
     share = trigger_share(activity, tokens)
-    shift = pole_shift(activity.interactions.sae_out, unembedding, tokens).double()
+    shift = pole_shift(interactions.sae_out, unembedding, tokens).double()
     on_trigger = tokens.is_trigger(activity.token_ids).double().to(share.device)
-    return Screen(share, shift, _active_count(activity, on_trigger))
+    norm = interactions.mlp.tensor.matrix(interactions.sae_out.W_enc.T).frobenius_norm()
+    return Screen(share, shift, _active_count(activity, on_trigger), norm)
 
 
 @torch.no_grad()

@@ -86,7 +86,7 @@ def run(arguments: Arguments) -> None:
         model, interactions, asked.query, stories, settings=asked.settings, seed=arguments.seed, progress=common.bar
     )
     seconds = time.perf_counter() - started
-    resolved = replace(arguments, saes=common.saes_of(arguments), corpus=corpus_name(corpus), layers=layers)
+    resolved = replace(arguments, saes=common.saes_of(arguments), corpus=common.display_name(corpus), layers=layers)
     source = common.provenance(resolved, interactions, corpus, len(stories), seconds)
     with common.written_whole(arguments.out) as folder:
         (folder / "circuit.json").write_text(common.to_json(search_payload(search, source)), encoding="utf-8")
@@ -95,11 +95,6 @@ def run(arguments: Arguments) -> None:
     print(f"\n{time.perf_counter() - started:.0f} s. Written:")
     for name in ("report.html", "circuit.json"):
         print(f"  {Path(arguments.out) / name}")
-
-
-def corpus_name(corpus: str) -> str:
-    """A corpus as results name it: the shipped stories by file name, so that no machine's paths get into a report."""
-    return Path(corpus).name if Path(corpus).is_file() else corpus
 
 
 def summary(search: "CircuitSearch") -> str:

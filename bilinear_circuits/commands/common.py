@@ -265,7 +265,7 @@ def provenance(
     return {
         "model": {"name": arguments.model, "sha256": file_hash(model_file)},
         "dictionaries": dictionaries,
-        "corpus": {"name": Path(corpus).name, "sha256": file_hash(Path(corpus)), "n_stories": n_stories},
+        "corpus": {"name": display_name(corpus), "sha256": file_hash(Path(corpus)), "n_stories": n_stories},
         **environment(),
         "config": asdict(arguments),
         "seconds": round(seconds, 1),
@@ -275,6 +275,18 @@ def provenance(
 def environment() -> dict[str, Any]:
     """Versions of the packages that matter, and the commit of this one."""
     return {"versions": {name: _version(name) for name in _PACKAGES}, "commit": _commit()}
+
+
+def display_name(name_or_path: str) -> str:
+    """A model or corpus as results name it: the last part of a path, so that no machine's folders get into them."""
+    path = Path(name_or_path)
+    return path.name if path.exists() else name_or_path
+
+
+def changed_settings(marker: Path, resolved: Mapping[str, Any]) -> list[str]:
+    """Keys in which a run that was started, as recorded in a marker file, differs from the one asked for."""
+    started = json.loads(marker.read_text())
+    return [key for key, value in json.loads(json.dumps(resolved)).items() if started.get(key) != value]
 
 
 def file_hash(path: Path) -> str | None:

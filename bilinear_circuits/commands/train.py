@@ -4,7 +4,6 @@ A recipe is a YAML file: a name, a corpus, the shape of the model and how to tra
 continues from its last checkpoint when the same command is given again.
 """
 
-import json
 import os
 import shutil
 import sys
@@ -21,6 +20,9 @@ if TYPE_CHECKING:
     from bilinear_circuits.data import StoryRows
     from bilinear_circuits.llama import ModelSettings
     from bilinear_circuits.training import OptimSettings, TrainingResult
+
+
+_MARKER = "run.json"
 
 
 @dataclass(kw_only=True)
@@ -120,6 +122,9 @@ def run(arguments: Arguments) -> None:
     logging.disable_progress_bar()
     tokenizer, rows, valid_rows = prepare(recipe, corpus)
     model = build_model(recipe.model, tokenizer, recipe.seed)
+    # Only now: a corpus that cannot be read must leave nothing behind.
+    with common.written_whole(out) as folder:
+        (folder / _MARKER).write_text(common.to_json(resolved(recipe, corpus)), encoding="utf-8")
     common.note(f"training {recipe.name}: {model.num_parameters() / 1e6:.1f} M parameters, {len(rows)} rows")
     result = train_model(
         model,
@@ -144,7 +149,7 @@ def run(arguments: Arguments) -> None:
 
 def resolved(recipe: Recipe, corpus: str) -> dict[str, Any]:
     """A recipe as plain data, every default filled in."""
-    return asdict(recipe) | {"corpus": Path(corpus).name if Path(corpus).is_file() else corpus}
+    return asdict(recipe) | {"corpus": common.display_name(corpus)}
 
 
 def prepare(recipe: Recipe, corpus: str) -> "tuple[Any, StoryRows, StoryRows]":
@@ -203,25 +208,19 @@ def _bar() -> Any:
 
 
 def _check_run(out: Path, recipe: dict[str, Any]) -> None:
-    """Refuse a folder that holds a finished model or the start of another run; mark it as this one's otherwise.
+    """Refuse a folder that holds a finished model or the start of another run.
 
     Raises:
         ValueError: If the folder is another's.
     """
     if (out / "training.json").is_file():
         raise ValueError(f"out must be a folder without a finished model, got {out}. Remove it or name another --out.")
-    marker = out / "run.json"
-    if marker.is_file():
-        started = json.loads(marker.read_text())
-        changed = [key for key in recipe if started.get(key) != json.loads(json.dumps(recipe[key]))]
-        if changed:
-            raise ValueError(
-                f"out holds a run with other settings ({', '.join(changed)}), got {out}."
-                " Remove it to start anew, or name another --out."
-            )
-        return
-    with common.written_whole(out) as folder:
-        (folder / marker.name).write_text(common.to_json(recipe), encoding="utf-8")
+    marker = out / _MARKER
+    if marker.is_file() and (changed := common.changed_settings(marker, recipe)):
+        raise ValueError(
+            f"out holds a run with other settings ({', '.join(changed)}), got {out}."
+            " Remove it to start anew, or name another --out."
+        )
 
 
 def _write(out: Path, model: Any, tokenizer: Any, training: dict[str, Any]) -> None:

@@ -88,7 +88,7 @@ def run(arguments: Arguments) -> None:
         model,
         tokens,
         recipe.settings,
-        model_name=_name(recipe.model),
+        model_name=common.display_name(recipe.model),
         checkpoints=out / _CHECKPOINTS,
         wandb=arguments.wandb,
     )
@@ -107,16 +107,10 @@ def table(trained: "TrainedDictionaries") -> str:
     return "\n".join(lines)
 
 
-def _name(name_or_path: str) -> str:
-    """A shipped model's name or a Hub id as it is; of a folder or file its own name, without the way to it."""
-    path = Path(name_or_path)
-    return path.name if path.exists() else name_or_path
-
-
 def _resolved(recipe: Recipe) -> dict[str, Any]:
     """A recipe as plain data, every default filled in, and the weights and text it was run on."""
     corpus, model = Path(zoo.corpus_path(recipe.corpus)), Path(zoo.model_path(recipe.model))
-    named = {"model": _name(recipe.model), "corpus": _name(recipe.corpus)}
+    named = {"model": common.display_name(recipe.model), "corpus": common.display_name(recipe.corpus)}
     hashes = {
         "model_sha256": common.file_hash(model / "model.safetensors"),
         "corpus_sha256": common.file_hash(corpus),
@@ -133,9 +127,7 @@ def _check_run(out: Path, resolved: dict[str, Any]) -> None:
     if (out / _RECORD).is_file():
         raise ValueError(f"out must be a folder without finished dictionaries, got {out}. Name another --out.")
     if (out / _MARKER).is_file():
-        started = json.loads((out / _MARKER).read_text())
-        changed = [key for key in resolved if started.get(key) != resolved[key]]
-        if changed:
+        if changed := common.changed_settings(out / _MARKER, resolved):
             raise ValueError(
                 f"out must hold a run of this recipe to go on with, got {out}, where {', '.join(changed)} differ."
                 " Remove it to start anew, or name another --out."
