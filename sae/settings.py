@@ -5,8 +5,9 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 _WHOLE = ("expansion", "tokens", "batch_tokens", "buffer_rows", "model_rows", "context", "dead_window", "norm_batches")
-_SIDES = ("hook_in", "hook_out")
+SIDES = ("hook_in", "hook_out")
 SAVE_DTYPES = ("float16", "float32")
+PRECISIONS = ("float32", "bf16")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,7 +15,8 @@ class TrainSettings:
     """Shape of the dictionaries and how they are trained.
 
     Attributes:
-        layers: Layers whose MLP gets a dictionary on either side, all from the same forward passes.
+        layers: Layers whose MLP gets dictionaries, all from the same forward passes.
+        sides: Which sides of an MLP: "hook_in", what it reads, "hook_out", what it writes, or both.
         tokens: Activations each dictionary is trained on, [BOS] and padding not counted.
         architecture: A SAELens training architecture.
         sae: Options of that architecture, by SAELens' names; `k` for those that keep the largest.
@@ -27,13 +29,16 @@ class TrainSettings:
         context: Tokens in a row: one story, cut at this length.
         dead_window: Steps after which a feature that was never active counts as dead, for the auxiliary loss.
         scale_inputs: Train on activations scaled to a mean norm of sqrt(d_in); the scale is folded in afterwards.
+        precision: "bf16" multiplies matrices of model and dictionaries in bfloat16 (autocast); weights stay float32.
         norm_batches: Batches that scale is estimated on. They are held in memory, all layers at once.
-        checkpoints: Number of times progress is saved during training.
+        checkpoints: Number of times progress is saved during training, to go on from after a kill.
+        snapshots: Number of earlier dictionaries that are kept, after 1/2, 1/4, 1/8, ... of the tokens.
         seed: Seed of the initial weights and of the order of the stories.
     """
 
     layers: tuple[int, ...]
     tokens: int
+    sides: tuple[str, ...] = SIDES
     architecture: str = "topk"
     sae: Mapping[str, Any] = field(default_factory=dict)
     expansion: int = 4
@@ -45,8 +50,10 @@ class TrainSettings:
     context: int = 256
     dead_window: int = 1000
     scale_inputs: bool = True
+    precision: str = "float32"
     norm_batches: int = 20
     checkpoints: int = 10
+    snapshots: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -56,10 +63,13 @@ class TrainSettings:
         for name in _WHOLE:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if self.checkpoints < 0:
-            raise ValueError(f"checkpoints must not be negative, got {self.checkpoints}. 0 saves none.")
+        for name in ("checkpoints", "snapshots"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, got {getattr(self, name)}. 0 saves none.")
         if not self.lr > 0:
             raise ValueError(f"lr must be positive, got {self.lr}.")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}.")
         if not 0 <= self.decay <= 1:
             raise ValueError(f"decay must be a share of the training, from 0 to 1, got {self.decay}.")
         self._check_sizes()
@@ -68,13 +78,16 @@ class TrainSettings:
         if not isinstance(self.layers, list | tuple) or not all(map(_is_whole, self.layers)):
             raise ValueError(f"layers must be a list of whole numbers, got {self.layers!r}.")
         object.__setattr__(self, "layers", tuple(dict.fromkeys(self.layers)))
+        if not isinstance(self.sides, list | tuple) or not self.sides or not set(self.sides) <= set(SIDES):
+            raise ValueError(f"sides must be a list of {' or '.join(SIDES)}, got {self.sides!r}.")
+        object.__setattr__(self, "sides", tuple(side for side in SIDES if side in self.sides))
         if not isinstance(self.architecture, str):
             raise ValueError(f"architecture must be a name, got {self.architecture!r}.")
         if not isinstance(self.sae, Mapping):
             raise ValueError(f"sae must be a mapping of options to values, got {self.sae!r}.")
         if not isinstance(self.scale_inputs, bool):
             raise ValueError(f"scale_inputs must be true or false, got {self.scale_inputs!r}.")
-        for name in (*_WHOLE, "checkpoints", "seed"):
+        for name in (*_WHOLE, "checkpoints", "snapshots", "seed"):
             if not _is_whole(getattr(self, name)):
                 raise ValueError(f"{name} must be a whole number, got {getattr(self, name)!r}.")
         for name in ("lr", "decay"):
@@ -110,8 +123,14 @@ class TrainSettings:
 
     @property
     def hook_names(self) -> tuple[str, ...]:
-        """Where the dictionaries sit: the input and the output of each MLP."""
-        return tuple(f"blocks.{layer}.mlp.{side}" for layer in self.layers for side in _SIDES)
+        """Where the dictionaries sit: the sides asked for of each MLP."""
+        return tuple(f"blocks.{layer}.mlp.{side}" for layer in self.layers for side in self.sides)
+
+    @property
+    def snapshot_tokens(self) -> tuple[int, ...]:
+        """Tokens seen at each snapshot: halvings of the training, in whole steps, smallest first."""
+        steps = {self.n_steps >> halvings for halvings in range(1, self.snapshots + 1)} - {0}
+        return tuple(step * self.batch_tokens for step in sorted(steps))
 
 
 @dataclass(frozen=True, kw_only=True)

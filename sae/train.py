@@ -11,10 +11,11 @@ sees other batches than one that was not interrupted and ends in other weights o
 """
 
 import contextlib
+import copy
 import json
 import logging
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,7 @@ _CURVE_POINTS = 50
 _CURVE_FILE = "curve.json"
 _CHECKPOINT_COMPLETE = "runner_cfg.json"  # the last file of a checkpoint that SAELens writes
 Curve = dict[str, list[dict[str, float]]]
+Snapshot = Callable[[int, dict[str, Dictionary]], None]
 
 
 class DivergedError(ValueError):
@@ -89,9 +91,10 @@ def train_dictionaries(
     *,
     model_name: str = "model",
     checkpoints: str | Path | None = None,
+    on_snapshot: Snapshot | None = None,
     wandb: bool = False,
 ) -> TrainedDictionaries:
-    """Train a dictionary on each side of each MLP.
+    """Train a dictionary on the chosen sides of each MLP.
 
     Args:
         model: A TransformerBridge; dictionaries are trained on its device.
@@ -99,6 +102,7 @@ def train_dictionaries(
         settings: Shape and training.
         model_name: The name W&B and the checkpoints know the model by.
         checkpoints: Folder of checkpoints. A run starts from the last complete one it holds. None keeps none.
+        on_snapshot: Called with the tokens seen and the dictionaries as they then are, at `settings.snapshot_tokens`.
         wandb: Log to Weights & Biases.
 
     Raises:
@@ -119,6 +123,8 @@ def train_dictionaries(
         config.resume_from_checkpoint = None if last is None else str(last)
         rows = StoryRowsDataset(ids, settings.seed)
         runner = _Runner(config, override_dataset=rows, override_model=model)
+        if on_snapshot is not None:
+            runner.snapshots = (settings.snapshot_tokens, on_snapshot)
         dictionaries = {name: _dictionary(sae, name) for name, sae in runner.run().items()}
     return TrainedDictionaries(dictionaries, runner.curve, settings.n_steps * settings.batch_tokens, runner.resumed_at)
 
@@ -127,6 +133,7 @@ class _Runner(MultiSAETrainingRunner):
     """SAELens' runner with a curve, a seed, one checkpoint at a time, and the signal handlers left alone."""
 
     resumed_at = 0
+    snapshots: tuple[tuple[int, ...], Snapshot] | None = None
 
     def __init__(self, cfg: MultiSAETrainingRunnerConfig, **overrides: Any) -> None:
         super().__init__(cfg, **overrides)
@@ -145,6 +152,8 @@ class _Runner(MultiSAETrainingRunner):
             one.n_training_steps = self.resumed_at // self.cfg.train_batch_size_tokens
         # And it would save once more for every threshold already behind it.
         trainer.checkpoint_thresholds = [at for at in trainer.checkpoint_thresholds if at > self.resumed_at]
+        if self.snapshots is not None:
+            _keep_snapshots(trainer, *self.snapshots)
         torch.manual_seed(self.cfg.seed + self.resumed_at)
         return trainer.fit()
 
@@ -182,6 +191,29 @@ def _record(name: str, sae: Any, points: list[dict[str, float]], n_steps: int, b
     sae.training_forward_pass = recorded
 
 
+def _keep_snapshots(trainer: Any, tokens: tuple[int, ...], on_snapshot: Snapshot) -> None:
+    """Hand over the dictionaries after the steps that reach these numbers of tokens, before a checkpoint is saved."""
+    checkpoint = trainer._checkpoint_if_needed
+
+    def kept() -> None:
+        seen = trainer.n_training_samples
+        if seen in tokens:
+            on_snapshot(seen, {name: _snapshot(one, name) for name, one in trainer.trainers.items()})
+        checkpoint()
+
+    trainer._checkpoint_if_needed = kept
+
+
+def _snapshot(trainer: Any, name: str) -> Dictionary:
+    """A dictionary in the middle of its training, its activation scaling folded in as SAELens does at the end."""
+    sae = type(trainer.sae)(trainer.sae.cfg)
+    sae.load_state_dict(trainer.sae.state_dict())
+    if trainer.activation_scaler.scaling_factor is not None:
+        sae.cfg = copy.deepcopy(sae.cfg)  # folding changes it
+        sae.fold_activation_norm_scaling_factor(trainer.activation_scaler.scaling_factor)
+    return _dictionary(sae, name)
+
+
 def _runner_config(
     settings: TrainSettings, model: Any, model_name: str, excluded: list[int], wandb: bool
 ) -> MultiSAETrainingRunnerConfig:
@@ -200,6 +232,8 @@ def _runner_config(
         exclude_special_tokens=excluded,
         device=str(model_device(model)),
         seed=settings.seed,
+        autocast=settings.precision == "bf16",
+        autocast_lm=settings.precision == "bf16",
         train_batch_size_tokens=settings.batch_tokens,
         lr=settings.lr,
         lr_decay_steps=decay_steps,

@@ -19,11 +19,13 @@ from sae.settings import Recipe
 
 if TYPE_CHECKING:
     from bilinear_circuits.data import StoryTokens
+    from bilinear_circuits.dictionaries import Dictionary
     from sae.train import TrainedDictionaries
 
 _RECORD = "training.json"
 _MARKER = "run.json"
 _CHECKPOINTS = "checkpoints"
+_SNAPSHOTS = "snapshots"
 
 
 @dataclass(kw_only=True)
@@ -83,6 +85,13 @@ def run(arguments: Arguments) -> None:
     tokens = tokenize_stories(stories, model.tokenizer, recipe.context)
     check_tokens(tokens, recipe)
     _start(out, resolved)
+    metadata = _metadata(recipe, resolved, len(tokens), type(model).__name__, excluded_tokens(tokens))
+
+    def keep(n_tokens: int, dictionaries: "dict[str, Dictionary]") -> None:
+        _write_dictionaries(
+            out / _SNAPSHOTS / str(n_tokens), recipe, dictionaries, metadata | {"training_tokens": n_tokens}
+        )
+
     common.note(f"training {', '.join(recipe.hook_names)}: {recipe.n_steps} steps of {recipe.batch_tokens} tokens")
     trained = train_dictionaries(
         model,
@@ -90,10 +99,11 @@ def run(arguments: Arguments) -> None:
         recipe.settings,
         model_name=common.display_name(recipe.model),
         checkpoints=out / _CHECKPOINTS,
+        on_snapshot=keep,
         wandb=arguments.wandb,
     )
-    record = _record(resolved, recipe, tokens, trained, time.perf_counter() - started)
-    _write(out, recipe, trained, record, _metadata(recipe, record, type(model).__name__, excluded_tokens(tokens)))
+    record = _record(resolved, tokens, trained, time.perf_counter() - started)
+    _write(out, recipe, trained, record, metadata | {"training_tokens": trained.n_tokens})
     print(table(trained))
     print(f"written: {out}")
 
@@ -148,7 +158,7 @@ def _start(out: Path, resolved: dict[str, Any]) -> None:
 
 
 def _record(
-    resolved: dict[str, Any], recipe: Recipe, tokens: "StoryTokens", trained: "TrainedDictionaries", seconds: float
+    resolved: dict[str, Any], tokens: "StoryTokens", trained: "TrainedDictionaries", seconds: float
 ) -> dict[str, Any]:
     """What is saved beside the dictionaries: recipe, versions, commit, data, and how the training went."""
     return {
@@ -165,36 +175,45 @@ def _record(
     }
 
 
-def _metadata(recipe: Recipe, record: dict[str, Any], model_class: str, excluded: list[int]) -> dict[str, Any]:
+def _metadata(
+    recipe: Recipe, resolved: dict[str, Any], n_stories: int, model_class: str, excluded: list[int]
+) -> dict[str, Any]:
     """What SAELens keeps of where a dictionary comes from; the hook and SAELens' version are added when written."""
     from sae.folders import reload_text
 
     return {
-        "model_name": record["recipe"]["model"],
+        "model_name": resolved["model"],
         "model_class_name": model_class,
         "context_size": recipe.context,
         "prepend_bos": True,
         "exclude_special_tokens": excluded,
-        "dataset_path": f"{record['recipe']['corpus']} ({record['n_stories']} stories)",
-        "training_tokens": record["training_tokens"],
+        "dataset_path": f"{resolved['corpus']} ({n_stories} stories)",
         "training_architecture": recipe.architecture,
-        "sae_lens_training_version": record["versions"]["sae-lens"],
-        "reload": reload_text(record["recipe"]["model"]),
+        "sae_lens_training_version": common.environment()["versions"]["sae-lens"],
+        "reload": reload_text(resolved["model"]),
     }
 
 
 def _write(
     out: Path, recipe: Recipe, trained: "TrainedDictionaries", record: dict[str, Any], metadata: dict[str, Any]
 ) -> None:
-    """Each dictionary's folder, whole or not at all; the record after all of them; then the checkpoints go."""
+    """The dictionaries, then their record, then the checkpoints go: a kill in between leaves a run to go on with."""
+    _write_dictionaries(out, recipe, trained.dictionaries, metadata)
+    with common.written_whole(out) as folder:
+        (folder / _RECORD).write_text(common.to_json(record), encoding="utf-8")
+    shutil.rmtree(out / _CHECKPOINTS, ignore_errors=True)
+    (out / _MARKER).unlink()
+
+
+def _write_dictionaries(
+    out: Path, recipe: Recipe, dictionaries: "dict[str, Dictionary]", metadata: dict[str, Any]
+) -> None:
+    """Each dictionary's folder, whole or not at all, in place of one of the same name."""
     import torch
 
     from sae.folders import write_dictionary
 
     with common.written_whole(out) as folder:
-        for name, dictionary in trained.dictionaries.items():
+        for name, dictionary in dictionaries.items():
+            shutil.rmtree(out / name, ignore_errors=True)
             write_dictionary(dictionary, folder / name, metadata, getattr(torch, recipe.save_dtype))
-    with common.written_whole(out) as folder:
-        (folder / _RECORD).write_text(common.to_json(record), encoding="utf-8")
-    shutil.rmtree(out / _CHECKPOINTS, ignore_errors=True)
-    (out / _MARKER).unlink()
