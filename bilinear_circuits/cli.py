@@ -17,6 +17,7 @@ VERBS = {
     "train": "bilinear_circuits.commands.train",
     "train-sae": "sae.commands.train_sae",
     "evaluate-sae": "sae.commands.evaluate",
+    "sae-progress": "sae.commands.progress",
 }
 _TRACEBACK = "BILINEAR_CIRCUITS_TRACEBACK"
 

@@ -198,7 +198,9 @@ def _keep_snapshots(trainer: Any, tokens: tuple[int, ...], on_snapshot: Snapshot
     def kept() -> None:
         seen = trainer.n_training_samples
         if seen in tokens:
-            on_snapshot(seen, {name: _snapshot(one, name) for name, one in trainer.trainers.items()})
+            # Every copy of an SAE draws its first weights: the batches that follow must not depend on it.
+            with forked_generators(torch.device(trainer.cfg.device)):
+                on_snapshot(seen, {name: _snapshot(one, name) for name, one in trainer.trainers.items()})
         checkpoint()
 
     trainer._checkpoint_if_needed = kept

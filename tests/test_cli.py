@@ -57,6 +57,7 @@ def query_file(folder, **change):
         ("train",),
         ("train-sae",),
         ("evaluate-sae",),
+        ("sae-progress",),
     ],
 )
 def test_help_teaches_without_loading_anything_heavy(verb):
@@ -73,9 +74,8 @@ def test_help_teaches_without_loading_anything_heavy(verb):
 
 
 MISTAKES = {
-    (
-        "nonsense",
-    ): "verb must be one of circuits, import, inspect, lowrank, sample, train, train-sae, evaluate-sae, got nonsense",
+    ("nonsense",): "verb must be one of circuits, import, inspect, lowrank, sample, train, train-sae, evaluate-sae,"
+    " sae-progress, got nonsense",
     ("circuits",): "the following arguments are required: QUERY.yaml",
     ("circuits", "missing.yaml"): "query must be a YAML file, got missing.yaml: no such file",
     ("circuits", QUERY, "--layers", "9"): "layer must have dictionaries in ts-17m (layers 3, 4), got 9",

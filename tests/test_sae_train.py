@@ -247,6 +247,126 @@ def test_the_folded_dictionary_is_what_was_trained(model, tokens):
     assert not 0.9 < x.norm(dim=1).mean() / 12**0.5 < 1.1  # a lost scale would show
 
 
+def test_one_side_can_be_trained_alone(folder, tmp_path):
+    recipe = recipe_file(folder, tmp_path / "recipe.yaml", layers=[0, 1], sides=["hook_out"], tokens=512, snapshots=1)
+    train_sae.run(train_sae.Arguments(recipe=recipe, out=str(tmp_path / "saes")))
+    names = [f"blocks.{layer}.mlp.hook_out" for layer in (0, 1)]
+    assert sorted(one.name for one in (tmp_path / "saes").iterdir()) == [*names, "snapshots", "training.json"]
+    assert sorted(one.name for one in (tmp_path / "saes/snapshots/256").iterdir()) == names
+    record = json.loads((tmp_path / "saes/training.json").read_text())
+    assert record["recipe"]["sides"] == ["hook_out"]
+    assert list(record["curve"]) == list(record["final"]) == names
+
+
+def test_sides_come_in_one_order_each_once():
+    assert settings(sides=["hook_out", "hook_in", "hook_out"]).hook_names == HOOKS
+    assert settings(sides=("hook_in",)).hook_names == HOOKS[:1]
+    assert settings().hook_names == HOOKS
+
+
+def test_bfloat16_multiplies_in_less_precision_and_ends_as_good(model, tokens, trained, monkeypatch):
+    from sae import train
+
+    products = set()
+    forward = train._record
+
+    def watch(name, sae, points, *sizes):
+        forward(name, sae, points, *sizes)
+        recorded = sae.training_forward_pass
+
+        def seen(step_input):
+            products.add((step_input.sae_in @ sae.W_enc).dtype)
+            return recorded(step_input)
+
+        sae.training_forward_pass = seen
+
+    monkeypatch.setattr(train, "_record", watch)
+    made = train.train_dictionaries(model, tokens, settings(precision="bf16"))
+    assert products == {torch.bfloat16}
+    record = json.loads((trained[0] / "training.json").read_text())
+    for name, dictionary in made.dictionaries.items():
+        assert dictionary.W_enc.dtype == dictionary.W_dec.dtype == torch.float32
+        last = [sum(point["fvu"] for point in curve[name][-10:]) / 10 for curve in (made.curve, record["curve"])]
+        assert last[0] == pytest.approx(last[1], rel=0.1)
+
+
+SNAPSHOT_TOKENS = [7 * 64, 15 * 64, 31 * 64]
+
+
+@pytest.fixture(scope="module")
+def kept(folder, tmp_path_factory):
+    """The folder of a whole run with three snapshots, in float32."""
+    out = tmp_path_factory.mktemp("kept") / "saes"
+    recipe = recipe_file(folder, out.parent / "recipe.yaml", save_dtype="float32", snapshots=3)
+    train_sae.run(train_sae.Arguments(recipe=recipe, out=str(out)))
+    return out
+
+
+def snapshot_folders(out):
+    return sorted((out / "snapshots").iterdir(), key=lambda one: int(one.name))
+
+
+def test_snapshots_are_halvings_of_the_training_in_whole_steps():
+    assert settings(snapshots=3).snapshot_tokens == tuple(SNAPSHOT_TOKENS)  # of 62 steps
+    assert settings(snapshots=20).snapshot_tokens == (64, 3 * 64, *SNAPSHOT_TOKENS)
+    assert settings().snapshot_tokens == ()
+
+
+def test_snapshots_are_kept_at_their_token_counts_and_load(kept):
+    from bilinear_circuits.dictionaries import Dictionary
+
+    assert [int(one.name) for one in snapshot_folders(kept)] == SNAPSHOT_TOKENS
+    for one, n_tokens in zip(snapshot_folders(kept), SNAPSHOT_TOKENS, strict=True):
+        assert sorted(path.name for path in one.iterdir()) == list(HOOKS)
+        for hook_name in HOOKS:
+            dictionary = Dictionary.load(one / hook_name)
+            assert dictionary.hook_name == hook_name
+            assert_near(dictionary.W_dec.norm(dim=1), torch.ones(48), 1e-5)
+            metadata = json.loads((one / hook_name / "cfg.json").read_text())["metadata"]
+            assert metadata["training_tokens"] == n_tokens
+            assert metadata["model_name"] == "tiny"
+
+
+def test_snapshots_are_the_dictionaries_of_their_moment(kept, model, tokens):
+    from bilinear_circuits.zoo import load_dictionaries
+    from sae.evaluate import reconstructions
+
+    folders = [*snapshot_folders(kept), kept]
+    dictionaries = [one for path in folders for one in load_dictionaries(1, path)]
+    found = reconstructions(model, dictionaries, tokens)
+    record = json.loads((kept / "training.json").read_text())
+    for side, hook_name in enumerate(HOOKS):
+        fvu = [one.fvu for one in found[side::2]]
+        assert fvu == sorted(fvu, reverse=True)
+        assert fvu[-1] < 0.8 * fvu[0]
+        for value, n_tokens in zip(fvu, SNAPSHOT_TOKENS, strict=False):
+            near = [point["fvu"] for point in record["curve"][hook_name] if abs(point["tokens"] - n_tokens) <= 128]
+            assert value == pytest.approx(sum(near) / len(near), rel=0.15)
+
+
+def test_snapshots_change_nothing_about_the_training(kept, trained):
+    from bilinear_circuits.dictionaries import Dictionary
+
+    for hook_name in HOOKS:
+        with_them, without = (Dictionary.load(out / hook_name) for out in (kept, trained[0]))
+        assert torch.equal(with_them.W_enc, without.W_enc)
+
+
+def test_a_snapshot_is_what_a_run_that_ends_there_makes(model, tokens):
+    """Scale and all; at a constant rate nothing else tells a half from a whole run."""
+    from sae.train import train_dictionaries
+
+    snapshots = {}
+    chosen = {"decay": 0.0, "checkpoints": 0}
+    train_dictionaries(model, tokens, settings(**chosen, tokens=2048, snapshots=1), on_snapshot=snapshots.__setitem__)
+    short = train_dictionaries(model, tokens, settings(**chosen, tokens=1024))
+    assert list(snapshots) == [1024]
+    for hook_name, expected in short.dictionaries.items():
+        found = snapshots[1024][hook_name]
+        for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
+            assert torch.equal(getattr(found, name), getattr(expected, name)), name
+
+
 class _KilledError(Exception):
     """Stands for a kill."""
 
@@ -294,6 +414,24 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(folder, tmp_path, monkeyp
         assert points[-1]["fvu"] < 0.8 * points[0]["fvu"]
 
 
+def test_a_killed_run_that_goes_on_leaves_every_snapshot(folder, tmp_path, monkeypatch, model, tokens):
+    from bilinear_circuits.zoo import load_dictionaries
+    from sae.evaluate import reconstructions
+
+    recipe, out = recipe_file(folder, tmp_path / "recipe.yaml", snapshots=3), tmp_path / "saes"
+    killed(monkeypatch, recipe, out, n_rows=200)
+    before = [int(one.name) for one in snapshot_folders(out)]
+    assert before == SNAPSHOT_TOKENS[: len(before)]
+    assert 0 < len(before) < 3
+    train_sae.run(train_sae.Arguments(recipe=recipe, out=str(out)))
+    assert [int(one.name) for one in snapshot_folders(out)] == SNAPSHOT_TOKENS
+    dictionaries = [one for path in (*snapshot_folders(out), out) for one in load_dictionaries(1, path)]
+    found = reconstructions(model, dictionaries, tokens)
+    for side in (0, 1):
+        fvu = [one.fvu for one in found[side::2]]
+        assert fvu == sorted(fvu, reverse=True)
+
+
 def test_a_run_of_other_settings_is_not_gone_on_with(folder, tmp_path, monkeypatch):
     out = tmp_path / "saes"
     killed(monkeypatch, recipe_file(folder, tmp_path / "recipe.yaml"), out)
@@ -338,6 +476,13 @@ VALUES = {
     "seed must be a whole number, got True": {"seed": True},
     "expansion must be at least 1, got 0": {"expansion": 0},
     "checkpoints must not be negative, got -1. 0 saves none": {"checkpoints": -1},
+    "snapshots must not be negative, got -1. 0 saves none": {"snapshots": -1},
+    "snapshots must be a whole number, got 2.5": {"snapshots": 2.5},
+    "sides must be a list of hook_in or hook_out, got 'hook_in'": {"sides": "hook_in"},
+    r"sides must be a list of hook_in or hook_out, got \[\]": {"sides": []},
+    r"sides must be a list of hook_in or hook_out, got \['hook_in', 'out'\]": {"sides": ["hook_in", "out"]},
+    "precision must be one of float32, bf16, got 'fp16'": {"precision": "fp16"},
+    "precision must be one of float32, bf16, got 16": {"precision": 16},
     "lr must be a number, got '1e-3'. YAML reads 1e-3 as text: write 1.0e-3": {"lr": "1e-3"},
     "lr must be positive, got 0": {"lr": 0},
     "decay must be a share of the training, from 0 to 1, got 2": {"decay": 2},
@@ -455,7 +600,7 @@ def test_recipes_of_the_repository_hold_together(path):
     assert recipe.hook_names[:2] == tuple(f"blocks.{recipe.layers[0]}.mlp.{side}" for side in ("hook_in", "hook_out"))
 
 
-@pytest.mark.parametrize("module", ["train_sae", "evaluate"])
+@pytest.mark.parametrize("module", ["train_sae", "evaluate", "progress"])
 def test_verbs_import_nothing_heavy(module):
     code = (
         f"import sys, sae.commands.{module}\n"
