@@ -54,6 +54,27 @@ class ActiveTokens:
         total = torch.zeros(len(self.counts), dtype=torch.double, device=self.value.device)
         return total.index_add(0, self.feature, (self.value.abs() * weight[self.token]).double())
 
+    @torch.no_grad()
+    def second_moments(self, n_tokens: int) -> Float[Tensor, "d_sae d_sae"]:
+        """E[z_a z_b] over tokens, in float32: how much two features are active together.
+
+        Cost: n_tokens d_sae^2 operations, d_sae^2 numbers.
+
+        Args:
+            n_tokens: Number of tokens, active or not.
+        """
+        order = self.token.argsort()
+        token, feature, value = self.token[order], self.feature[order], self.value[order].float()
+        n_features = len(self.offsets) - 1
+        total = value.new_zeros(n_features, n_features)
+        for start in range(0, n_tokens, _TOKENS_PER_CHUNK):
+            bounds = torch.tensor([start, start + _TOKENS_PER_CHUNK], device=token.device)
+            chunk = slice(*torch.searchsorted(token, bounds).tolist())
+            z = value.new_zeros(_TOKENS_PER_CHUNK, n_features)
+            z[token[chunk] - start, feature[chunk]] = value[chunk]
+            total.addmm_(z.T, z)
+        return total / max(1, n_tokens)
+
 
 @torch.no_grad()
 def active_tokens(
@@ -111,6 +132,11 @@ class LayerActivity:
     def mean_inputs(self) -> Float[Tensor, " d_sae_in"]:
         """Mean activation of every input feature over all tokens."""
         return self.inputs.sum_over_tokens(torch.full((len(self.x),), 1 / max(1, len(self.x)), device=self.x.device))
+
+    @cached_property
+    def second_moments(self) -> Float[Tensor, "d_sae_in d_sae_in"]:
+        """E[z_a z_b] of the input features over all tokens."""
+        return self.inputs.second_moments(len(self.x))
 
     @property
     def token_ids(self) -> Int[Tensor, " token"]:

@@ -1,50 +1,24 @@
 """Feature interactions: the interaction tensor carried into the dictionaries at the input and output of an MLP."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from bilinear_circuits.dictionaries import Dictionary, as_dictionary
 from bilinear_circuits.hooked import BilinearMLP
 from bilinear_circuits.ledger import Ledger, PairContributions, account
 from bilinear_circuits.matrix import InteractionMatrix
+from bilinear_circuits.progress import Progress, silent
 from bilinear_circuits.spectra import Spectrum
+from bilinear_circuits.sweep import Order, Precision, Products, TopInteractions, TopSearch, sweep
 from bilinear_circuits.tensor import InteractionTensor, QuadraticForm
 
 if TYPE_CHECKING:
     from sae_lens import SAE
-
-_BLOCK_ENTRIES = 1 << 24
-
-
-@dataclass(frozen=True, eq=False)
-class TopInteractions:
-    """The largest interactions of one output feature, each pair once.
-
-    Attributes:
-        output: The output feature.
-        first: Input feature a of each pair, a <= b.
-        second: Input feature b; equal to a for a self-interaction.
-        weights: Coefficient of z_a z_b in the feature's pre-activation, T_aa for a self-interaction and 2 T_ab for a
-            pair, sorted by falling magnitude.
-    """
-
-    output: int
-    first: Int[Tensor, " k"]
-    second: Int[Tensor, " k"]
-    weights: Float[Tensor, " k"]
-
-    def __len__(self) -> int:
-        return len(self.weights)
-
-    def __iter__(self) -> Iterator[tuple[int, int, float]]:
-        """Yield (first, second, weight)."""
-        return zip(self.first.tolist(), self.second.tolist(), self.weights.tolist(), strict=True)
 
 
 class FeatureInteractions:
@@ -138,27 +112,51 @@ class FeatureInteractions:
         return self.form(feature).matrix.eigh(k)
 
     @torch.no_grad()
-    def top(self, feature: int, k: int = 20) -> TopInteractions:
-        """The k largest interactions of an output feature, self and cross, each pair once.
+    def top(
+        self,
+        k: int = 20,
+        features: int | Sequence[int] | None = None,
+        *,
+        per_feature: bool = False,
+        order: Order = "magnitude",
+        moments: Float[Tensor, "d_sae_in d_sae_in"] | None = None,
+        precision: Precision | None = None,
+        progress: Progress = silent,
+    ) -> TopInteractions:
+        """The k largest interactions, self and cross, each pair once: exact, over the whole tensor or a part of it.
 
-        Exact, by blocks of rows: O(d_sae_in^2 d_mlp) time, memory for one block.
+        Coarse products find candidates, a bound on their error makes sure that none is missed, and what is returned
+        was computed in the precision of the layer. Memory: a few blocks of 8 x d_sae_in^2 coarse numbers.
+
+        Args:
+            k: How many.
+            features: Output features to search; all by default.
+            per_feature: The k largest of each output feature, instead of the k largest of all.
+            order: Largest by "magnitude", or only "positive" or "negative" coefficients.
+            moments: E[z_a z_b], such as `LayerActivity.second_moments`: weighs each interaction by how much its two
+                inputs are active together.
+            precision: Precision of the coarse products, "bfloat16" or "float32"; by default the faster one here.
+            progress: Wraps the blocks.
 
         Raises:
-            ValueError: If there is no such feature, or `k` is not positive.
+            ValueError: If there is no such feature, `k` is not positive, or `moments` does not fit.
         """
-        if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}.")
-        matrix = self.matrix(feature)
-        n_rows = max(1, _BLOCK_ENTRIES // matrix.dim)
-        columns = torch.arange(matrix.dim, device=matrix.left.device)
-        best = _empty_top(feature, matrix.left)
-        for start in range(0, matrix.dim, n_rows):
-            rows = columns[start : start + n_rows]
-            coefficients = 2 * matrix.block(rows, columns[start:])
-            offsets = torch.arange(len(rows), device=rows.device)
-            coefficients[offsets, offsets] /= 2
-            best = _merge_top(best, coefficients, start, k)
-        return best
+        products = self.products(features, precision="float32" if moments is not None else precision)
+        search = TopSearch(products, k, per_feature, order, moments)
+        sweep(products, [search], progress)
+        return search.result()
+
+    def products(self, features: int | Sequence[int] | None = None, precision: Precision | None = None) -> Products:
+        """What a sweep over the whole tensor reads; see `bilinear_circuits.sweep`.
+
+        Raises:
+            ValueError: If there is no such feature.
+        """
+        chosen = [features] if isinstance(features, int) else features
+        for feature in () if chosen is None else chosen:
+            self.check_feature(feature)
+        outputs = None if chosen is None else torch.tensor(list(chosen), dtype=torch.long)
+        return Products(self.mlp.tensor, self.sae_in.W_dec, self.sae_out.W_enc, outputs, precision)
 
     @torch.no_grad()
     def ledger(self, x: Float[Tensor, "*n d_in"], feature: int) -> Ledger:
@@ -233,24 +231,4 @@ def _check_fits(
     raise ValueError(
         f"{argument} must be trained on {hook_name} of width {width}, got {dictionary.name} trained on"
         f" {dictionary.hook_name} with W_enc {tuple(dictionary.W_enc.shape)}.{hint}"
-    )
-
-
-def _empty_top(feature: int, like: Tensor) -> TopInteractions:
-    none = torch.empty(0, dtype=torch.long, device=like.device)
-    return TopInteractions(feature, none, none, like.new_empty(0))
-
-
-def _merge_top(best: TopInteractions, coefficients: Tensor, start: int, k: int) -> TopInteractions:
-    """Merge a block of rows, columns from `start` on and the upper triangle valid, into the best k so far."""
-    rows, columns = torch.triu_indices(*coefficients.shape, device=coefficients.device)
-    values = coefficients[rows, columns]
-    keep = values.abs().topk(min(k, len(values))).indices
-    weights = torch.cat([best.weights, values[keep]])
-    order = weights.abs().argsort(descending=True)[:k]
-    return TopInteractions(
-        best.output,
-        torch.cat([best.first, rows[keep] + start])[order],
-        torch.cat([best.second, columns[keep] + start])[order],
-        weights[order],
     )

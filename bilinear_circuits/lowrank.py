@@ -10,11 +10,12 @@ from torch import Tensor
 from bilinear_circuits.activity import ActiveTokens, active_tokens
 from bilinear_circuits.interactions import FeatureInteractions
 from bilinear_circuits.progress import Progress, silent
-from bilinear_circuits.tensor import QuadraticForm
+from bilinear_circuits.sweep.forms import QuadraticForms
+from bilinear_circuits.sweep.leading import leading_spectra
 
 RANKS = (1, 2, 4, 8, 16)
 MIN_ACTIVE = 10
-_FEATURES_PER_CHUNK = 64
+_FEATURES_PER_GROUP, _GROUP_ENTRIES = 64, 1 << 23
 
 
 @dataclass(frozen=True)
@@ -111,7 +112,8 @@ def low_rank_correlation(
         active: Activations of the output dictionary on the same tokens, to share work.
         progress: Wraps the loops.
 
-    Cost: one eigendecomposition of a d_in x d_in matrix per feature, O(d_in^3 + d_in^2 d_mlp).
+    Cost: the leading eigenpairs of a d_in x d_in matrix per feature (`sweep.leading_spectra`), and d_in^2 operations
+    per activation.
 
     Raises:
         ValueError: If a rank or a feature is out of range.
@@ -133,27 +135,63 @@ def low_rank_correlation(
     correlation = torch.full((len(chosen), len(columns)), torch.nan, dtype=torch.double)
     n_active = active.counts.cpu()[chosen]
     enough = (n_active > min_active).nonzero().squeeze(1)
-    for index in progress(enough.split(_FEATURES_PER_CHUNK), "low-rank forms"):
-        directions = interactions.sae_out.W_enc[:, chosen[index]].T
-        forms = interactions.mlp.tensor.quadratic_form(directions)
-        spectra = forms.matrix.eigh(max(columns[:-1], default=1))
-        for position, row in enumerate(index.tolist()):
-            token, value = active[int(chosen[row])]
-            form = QuadraticForm(forms.matrix[position], forms.linear[position], forms.constant[position])
-            partial = _partial_forms(spectra.eigenvalues[position], spectra.eigenvectors[position], x[token])
-            linear = x[token] @ form.linear
-            predicted = [partial[:, rank - 1] + linear for rank in columns[:-1]] + [form(x[token])]
-            correlation[row] = pearson(torch.stack(predicted, 1), value).cpu()
+    forms = QuadraticForms(interactions.mlp.tensor, interactions.sae_out.W_enc[:, chosen])
+    for index in progress(_groups(n_active, enough, d_in), "low-rank forms"):
+        linear = interactions.mlp.tensor.quadratic_form(interactions.sae_out.W_enc[:, chosen[index]].T).linear
+        rows, value, present = _padded(active, chosen[index], x)
+        predicted = _predictions(forms(index).Q.to(x.dtype), linear, rows, columns)
+        correlation[index] = _pearson(predicted, value, present).cpu()
     return LowRankCorrelation(chosen, columns, correlation, n_active, min_active)
+
+
+def _groups(n_active: Tensor, enough: Tensor, d_in: int) -> list[Tensor]:
+    """Features with about as many active tokens together, so that little of a padded group is padding."""
+    groups: list[list[int]] = [[]]
+    for index in enough[n_active[enough].argsort()].tolist():
+        together = len(groups[-1]) + 1
+        if together > _FEATURES_PER_GROUP or together * int(n_active[index]) * d_in > _GROUP_ENTRIES:
+            groups.append([])
+        groups[-1].append(index)
+    return [torch.tensor(group, dtype=torch.long) for group in groups if group]
+
+
+def _padded(active: ActiveTokens, features: Tensor, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """MLP inputs and activations at the active tokens of each feature, padded, and which are no padding."""
+    starts, counts = active.offsets[features.to(active.offsets.device)], active.counts[features]
+    steps = torch.arange(int(counts.max()), device=starts.device)
+    present = steps < counts[:, None]
+    at = (starts[:, None] + steps).where(present, 0)
+    return x[active.token[at]], active.value[at], present
+
+
+def _predictions(
+    Q: Float[Tensor, "feature d d"],
+    linear: Float[Tensor, "feature d"],
+    x: Float[Tensor, "feature token d"],
+    ranks: Sequence[int],
+) -> Float[Tensor, "feature token rank"]:
+    """Forms of each rank, the whole form last, each with the linear part."""
+    spectra = leading_spectra(Q, max(ranks[:-1], default=1)).spectrum
+    partial = ((x @ spectra.eigenvectors).square() * spectra.eigenvalues.unsqueeze(1)).cumsum(-1)
+    whole = ((x @ Q) * x).sum(-1, keepdim=True)
+    chosen = torch.cat([partial[:, :, [rank - 1 for rank in ranks[:-1]]], whole], -1)
+    return chosen + x @ linear.unsqueeze(2)
+
+
+def _pearson(
+    predicted: Float[Tensor, "feature token k"], actual: Float[Tensor, "feature token"], present: Tensor
+) -> Float[Tensor, "feature k"]:
+    """Pearson correlation over the tokens present, in float64. NaN where either is constant."""
+    weight = present.unsqueeze(2).double()
+    centred = []
+    for values in (predicted.double(), actual.unsqueeze(2).double()):
+        mean = (values * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True)
+        centred.append((values - mean) * weight)
+    left, right = centred
+    return (left * right).sum(1) / (left.norm(dim=1) * right.norm(dim=1))
 
 
 def pearson(predicted: Float[Tensor, "n k"], actual: Float[Tensor, " n"]) -> Float[Tensor, " k"]:
     """Pearson correlation of each column with a vector, in float64. NaN where either is constant."""
-    predicted, actual = predicted.double(), actual.double()
-    predicted, actual = predicted - predicted.mean(0), actual - actual.mean()
-    return (actual @ predicted) / (actual.norm() * predicted.norm(dim=0))
-
-
-def _partial_forms(eigenvalues: Tensor, eigenvectors: Tensor, x: Tensor) -> Float[Tensor, "n rank"]:
-    """Column r - 1 holds the rank-r form of each row."""
-    return ((x @ eigenvectors).square() * eigenvalues).cumsum(-1)
+    everywhere = torch.ones(1, len(actual), dtype=torch.bool, device=actual.device)
+    return _pearson(predicted.unsqueeze(0), actual.unsqueeze(0), everywhere)[0]

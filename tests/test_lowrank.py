@@ -85,7 +85,7 @@ def test_small_chunks_change_nothing(monkeypatch):
 
     interactions, _, _ = random_interactions()
     whole = correlations(interactions)
-    monkeypatch.setattr(lowrank, "_FEATURES_PER_CHUNK", 2)
+    monkeypatch.setattr(lowrank, "_FEATURES_PER_GROUP", 2)
     assert_near(correlations(interactions).correlation, whole.correlation)
 
 

@@ -49,10 +49,10 @@ def run(arguments: Arguments) -> None:
     tokens = tokenize_stories(stories, model.tokenizer, context_length(model))
     (activity,) = collect_activity(model, interactions, tokens, common.bar)
     profile = profile_feature(activity, arguments.feature, unembedding(model), model.tokenizer)
-    top = interactions[0].top(arguments.feature, arguments.k)
+    top = interactions[0].top(arguments.k, arguments.feature)
     print(describe(profile))
     print("\nlargest interactions in the weights (coefficient of z_a z_b):")
-    for first, second, weight in top:
+    for _, first, second, weight in top:
         names = [input_label(activity, one, model.tokenizer) for one in dict.fromkeys((first, second))]
         print(f"  {weight:+.4f}  {first:>5} x {second:<5}  {'   x   '.join(names)}")
     if arguments.out is not None:

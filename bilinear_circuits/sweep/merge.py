@@ -1,0 +1,103 @@
+"""A sweep in parts, and what the parts found put together: to the last bit what one sweep over everything finds."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import cached_property
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from bilinear_circuits.sweep.products import Block, Products
+from bilinear_circuits.sweep.results import Certificate, TopInteractions
+
+_COLUMNS = ("output", "first", "second", "weights", "scores")
+
+
+class Part(Products):
+    """Some of the outputs of a sweep. What a sweep makes once for all its outputs is made by the whole, and shared."""
+
+    def __init__(self, whole: Products, places: Int[Tensor, " n"]) -> None:
+        """Take a part of a sweep.
+
+        Args:
+            whole: The sweep over all outputs.
+            places: Places in `whole.outputs`, in rising order.
+        """
+        self._whole, self._places = whole, places
+        self.n_inputs, self.n_outputs, self.precision = whole.n_inputs, whole.n_outputs, whole.precision
+        self.outputs = whole.outputs[places]
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of a block."""
+        return self._whole.n_rows
+
+    @cached_property
+    def factors(self) -> tuple[Float[Tensor, "d_sae_in d_mlp"], Float[Tensor, "d_sae_in d_mlp"]]:
+        """What exact values are read from."""
+        return self._whole.factors
+
+    @property
+    def groups(self) -> tuple[Int[Tensor, " n"], ...]:
+        """Places in the outputs of the part of those whose forms are made together."""
+        return torch.arange(len(self.outputs), device=self.outputs.device).split(len(self._whole.groups[0]))
+
+    def blocks(self, group: Int[Tensor, " n"]) -> Iterator[Block]:
+        """Blocks of the outputs of a group, in their order."""
+        start = 0
+        for block in self._whole.blocks(self._places[group]):
+            stop = start + len(block.outputs)
+            yield replace(block, weights=self._weights[group[start:stop]])
+            start = stop
+
+    @cached_property
+    def _weights(self) -> Float[Tensor, "output d_mlp"]:
+        """Neuron weights as the whole makes them: a product of fewer rows may round otherwise."""
+        whole, rows = self._whole, []
+        for group in whole.groups:
+            mine = torch.isin(group, self._places)
+            if mine.any():
+                rows.append((whole._write[:, whole.outputs[group]].T @ whole._tensor.W_out.T)[mine])
+        return torch.cat(rows)
+
+
+def merge(parts: Sequence[TopInteractions], k: int, per_output: bool = False) -> TopInteractions:
+    """The largest interactions of all parts of a sweep from the largest of each.
+
+    Args:
+        parts: What a search for the k largest found in each part, in the order of the parts.
+        k: How many were searched for.
+        per_output: Whether k of each output.
+
+    Raises:
+        ValueError: If there are no parts, or their products were of different precisions.
+    """
+    precisions = list(dict.fromkeys(part.certificate.precision for part in parts))
+    if len(precisions) != 1:
+        raise ValueError(f"parts must be one or more, of products in one precision, got {precisions or 'none'}.")
+    columns = {name: torch.cat([getattr(part, name) for part in parts]) for name in _COLUMNS}
+    certificates = [part.certificate for part in parts]
+    if per_output:
+        threshold = min(one.threshold for one in certificates)
+    else:
+        largest = _in_order(columns)[:k]
+        columns = {name: column[largest] for name, column in columns.items()}
+        threshold = columns["scores"].abs().min().item() if len(largest) == k else 0.0
+    certificate = Certificate(
+        threshold=threshold,
+        error_bound=max(one.error_bound for one in certificates),
+        relative_error=max(one.relative_error for one in certificates),
+        candidates=sum(one.candidates for one in certificates),
+        interactions=sum(one.interactions for one in certificates),
+        precision=precisions[0],
+    )
+    return TopInteractions(**columns, certificate=certificate)
+
+
+def _in_order(columns: dict[str, Tensor]) -> Int[Tensor, " n"]:
+    """Indices by falling magnitude; ties by output, first and second, as the search itself orders them."""
+    order = torch.arange(len(columns["scores"]), device=columns["scores"].device)
+    for key in (columns["second"], columns["first"], columns["output"], -columns["scores"].abs()):
+        order = order[key[order].argsort(stable=True)]
+    return order
