@@ -7,14 +7,16 @@ on from its last checkpoint when the same command is given again.
 import json
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simple_parsing import field
+from simple_parsing import field, list_field
 
 from bilinear_circuits import zoo
 from bilinear_circuits.commands import common
+from bilinear_circuits.commands.changes import with_changes
 from sae.settings import Recipe
 
 if TYPE_CHECKING:
@@ -44,27 +46,30 @@ class Arguments:
     out: str | None = None
     """Folder of the dictionaries; by default out/NAME, with the recipe's name."""
 
+    set: list[str] = list_field()
+    """Values that replace those of the recipe, KEY=VALUE each: --set tokens=1000000 sae.k=15"""
+
     device: str = "cpu"
-    """Where to train: cpu, cuda, cuda:1, mps."""
+    """Where to train: cpu, cuda, cuda:1."""
 
     wandb: bool = False
     """Log to Weights & Biases too."""
 
 
-def read_recipe(path: str) -> Recipe:
-    """Read a recipe file.
+def read_recipe(path: str, changes: Sequence[str] = ()) -> Recipe:
+    """Read a recipe file, with some values replaced.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is not YAML, or a key is unknown, missing, of the wrong kind or of a value that cannot be.
     """
-    return common.from_mapping(Recipe, common.read_yaml(path, "recipe"), path)
+    return common.from_mapping(Recipe, with_changes(common.read_yaml(path, "recipe"), changes), path)
 
 
 def run(arguments: Arguments) -> None:
     """Train, or go on training, and write the dictionaries."""
     started = time.perf_counter()
-    recipe = read_recipe(arguments.recipe)
+    recipe = read_recipe(arguments.recipe, arguments.set)
     recipe = replace(recipe, model=arguments.model or recipe.model, corpus=arguments.corpus or recipe.corpus)
     out = Path(arguments.out or f"out/{recipe.name}")
     common.check_out(str(out))
