@@ -5,12 +5,14 @@ BIN := $(VENV)/bin
 # Everything here works without the Hugging Face Hub.
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help install demo test test-all lint type check clean
+.PHONY: help install demo test test-all bench bench-gpu lint type check clean
 
 help:
 	@echo "make demo      find the negation circuit of the shipped model: out/negation/report.html"
 	@echo "make test      lint, types and the fast tests"
 	@echo "make test-all  the slow tests too"
+	@echo "make bench     time the sweep over all interactions against the reference: out/bench"
+	@echo "make bench-gpu the same on an NVIDIA GPU"
 	@echo "make install   only set up $(VENV)"
 
 install: $(VENV)/.installed
@@ -37,6 +39,12 @@ test: install check
 
 test-all: install check
 	$(BIN)/pytest -n auto -m "not gpu"
+
+bench: install
+	$(BIN)/python benchmarks/sweep.py --full --out out/bench
+
+bench-gpu: install
+	$(BIN)/python benchmarks/sweep.py --full --device cuda --task topk spectra --out out/bench-gpu
 
 clean:
 	rm -rf $(VENV) out build *.egg-info

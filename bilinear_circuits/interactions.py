@@ -14,7 +14,19 @@ from bilinear_circuits.ledger import Ledger, PairContributions, account
 from bilinear_circuits.matrix import InteractionMatrix
 from bilinear_circuits.progress import Progress, silent
 from bilinear_circuits.spectra import Spectrum
-from bilinear_circuits.sweep import Order, Precision, Products, TopInteractions, TopSearch, sweep
+from bilinear_circuits.sweep import (
+    InteractionStatistics,
+    LeadingSpectra,
+    Order,
+    Precision,
+    Products,
+    Statistics,
+    TopInteractions,
+    TopSearch,
+    leading_spectra,
+    sweep,
+)
+from bilinear_circuits.sweep.forms import QuadraticForms
 from bilinear_circuits.tensor import InteractionTensor, QuadraticForm
 
 if TYPE_CHECKING:
@@ -145,6 +157,43 @@ class FeatureInteractions:
         search = TopSearch(products, k, per_feature, order, moments)
         sweep(products, [search], progress)
         return search.result()
+
+    @torch.no_grad()
+    def spectra(
+        self, k: int = 4, features: Sequence[int] | None = None, *, full: bool = False, progress: Progress = silent
+    ) -> LeadingSpectra:
+        """The k leading eigenpairs of the forms on the MLP input of many output features, with their residuals.
+
+        By Lanczos iterations in step; see `sweep.leading_spectra`.
+
+        Args:
+            k: Eigenpairs of each, largest magnitude first, signs kept.
+            features: Output features; all by default.
+            full: Decompose every form in full instead, which checks the iterations and takes several times longer.
+            progress: Wraps the groups of features.
+
+        Raises:
+            ValueError: If there is no such feature, or `k` is not between 1 and d_in.
+        """
+        products = self.products(features)
+        forms = QuadraticForms(self.mlp.tensor, self.sae_out.W_enc[:, products.outputs])
+        iterate = False if full else None
+        groups = progress(products.groups, "spectra")
+        return LeadingSpectra.cat([leading_spectra(forms(group).Q, k, iterate=iterate) for group in groups])
+
+    @torch.no_grad()
+    def statistics(
+        self, features: Sequence[int] | None = None, *, precision: Precision | None = None, progress: Progress = silent
+    ) -> InteractionStatistics:
+        """Moments, histograms and mass of all interactions, from one sweep.
+
+        Raises:
+            ValueError: If there is no such feature.
+        """
+        products = self.products(features, precision)
+        statistics = Statistics(products)
+        sweep(products, [statistics], progress)
+        return statistics.result()
 
     def products(self, features: int | Sequence[int] | None = None, precision: Precision | None = None) -> Products:
         """What a sweep over the whole tensor reads; see `bilinear_circuits.sweep`.

@@ -12,17 +12,20 @@ from bilinear_circuits.progress import Progress, silent
 from bilinear_circuits.sweep.leading import LeadingSpectra, leading_spectra
 from bilinear_circuits.sweep.products import Block, Panel, Precision, Products, fastest_precision
 from bilinear_circuits.sweep.results import Certificate, TopInteractions
+from bilinear_circuits.sweep.statistics import InteractionStatistics, Statistics
 from bilinear_circuits.sweep.top import Order, TopSearch
 
 __all__ = [
     "Block",
     "Certificate",
     "Collector",
+    "InteractionStatistics",
     "LeadingSpectra",
     "Order",
     "Panel",
     "Precision",
     "Products",
+    "Statistics",
     "TopInteractions",
     "TopSearch",
     "fastest_precision",

@@ -1,5 +1,6 @@
 """Leading eigenpairs of many symmetric matrices at once, by Lanczos iterations in step, with checked residuals."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,6 +27,14 @@ class LeadingSpectra:
     spectrum: Spectrum
     residuals: Float[Tensor, "n k"]
     iterated: Bool[Tensor, " n"]
+
+    @classmethod
+    def cat(cls, parts: "Sequence[LeadingSpectra]") -> "LeadingSpectra":
+        """Those of several groups of matrices as one."""
+        names = ("eigenvalues", "eigenvectors", "frobenius_norm")
+        spectrum = Spectrum(*(torch.cat([getattr(part.spectrum, name) for part in parts]) for name in names))
+        residuals, iterated = (torch.cat([getattr(part, name) for part in parts]) for name in ("residuals", "iterated"))
+        return cls(spectrum, residuals, iterated)
 
 
 @torch.no_grad()

@@ -4,6 +4,7 @@ A recipe is a YAML file: model, corpus, layers, a SAELens architecture and how t
 on from its last checkpoint when the same command is given again.
 """
 
+import dataclasses
 import json
 import shutil
 import time
@@ -12,7 +13,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from simple_parsing import field, list_field
+from simple_parsing import field
 
 from bilinear_circuits import zoo
 from bilinear_circuits.commands import common
@@ -46,7 +47,7 @@ class Arguments:
     out: str | None = None
     """Folder of the dictionaries; by default out/NAME, with the recipe's name."""
 
-    set: list[str] = list_field()
+    set: list[str] = dataclasses.field(default_factory=list)
     """Values that replace those of the recipe, KEY=VALUE each: --set tokens=1000000 sae.k=15"""
 
     device: str = "cpu"
