@@ -1,8 +1,9 @@
-"""Stories from a file or the Hugging Face Hub: read, cleaned, split into training and validation, and as token rows.
+"""Stories from a file or the Hugging Face Hub: read, cleaned, split into training and validation, and tokenized.
 
 1. `read_stories` reads texts; `clean_stories` normalises them, drops corrupt ones and duplicates, and counts both.
-2. `split_stories` sends a story to training or validation by a hash of its text alone.
-3. `StoryRows` are rows for training, full of tokens; `tokenize_stories` are rows for analyses, one story each.
+2. `split_stories` sends a story to training or validation by a hash of its text alone; `stories_not_in` takes those of
+   another corpus out.
+3. `tokenize_stories` makes rows for analyses, one story each. Rows for training are in `bilinear_circuits.rows`.
 """
 
 import hashlib
@@ -10,16 +11,15 @@ import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Int, Integer
+from jaxtyping import Bool, Int
 from torch import Tensor
-from torch.utils.data import Dataset
+
+from bilinear_circuits.progress import Progress, silent
 
 STORY_END = "<|endoftext|>"
 PLAIN_SIGNS: Mapping[str, str] = {'"': "“”„«»", "'": "‘’`´", "-": "–—", "...": "…"}
@@ -29,7 +29,7 @@ _TO_PLAIN = str.maketrans({sign: plain for plain, signs in PLAIN_SIGNS.items() f
 _INVISIBLE = ("Mn", "Mc", "Me", "Cf")  # Unicode categories: accents and other marks, and format characters
 _FILE_SUFFIXES = (".txt", ".json", ".jsonl", ".parquet", ".csv", ".gz")
 _RECORDS = {".parquet": "parquet", ".json": "json", ".jsonl": "json"}
-_BATCH = 1000  # texts read or tokenized at once
+_BATCH = 1000  # texts read at once
 # UTF-8 read as Latin-1 or Windows-1252 gives the first two; the rest no text holds: control characters except white
 # space, halves of surrogate pairs, the replacement character.
 _MOJIBAKE = re.compile("â€|[ÂÃ][\xa0-\xbf]|[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff\ufffd]")
@@ -135,12 +135,17 @@ class CleanStories:
         return len(self.stories)
 
 
-def clean_stories(stories: Iterable[str], min_words: int = 10) -> CleanStories:
+def clean_stories(stories: Sequence[str], min_words: int = 10, progress: Progress = silent) -> CleanStories:
     """Normalise stories, and drop the corrupt ones and all but the first of those that are the same.
 
     A story is corrupt if it has fewer than `min_words` words, holds replacement or control characters or UTF-8 read as
     another encoding ("â€™"), or if less than half of it is letters. An end without punctuation does not make it so.
     Stories are the same if they are equal once normalised, case aside: the models' tokens have no case.
+
+    Args:
+        stories: Texts.
+        min_words: Fewest words of a story.
+        progress: Wraps the stories.
 
     Raises:
         ValueError: If `min_words` is not positive.
@@ -148,16 +153,26 @@ def clean_stories(stories: Iterable[str], min_words: int = 10) -> CleanStories:
     if min_words < 1:
         raise ValueError(f"min_words must be at least 1, got {min_words}.")
     kept: dict[bytes, str] = {}
-    n_read = n_corrupt = 0
-    for raw in stories:
-        n_read += 1
+    n_corrupt = 0
+    for raw in progress(stories, "clean"):
         story = normalise(raw)
         letters = sum(map(str.isalpha, story))
         if _MOJIBAKE.search(raw) or len(story.split()) < min_words or 2 * letters < len(story):
             n_corrupt += 1
         else:
             kept.setdefault(_digest(story), story)
-    return CleanStories(list(kept.values()), n_read, n_corrupt, n_read - n_corrupt - len(kept))
+    return CleanStories(list(kept.values()), len(stories), n_corrupt, len(stories) - n_corrupt - len(kept))
+
+
+def stories_not_in(held_out: Iterable[str], stories: Iterable[str]) -> list[str]:
+    """The stories, in the order given, without those held out: without any that is equal once normalised, case aside.
+
+    Args:
+        held_out: Texts to leave out, for instance those for validation.
+        stories: Texts to choose from.
+    """
+    seen = {_digest(normalise(story)) for story in held_out}
+    return [story for story in stories if _digest(normalise(story)) not in seen]
 
 
 def _digest(normalised: str, key: str = "") -> bytes:
@@ -242,57 +257,3 @@ def tokenize_stories(stories: Sequence[str], tokenizer: Any, context: int) -> St
         ids[index, 1 : len(row) + 1] = torch.tensor(row, dtype=torch.long)
         mask[index, 1 : len(row) + 1] = True
     return StoryTokens(ids, mask)
-
-
-class StoryRows(Dataset[dict[str, Tensor]]):
-    """Rows of exactly `context` tokens for training, one starting at each story.
-
-    The stream is [BOS] story [EOS] [BOS] story [EOS] ... Row i is the `context` tokens from the [BOS] of story i: it
-    runs on into the stories that follow, and from the last into the first, so that every story has a full row. An item
-    is {"input_ids", "labels"}, both the same tokens, as Hugging Face models shift the labels themselves.
-
-    Attributes:
-        stream: Token ids of all stories, 2 bytes each, or 4 where the vocabulary needs them.
-        starts: Position of each story's [BOS].
-        context: Tokens per row.
-    """
-
-    def __init__(self, stories: Iterable[str], tokenizer: Any, context: int) -> None:
-        """Tokenize the stories, in batches: they need not be in memory at once.
-
-        Raises:
-            ValueError: If there is no story, `context` is below 2, or the tokenizer lacks a [BOS] or [EOS] token.
-        """
-        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
-        if context < 2:
-            raise ValueError(f"context must be at least 2, got {context}. A row predicts each token but its first.")
-        if bos is None or eos is None:
-            raise ValueError(f"tokenizer must have a bos_token and an eos_token, got ids {bos} and {eos}.")
-        dtype = "<u2" if len(tokenizer) <= 2**16 else "<i4"  # little-endian, so that hashes agree on any machine
-        texts = iter(stories)
-        batches, lengths = [np.empty(0, dtype)], [0]
-        while batch := list(islice(texts, _BATCH)):
-            rows = tokenizer(batch, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
-            batches.append(np.array([token for row in rows for token in (bos, *row, eos)], dtype))
-            lengths += [len(row) + 2 for row in rows]
-        if len(lengths) == 1:
-            raise ValueError("stories must hold at least one text, got none.")
-        self.stream: Integer[np.ndarray, " n_tokens"] = np.concatenate(batches)
-        self.starts: Int[np.ndarray, " n_stories"] = np.cumsum(lengths)[:-1]
-        self.context = context
-
-    def __len__(self) -> int:
-        return len(self.starts)
-
-    def __getitem__(self, index: int) -> dict[str, Int[Tensor, " context"]]:
-        """One row; a negative index counts from the end."""
-        positions = np.arange(self.context) + self.starts[index]
-        row = torch.from_numpy(self.stream.take(positions, mode="wrap").astype(np.int64))
-        return {"input_ids": row, "labels": row.clone()}
-
-    @cached_property
-    def data_hash(self) -> str:
-        """SHA-256 of the stream and the context, to record which data a model saw."""
-        digest = hashlib.sha256(self.stream.data)
-        digest.update(str(self.context).encode())
-        return digest.hexdigest()

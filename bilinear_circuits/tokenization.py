@@ -11,15 +11,17 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast
 
 from bilinear_circuits.data import PLAIN_SIGNS
+from bilinear_circuits.progress import Progress, silent
 
 SPECIAL_TOKENS = {"unk_token": "[UNK]", "bos_token": "[BOS]", "eos_token": "[EOS]", "pad_token": "[PAD]"}
 CONTRACTIONS = ("n't", "'s", "'re", "'ve", "'ll", "'d", "'m")
 _PREFIX = "##"
+_BATCH = 1000  # texts handed to the trainer at once
 _CLOSING_QUOTE = "\ue000"  # stands for one while the decoder works; no text holds it
 
 
 def train_tokenizer(
-    stories: Sequence[str], vocab_size: int = 4096, model_max_length: int = 256
+    stories: Sequence[str], vocab_size: int = 4096, model_max_length: int = 256, progress: Progress = silent
 ) -> PreTrainedTokenizerFast:
     """Train a WordPiece tokenizer; the same stories, in any order, give the same one.
 
@@ -30,6 +32,7 @@ def train_tokenizer(
         stories: Texts to train on.
         vocab_size: Number of tokens; fewer where the stories have no more pieces to merge.
         model_max_length: Longest row of the model it is for.
+        progress: Wraps the batches of texts.
 
     Raises:
         ValueError: If the stories hold no word, or `vocab_size` is too small for their characters.
@@ -50,7 +53,8 @@ def train_tokenizer(
     # Characters the trainer is not given get their numbers in an order that changes from run to run, and ties between
     # merges go by number.
     trainer = trainers.WordPieceTrainer(vocab_size=vocab_size, special_tokens=reserved, show_progress=False)
-    tokenizer.train_from_iterator(stories, trainer)
+    batches = progress(range(0, len(stories), _BATCH), "train the tokenizer")
+    tokenizer.train_from_iterator((stories[start : start + _BATCH] for start in batches), trainer)
     return _finished(tokenizer.get_vocab(with_added_tokens=False), model_max_length)
 
 

@@ -12,21 +12,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from transformers import (
     LlamaForCausalLM,
     PrinterCallback,
-    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
     TrainingArguments,
 )
 
+from bilinear_circuits import processes
 from bilinear_circuits.llama import check_positive, dropout_on_outputs
+from bilinear_circuits.trainer import RowTrainer, mean_loss
 
 if TYPE_CHECKING:
-    from bilinear_circuits.data import StoryRows
+    from bilinear_circuits.rows import StoryRows
 
 CHECKPOINTS = "checkpoints"
 
@@ -42,7 +42,7 @@ class OptimSettings:
     Attributes:
         epochs: Passes over the rows, one row per story.
         batch_rows: Rows per step, over all devices and accumulation steps.
-        rows_per_device: Rows per forward pass on one device; a divisor of batch_rows over the number of devices.
+        rows_per_device: Most rows per forward pass on one device; a divisor of batch_rows.
         lr: Peak learning rate of AdamW.
         schedule: "linear" or "cosine" decay to zero.
         warmup: Share of the steps with rising learning rate.
@@ -115,6 +115,9 @@ def train_model(
 ) -> TrainingResult:
     """Train a model in place and leave it with the weights of the best evaluation.
 
+    One process uses one device. Several, started by torchrun or accelerate, share the rows of each step: the batch and
+    the order of the rows are those of one process. All of them have to see the same `folder`.
+
     Checkpoints go to `folder/checkpoints`. Where complete ones lie there, training continues from the latest, with the
     same order of data and the same random numbers; incomplete ones, left by a process that was killed, are removed.
     The loss of every evaluation is appended to `folder/log.csv`.
@@ -132,12 +135,21 @@ def train_model(
 
     Raises:
         NonFiniteLossError: If the training loss is not finite; the checkpoints are kept.
+        ValueError: If there are fewer rows than `batch_rows`, or the processes cannot share them evenly.
     """
     arguments = _training_arguments(settings, len(rows), folder, seed, device, report_to)
     watch = _Watch(folder / "log.csv")
-    trainer = Trainer(model, arguments, train_dataset=rows, eval_dataset=valid_rows, callbacks=[watch, *callbacks])
+    trainer = RowTrainer(
+        model,
+        arguments,
+        train_dataset=rows,
+        eval_dataset=valid_rows,
+        compute_metrics=mean_loss,
+        callbacks=[watch, *callbacks],
+    )
     trainer.remove_callback(PrinterCallback)
-    checkpoint = latest_checkpoint(folder / CHECKPOINTS)
+    with arguments.main_process_first(local=False):  # it removes what is not complete; the others then find nothing
+        checkpoint = latest_checkpoint(folder / CHECKPOINTS)
     with dropout_on_outputs(model, settings.dropout):
         done = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     log = tuple(evaluations(trainer.state.log_history))
@@ -202,7 +214,7 @@ class _Watch(TrainerCallback):
                     f"{name} must stay finite, got {value} at step {state.global_step}. Lower lr, raise warmup, or use"
                     f" precision: fp32; the checkpoints in {args.output_dir} are from before."
                 )
-        if "eval_loss" in (logs or {}):
+        if "eval_loss" in (logs or {}) and state.is_world_process_zero:
             lines = ["step,epoch,train_loss,valid_loss"]
             lines += [",".join(str(value) for value in entry.values()) for entry in evaluations(state.log_history)]
             self._path.write_text("\n".join(lines) + "\n")
@@ -211,19 +223,18 @@ class _Watch(TrainerCallback):
 def _training_arguments(
     settings: OptimSettings, n_rows: int, folder: Path, seed: int, device: str | None, report_to: str
 ) -> TrainingArguments:
-    n_devices = max(1, torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1)
-    per_device = settings.rows_per_device or settings.batch_rows // n_devices
+    per_device = rows_per_device(settings)
     if n_rows < settings.batch_rows:
         raise ValueError(f"batch_rows must be at most the number of stories, {n_rows}, got {settings.batch_rows}.")
     steps = max(1, round(settings.epochs * (n_rows // settings.batch_rows)))
     every = max(1, steps // settings.evaluations)
-    on_gpu = torch.cuda.is_available() and device != "cpu"
-    return TrainingArguments(
+    on_gpu = processes.on_gpu(device)
+    arguments = TrainingArguments(
         output_dir=str(folder / CHECKPOINTS),
         max_steps=steps,
         per_device_train_batch_size=per_device,
         per_device_eval_batch_size=per_device,
-        gradient_accumulation_steps=settings.batch_rows // (per_device * n_devices),
+        gradient_accumulation_steps=settings.batch_rows // (per_device * processes.n_processes()),
         learning_rate=settings.lr,
         lr_scheduler_type=settings.schedule,
         warmup_steps=math.ceil(settings.warmup * steps),
@@ -245,10 +256,30 @@ def _training_arguments(
         metric_for_best_model="eval_loss",
         greater_is_better=False,
         save_total_limit=2,
-        dataloader_drop_last=True,
+        ddp_find_unused_parameters=False,
         remove_unused_columns=False,
         seed=seed,
         data_seed=seed,
         report_to=report_to,
         disable_tqdm=True,
     )
+    # One process with several GPUs would run on all of them, each with the rows of one.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
+
+
+def rows_per_device(settings: OptimSettings) -> int:
+    """Rows of one forward pass on each of the devices that share a batch.
+
+    Raises:
+        ValueError: If they cannot share it evenly.
+    """
+    n_devices = processes.n_processes()
+    share = settings.batch_rows // n_devices
+    rows = min(settings.rows_per_device or share, share)
+    if settings.batch_rows % (max(rows, 1) * n_devices):
+        raise ValueError(
+            f"batch_rows must be a multiple of {max(rows, 1)} rows on each of {n_devices} devices,"
+            f" got {settings.batch_rows}. Start another number of processes, or change rows_per_device."
+        )
+    return rows

@@ -2,17 +2,16 @@ import json
 import random
 import sys
 
-import numpy as np
 import pytest
 import torch
 from helpers import refused, tiny_tokenizer
 
 from bilinear_circuits.data import (
-    StoryRows,
     clean_stories,
     normalise,
     read_stories,
     split_stories,
+    stories_not_in,
     tokenize_stories,
 )
 
@@ -168,6 +167,24 @@ def test_the_shortest_story_can_be_chosen():
         clean_stories(STORIES, min_words=0)
 
 
+def test_cleaning_reports_its_progress():
+    reported = []
+
+    def progress(items, description):
+        reported.append((description, len(items)))
+        return items
+
+    assert clean_stories([LONG] * 3, progress=progress).n_kept == 1
+    assert reported == [("clean", 3)]
+
+
+def test_stories_of_another_corpus_are_left_out_whatever_their_signs_and_case():
+    held_out = ["“Zoë” ran", "a cat"]
+    stories = ["the dog", ' "zoe"  RAN\n', "a  Cat", "a cat sat", "The Dog"]
+    assert stories_not_in(held_out, stories) == ["the dog", "a cat sat", "The Dog"]
+    assert stories_not_in([], stories) == stories
+
+
 def many(n):
     return [f"Story {i} of the “dóg”" for i in range(n)]
 
@@ -260,91 +277,3 @@ def test_a_tokenizer_without_either_is_refused():
     tokenizer.bos_token = tokenizer.eos_token = None
     with refused(ValueError, "tokenizer must have a bos_token or an eos_token"):
         tokenize_stories(STORIES, tokenizer, context=16)
-
-
-def ids_of(rows):
-    return [item["input_ids"].tolist() for item in (rows[i] for i in range(len(rows)))]
-
-
-def test_rows_start_at_stories_and_run_on():
-    # [BOS] 1, [EOS] 2, the 4, a 5, cat 6, dog 7, sat 8: the stream is 1 4 6 8 2, 1 5 7 2.
-    rows = StoryRows(STORIES[:2], tiny_tokenizer(), context=6)
-    assert ids_of(rows) == [[1, 4, 6, 8, 2, 1], [1, 5, 7, 2, 1, 4]]
-    assert rows.stream.tolist() == [1, 4, 6, 8, 2, 1, 5, 7, 2]
-    assert rows.starts.tolist() == [0, 5]
-    assert rows[-1]["input_ids"].tolist() == [1, 5, 7, 2, 1, 4]
-
-
-def test_rows_longer_than_all_stories_wrap_around_again():
-    rows = StoryRows(["a dog"], tiny_tokenizer(), context=10)
-    assert ids_of(rows) == [[1, 5, 7, 2, 1, 5, 7, 2, 1, 5]]
-
-
-def test_labels_are_the_tokens_and_a_copy():
-    item = StoryRows(STORIES, tiny_tokenizer(), context=6)[0]
-    assert item["input_ids"].dtype == item["labels"].dtype == torch.long
-    assert item["labels"].tolist() == item["input_ids"].tolist()
-    item["labels"][0] = -100
-    assert item["input_ids"][0] == 1
-
-
-def test_rows_past_the_last_are_refused():
-    rows = StoryRows(STORIES, tiny_tokenizer(), context=6)
-    assert len(rows) == len(list(rows)) == 3
-    with pytest.raises(IndexError):
-        rows[3]
-
-
-def test_stories_are_tokenized_in_batches_from_any_source():
-    stories = [STORIES[i % 3] for i in range(2500)]
-    rows = StoryRows((story for story in stories), tiny_tokenizer(), context=4)
-    assert len(rows) == 2500
-    assert ids_of(rows)[2495:2498] == [ids_of(rows)[i] for i in (2, 0, 1)]
-    assert rows.data_hash == StoryRows(stories, tiny_tokenizer(), context=4).data_hash
-
-
-def test_a_token_takes_two_bytes_unless_the_vocabulary_is_large():
-    from tokenizers import Tokenizer, models, pre_tokenizers
-    from transformers import PreTrainedTokenizerFast
-
-    def rows(n):
-        words = {"[BOS]": 0, "[EOS]": 1} | {f"w{i}": i for i in range(2, n)}
-        tokenizer = Tokenizer(models.WordLevel(words, unk_token="w2"))
-        tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-        fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="[BOS]", eos_token="[EOS]")
-        return StoryRows([f"w2 w{n - 1}"], fast, context=4)
-
-    assert rows(2**16).stream.dtype == np.uint16
-    assert ids_of(rows(2**16)) == [[0, 2, 2**16 - 1, 1]]
-    assert rows(2**16 + 1).stream.dtype == np.int32
-    assert ids_of(rows(2**16 + 1)) == [[0, 2, 2**16, 1]]
-
-
-def test_the_hash_is_of_tokens_and_context():
-    def hashed(stories, context=6):
-        return StoryRows(stories, tiny_tokenizer(), context).data_hash
-
-    # sha256 of 1 4 6 8 2 as little-endian 16-bit numbers, then "6"
-    assert hashed(STORIES[:1]) == "b7bbad1e03c82e29d53cec3f6902ac575a74a6b01d36840297e9eabc4da9fbe2"
-    assert len({hashed(STORIES), hashed(STORIES[::-1]), hashed(STORIES[:2]), hashed(STORIES, 7)}) == 4
-
-
-def test_a_model_trains_on_rows():
-    from helpers import tiny_llama
-    from torch.utils.data import DataLoader
-
-    rows = StoryRows(STORIES, tiny_tokenizer(), context=8)
-    (batch,) = DataLoader(rows, batch_size=3)
-    assert batch["input_ids"].shape == batch["labels"].shape == (3, 8)
-    assert tiny_llama()(**batch).loss.isfinite()
-
-
-def test_rows_refuse_what_they_cannot_use():
-    tokenizer = tiny_tokenizer()
-    with refused(ValueError, r"stories must hold at least one text, got none\."):
-        StoryRows([], tokenizer, context=6)
-    with refused(ValueError, r"context must be at least 2, got 1\."):
-        StoryRows(STORIES, tokenizer, context=1)
-    tokenizer.eos_token = None
-    with refused(ValueError, r"tokenizer must have a bos_token and an eos_token, got ids 1 and None\."):
-        StoryRows(STORIES, tokenizer, context=6)

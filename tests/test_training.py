@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import cached_property
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,8 @@ import yaml
 from helpers import refused
 from planted import random_stories, word_tokenizer
 
-from bilinear_circuits.data import StoryRows
 from bilinear_circuits.llama import ModelSettings, build_model, dropout_on_outputs
+from bilinear_circuits.rows import tokenize_rows
 from bilinear_circuits.training import NonFiniteLossError, OptimSettings, evaluations, latest_checkpoint, train_model
 
 ROOT = Path(__file__).parents[1]
@@ -29,7 +30,7 @@ def tiny(seed=0, **change):
 
 
 def rows(n, seed):
-    return StoryRows(random_stories(n, seed), word_tokenizer(), SHAPE["context"])
+    return tokenize_rows(random_stories(n, seed), word_tokenizer(), SHAPE["context"])
 
 
 def test_a_bilinear_model_is_a_stock_llama_without_biases():
@@ -85,7 +86,7 @@ def test_dropout_falls_on_the_embedding_and_on_what_attention_and_mlp_write():
 
 
 def test_training_lowers_the_loss_and_keeps_the_best_weights(tmp_path):
-    model, valid = tiny(), rows(40, seed=1)
+    model, valid = tiny(), rows(43, seed=1)  # not a multiple of the batch: each of them counts, and counts once
     result = train_model(model, rows(100, seed=0), valid, OptimSettings(**OPTIM), tmp_path, device="cpu")
     losses = [entry["valid_loss"] for entry in result.log]
     assert result.valid_loss == min(losses) < losses[0] < math.log(20)
@@ -94,10 +95,36 @@ def test_training_lowers_the_loss_and_keeps_the_best_weights(tmp_path):
     with torch.no_grad():
         batch = torch.stack([row["input_ids"] for row in valid])
         loss = model.eval()(batch, labels=batch).loss.item()
-    assert loss == pytest.approx(result.valid_loss, rel=1e-4)
+    assert loss == pytest.approx(result.valid_loss, rel=1e-6)
     lines = (tmp_path / "log.csv").read_text().splitlines()
     assert lines[0] == "step,epoch,train_loss,valid_loss"
     assert len(lines) == len(result.log) + 1
+
+
+def test_a_batch_in_several_forward_passes_is_the_same_batch(tmp_path):
+    logs = []
+    for rows_per_device in (None, 4):
+        settings = OptimSettings(**OPTIM | {"dropout": 0.0, "rows_per_device": rows_per_device})
+        # 101 rows: an epoch ends with five that make no batch.
+        result = train_model(tiny(), rows(101, 0), rows(20, 1), settings, tmp_path / str(rows_per_device), device="cpu")
+        logs.append(result.log)
+    assert logs[0][-1]["epoch"] == 3
+    for whole, accumulated in zip(*logs, strict=True):
+        assert accumulated == pytest.approx(whole, rel=1e-4)
+
+
+def test_one_process_trains_on_one_gpu_where_there_are_several(tmp_path, monkeypatch):
+    from bilinear_circuits import training
+
+    class OnTwoGpus(training.TrainingArguments):
+        @cached_property
+        def _setup_devices(self):
+            self._n_gpu = 2
+            return torch.device("cpu")
+
+    monkeypatch.setattr(training, "TrainingArguments", OnTwoGpus)
+    arguments = training._training_arguments(OptimSettings(**OPTIM), 100, tmp_path, 0, "cpu", "none")
+    assert arguments.train_batch_size == 8
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_with_advice(tmp_path):
@@ -114,6 +141,33 @@ def test_an_incomplete_checkpoint_is_removed_and_the_latest_whole_one_found(tmp_
     assert latest_checkpoint(tmp_path) == tmp_path / "checkpoint-8"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-4", "checkpoint-8"]
     assert latest_checkpoint(tmp_path / "nowhere") is None
+
+
+def test_a_checkpoint_is_complete_when_every_process_has_saved_its_random_numbers(tmp_path, monkeypatch):
+    from bilinear_circuits import processes
+
+    def wait():
+        last = max((tmp_path / "checkpoints").iterdir(), key=lambda path: int(path.name.split("-")[1]))
+        seen.append([(last / name).exists() for name in ("rng_state.pth", "trainer_state.json")])
+
+    seen = []
+    monkeypatch.setattr(processes, "wait", wait)
+    train_model(tiny(), rows(40, 0), rows(20, 1), OptimSettings(**OPTIM), tmp_path, device="cpu")
+    assert seen
+    assert all(one == [True, False] for one in seen)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_the_first_process_alone_writes_the_curve(tmp_path, is_first):
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    from bilinear_circuits.training import _Watch
+
+    history = [{"loss": 3.0, "step": 5, "epoch": 0.5}, {"eval_loss": 2.5, "step": 5, "epoch": 0.5}]
+    state = TrainerState(log_history=history, is_world_process_zero=is_first)
+    arguments = TrainingArguments(output_dir=str(tmp_path), use_cpu=True)
+    _Watch(tmp_path / "log.csv").on_log(arguments, state, TrainerControl(), logs=history[1])
+    assert (tmp_path / "log.csv").exists() == is_first
 
 
 def test_every_evaluation_has_the_training_loss_before_it():
@@ -153,8 +207,8 @@ def recipe(folder, **change):
     stories = folder / "stories.txt"
     lines = [f"{story} the cat sat at home and ran ." for story in random_stories(220, length=20)]
     stories.write_text("\n<|endoftext|>\n".join(lines))
-    content = {"name": "tiny", "corpus": str(stories), "valid_share": 0.2, "vocab_size": 64} | change
-    content |= {"model": SHAPE | {"context": 24}, "optim": OPTIM | {"epochs": 12, "evaluations": 12}}
+    content = {"name": "tiny", "corpus": str(stories), "valid_share": 0.2, "vocab_size": 64}
+    content |= {"model": SHAPE | {"context": 24}, "optim": OPTIM | {"epochs": 12, "evaluations": 12}} | change
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(content))
     return path
@@ -189,6 +243,10 @@ def test_a_killed_run_continues_as_if_nothing_had_happened(tmp_path):
     for mine, theirs in zip(got, expected, strict=True):
         assert mine == pytest.approx(theirs, rel=1e-4)
     assert not (tmp_path / "killed/checkpoints").exists()
+    assert "the stories are tokenized already" in stderr
+    names = [{path.name for path in (tmp_path / name).iterdir()} for name in ("whole", "killed")]
+    assert names[0] == names[1] >= {"model.safetensors", "tokenizer.json", "training.json"}
+    assert "data" not in names[0]
 
 
 @pytest.mark.slow
@@ -250,3 +308,77 @@ def test_a_corpus_that_cannot_be_read_leaves_nothing_behind(tmp_path):
     with refused(FileNotFoundError, "missing.txt: no such file"):
         run(Arguments(recipe=str(path), out=str(tmp_path / "out")))
     assert not (tmp_path / "out").exists()
+
+
+def recipe_of(path):
+    from bilinear_circuits.commands.train import read_recipe
+
+    return read_recipe(str(path))
+
+
+def test_stories_for_validation_are_left_out_of_training_and_counted(tmp_path, capsys):
+    from bilinear_circuits.commands.training_data import divide
+
+    stories = [f"{story} the cat sat at home and ran ." for story in random_stories(40, length=20)]
+    valid = [stories[3].upper(), f"  {stories[5]}\n", "the dog was not here and the cat was not at home ."]
+    asked = recipe_of(recipe(tmp_path, valid="valid.txt"))
+    train, held_out, counts = divide(asked, [*stories, stories[0], "too short"], valid)
+    assert train == [story for story in stories if story not in (stories[3], stories[5])]
+    assert len(held_out) == 3
+    assert counts == {
+        "read": 42, "duplicates": 1, "corrupt": 1, "in_validation": 2, "training": 38, "validation": 3,
+    }  # fmt: skip
+    expected = "42 stories: 1 duplicates and 1 corrupt ones left out, and 2 that are in valid.txt\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_a_corpus_for_validation_that_leaves_nothing_to_train_on_is_refused(tmp_path):
+    from bilinear_circuits.commands.training_data import divide
+
+    stories = [f"{story} the cat sat at home and ran ." for story in random_stories(4, length=20)]
+    asked = recipe_of(recipe(tmp_path, valid="valid.txt"))
+    with refused(ValueError, "valid must hold other stories than the corpus, got valid.txt: .* 0 are left to train on"):
+        divide(asked, stories, stories)
+    with refused(ValueError, "4 are left to train on and 0 to validate with"):
+        divide(asked, stories, ["too short"])
+
+
+def test_every_long_step_from_stories_to_rows_reports_its_progress(tmp_path, monkeypatch):
+    from bilinear_circuits.commands import common
+    from bilinear_circuits.commands.training_data import prepare
+
+    def bar(items, description, /):
+        reported.append((description, len(items)))
+        return items
+
+    reported = []
+    monkeypatch.setattr(common, "bar", bar)
+    asked = recipe_of(recipe(tmp_path))
+    prepare(asked, asked.corpus, tmp_path / "data")
+    # Tokens are made a thousand stories at a time.
+    assert reported == [("clean", 220), ("train the tokenizer", 1), ("tokenize", 1), ("tokenize", 1)]
+
+
+def test_stories_are_tokenized_once_for_the_same_recipe_corpus_and_tokenizer(tmp_path, capsys):
+    from bilinear_circuits.commands.training_data import prepare
+    from bilinear_circuits.rows import TrainingData
+
+    def prepared(**change):
+        asked = recipe_of(recipe(tmp_path, **change))
+        prepare(asked, asked.corpus, tmp_path / "data")
+        again = "the stories are tokenized already" in capsys.readouterr().err
+        return again, TrainingData.load(tmp_path / "data").rows.data_hash
+
+    again, first = prepared()
+    assert not again
+    assert prepared() == (True, first)
+    for change in ({"seed": 1}, {"vocab_size": 60}, {"tokenizer": "ts-17m"}):
+        again, other = prepared(**change)
+        assert not again
+        assert other != first
+    recipe(tmp_path)
+    text = (tmp_path / "stories.txt").read_text()
+    (tmp_path / "valid.txt").write_text(text[: len(text) // 4])
+    assert not prepared(valid=str(tmp_path / "valid.txt"))[0]
+    (tmp_path / "valid.txt").write_text(text[: len(text) // 3])
+    assert not prepared(valid=str(tmp_path / "valid.txt"))[0]

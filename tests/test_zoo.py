@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 from helpers import refused, save_tiny_llama
+from planted import tiny_llama, word_tokenizer
 
 from bilinear_circuits import zoo
 from bilinear_circuits.data import read_stories, tokenize_stories
@@ -44,6 +45,43 @@ def test_a_model_folder_is_loaded_in_float32_with_its_tokenizer(tmp_path):
     assert not model.training
     assert not model.compatibility_mode
     assert model.tokenizer.convert_tokens_to_ids("cat") == 6
+
+
+def without_tensors(folder, *names):
+    """Take tensors out of the weights of a model folder, whichever files they are in."""
+    from safetensors.torch import load_file, save_file
+
+    for file in folder.glob("*.safetensors"):
+        kept = {name: tensor for name, tensor in load_file(file).items() if name not in names}
+        save_file(kept, file, metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("shard_size", ["1GB", "3KB"])
+def test_a_model_with_missing_tensors_is_refused_by_their_names(tmp_path, shard_size):
+    tiny_llama().save_pretrained(tmp_path, max_shard_size=shard_size)
+    word_tokenizer().save_pretrained(tmp_path)
+    assert len(list(tmp_path.glob("*.safetensors"))) == (1 if shard_size == "1GB" else 6)
+    assert zoo.load_model(tmp_path).cfg.n_layers == 3
+    without_tensors(tmp_path, "model.layers.1.mlp.gate_proj.weight")
+    with refused(
+        ValueError, r"model must hold all of its tensors, .* lacks 1: model\.layers\.1\.mlp\.gate_proj\.weight\."
+    ):
+        zoo.load_model(tmp_path)
+    without_tensors(tmp_path, *(f"model.layers.{layer}.mlp.up_proj.weight" for layer in range(3)), "lm_head.weight")
+    with refused(ValueError, r"lacks 5: lm_head\.weight, model\.layers\.0\.mlp\.up_proj\.weight, .* and 2 more\. Save"):
+        zoo.load_model(tmp_path)
+
+
+def test_tied_embeddings_are_not_missing(tmp_path):
+    from transformers import LlamaForCausalLM
+
+    model = tiny_llama()
+    model.config.tie_word_embeddings = True
+    LlamaForCausalLM(model.config).save_pretrained(tmp_path)
+    word_tokenizer().save_pretrained(tmp_path)
+    loaded = zoo.load_model(tmp_path)
+    torch.testing.assert_close(loaded.W_U, loaded.W_E.T)
 
 
 def make_saes(folder, *names):

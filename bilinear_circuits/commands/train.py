@@ -1,10 +1,10 @@
 """Train a bilinear language model from a recipe: a stock Llama folder that loads anywhere.
 
 A recipe is a YAML file: a name, a corpus, the shape of the model and how to train it. A run that was stopped or killed
-continues from its last checkpoint when the same command is given again.
+continues from its last checkpoint when the same command is given again. Several devices train one model, in the same
+batches as one, by torchrun --nproc-per-node N -m bilinear_circuits.cli train RECIPE.yaml.
 """
 
-import os
 import shutil
 import sys
 from dataclasses import asdict, dataclass
@@ -13,16 +13,18 @@ from typing import TYPE_CHECKING, Any
 
 from simple_parsing import field
 
-from bilinear_circuits import zoo
+from bilinear_circuits import processes, zoo
 from bilinear_circuits.commands import common
+from bilinear_circuits.commands.training_data import prepare
 
 if TYPE_CHECKING:
-    from bilinear_circuits.data import StoryRows
     from bilinear_circuits.llama import ModelSettings
+    from bilinear_circuits.rows import TrainingData
     from bilinear_circuits.training import OptimSettings, TrainingResult
 
 
 _MARKER = "run.json"
+_DATA = "data"
 
 
 @dataclass(kw_only=True)
@@ -58,7 +60,7 @@ class Recipe:
         model: Shape of the model.
         optim: How to train it.
         n_stories: Stories read from the corpus; all by default.
-        valid: Corpus for validation; a share of the training corpus by default.
+        valid: Corpus for validation, whose stories are left out of training; a share of the corpus by default.
         valid_share: That share.
         vocab_size: Size of the tokenizer trained on the training stories.
         tokenizer: A tokenizer folder or shipped model to use instead.
@@ -105,46 +107,62 @@ def read_recipe(path: str) -> Recipe:
 
 def run(arguments: Arguments) -> None:
     """Train, or go on training, and write the model."""
-    recipe = read_recipe(arguments.recipe)
-    corpus = zoo.corpus_path(arguments.corpus or recipe.corpus)
-    out = Path(arguments.out or f"out/{recipe.name}")
-    common.check_out(str(out))
-    if arguments.device is not None:
-        common.check_device(arguments.device)
-    _check_run(out, resolved(recipe, corpus))
-
     from transformers.utils import logging
 
     from bilinear_circuits.llama import build_model
+    from bilinear_circuits.rows import TrainingData
     from bilinear_circuits.training import train_model
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    tokenizer, rows, valid_rows = prepare(recipe, corpus)
-    model = build_model(recipe.model, tokenizer, recipe.seed)
-    # Only now: a corpus that cannot be read must leave nothing behind.
-    with common.written_whole(out) as folder:
-        (folder / _MARKER).write_text(common.to_json(resolved(recipe, corpus)), encoding="utf-8")
-    common.note(f"training {recipe.name}: {model.num_parameters() / 1e6:.1f} M parameters, {len(rows)} rows")
+    processes.join(arguments.device)
+    if processes.is_first():
+        _start(arguments)
+    processes.wait()
+    recipe, corpus, out = _asked(arguments)
+    data = TrainingData.load(out / _DATA)
+    model = build_model(recipe.model, data.tokenizer, recipe.seed)
+    if processes.is_first():
+        common.note(f"training {recipe.name}: {model.num_parameters() / 1e6:.1f} M parameters, {len(data.rows)} rows")
     result = train_model(
         model,
-        rows,
-        valid_rows,
+        data.rows,
+        data.valid_rows,
         recipe.optim,
         out,
         seed=recipe.seed,
         device=arguments.device,
         report_to="wandb" if arguments.wandb else "none",
-        callbacks=[_bar()],
+        callbacks=[_bar()] if processes.is_first() else [],
     )
-    if int(os.environ.get("RANK", "0")) == 0:
-        _write(out, model, tokenizer, record(recipe, corpus, rows, result))
-        if not arguments.keep_checkpoints:
-            shutil.rmtree(out / "checkpoints")
-        print(
-            f"{recipe.name}: validation loss {result.valid_loss:.4f} nats per token at step {result.best_step} of"
-            f" {result.steps}, {result.tokens / 1e6:.1f} M tokens, {result.seconds:.0f} s\nwritten: {out}"
-        )
+    processes.leave()  # by now all have read the best checkpoint
+    _finish(out, model, record(recipe, corpus, data, result), arguments.keep_checkpoints)
+    print(
+        f"{recipe.name}: validation loss {result.valid_loss:.4f} nats per token at step {result.best_step} of"
+        f" {result.steps}, {result.tokens / 1e6:.1f} M tokens, {result.seconds:.0f} s\nwritten: {out}"
+    )
+
+
+def _asked(arguments: Arguments) -> tuple[Recipe, str, Path]:
+    """Recipe, corpus and folder of the run."""
+    recipe = read_recipe(arguments.recipe)
+    return recipe, zoo.corpus_path(arguments.corpus or recipe.corpus), Path(arguments.out or f"out/{recipe.name}")
+
+
+def _start(arguments: Arguments) -> None:
+    """Check what is asked, tokenize the stories, and mark the folder as that of this run."""
+    from bilinear_circuits.training import rows_per_device
+
+    recipe, corpus, out = _asked(arguments)
+    common.check_out(str(out))
+    if arguments.device is not None:
+        common.check_device(arguments.device)
+    _check_run(out, resolved(recipe, corpus))
+    rows_per_device(recipe.optim)  # refuses what the processes cannot share, before the stories are read
+    prepare(recipe, corpus, out / _DATA)
+    # Only now: a corpus that cannot be read must leave nothing behind.
+    with common.written_whole(out) as folder:
+        (folder / _MARKER).write_text(common.to_json(resolved(recipe, corpus)), encoding="utf-8")
 
 
 def resolved(recipe: Recipe, corpus: str) -> dict[str, Any]:
@@ -152,35 +170,15 @@ def resolved(recipe: Recipe, corpus: str) -> dict[str, Any]:
     return asdict(recipe) | {"corpus": common.display_name(corpus)}
 
 
-def prepare(recipe: Recipe, corpus: str) -> "tuple[Any, StoryRows, StoryRows]":
-    """Tokenizer, training rows and validation rows of a recipe."""
-    from bilinear_circuits.data import StoryRows, clean_stories, read_stories, split_stories
-    from bilinear_circuits.tokenization import train_tokenizer
-
-    cleaned = clean_stories(read_stories(corpus, recipe.n_stories))
-    common.note(
-        f"{cleaned.n_read} stories: {cleaned.n_duplicates} duplicates and {cleaned.n_corrupt} corrupt ones left out"
-    )
-    if recipe.valid is None:
-        train, valid = split_stories(cleaned.stories, valid_share=recipe.valid_share, seed=recipe.seed)
-    else:
-        train, valid = cleaned.stories, clean_stories(read_stories(zoo.corpus_path(recipe.valid))).stories
-    if recipe.tokenizer is None:
-        tokenizer = train_tokenizer(train, recipe.vocab_size, model_max_length=recipe.model.context)
-    else:
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(zoo.model_path(recipe.tokenizer))
-    return tokenizer, *(StoryRows(stories, tokenizer, recipe.model.context) for stories in (train, valid))
-
-
-def record(recipe: Recipe, corpus: str, rows: "StoryRows", result: "TrainingResult") -> dict[str, Any]:
+def record(recipe: Recipe, corpus: str, data: "TrainingData", result: "TrainingResult") -> dict[str, Any]:
     """What is saved beside the weights: recipe, versions, commit, data, and how the training went."""
     return {
         "recipe": resolved(recipe, corpus),
-        "data_sha256": rows.data_hash,
-        "n_rows": len(rows),
+        "data_sha256": data.rows.data_hash,
+        "n_rows": len(data.rows),
+        "n_stories": data.counts,
         "corpus_sha256": common.file_hash(Path(corpus)),
+        "n_processes": processes.n_processes(),
         **common.environment(),
         "result": asdict(result),
     }
@@ -223,13 +221,19 @@ def _check_run(out: Path, recipe: dict[str, Any]) -> None:
         )
 
 
-def _write(out: Path, model: Any, tokenizer: Any, training: dict[str, Any]) -> None:
-    """Model, tokenizer and record, all or none of them."""
+def _finish(out: Path, model: Any, training: dict[str, Any], keep_checkpoints: bool) -> None:
+    """Write model, tokenizer and record, all or none of them, and remove what only a run under way needs."""
     import torch
+
+    from bilinear_circuits.rows import TOKENIZER
 
     if training["recipe"]["optim"]["precision"] == "bf16":
         model = model.to(torch.bfloat16)
     with common.written_whole(out) as folder:
         model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        shutil.copytree(out / _DATA / TOKENIZER, folder, dirs_exist_ok=True)
         (folder / "training.json").write_text(common.to_json(training), encoding="utf-8")
+        # Before the record is in place, after which none would. A network disk may keep files that are still mapped.
+        shutil.rmtree(out / _DATA, ignore_errors=True)
+    if not keep_checkpoints:
+        shutil.rmtree(out / "checkpoints")

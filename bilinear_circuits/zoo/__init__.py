@@ -54,11 +54,26 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL, device: str = "cpu") ->
     Raises:
         FileNotFoundError: If there is no such model.
         OSError: If it is a Hub id that cannot be fetched.
+        ValueError: If tensors of the model are missing from its files.
     """
     from transformer_lens.model_bridge import TransformerBridge
 
-    bridge = TransformerBridge.boot_transformers(model_path(name_or_path), device=device)
-    return bridge.eval()
+    path = model_path(name_or_path)
+    _check_complete(path)
+    return TransformerBridge.boot_transformers(path, device=device).eval()
+
+
+def _check_complete(path: str) -> None:
+    """Refuse files that lack tensors of the model: transformers would fill them with random numbers."""
+    from transformers import AutoModelForCausalLM
+
+    # On the meta device no weights are read: this takes milliseconds, also of sharded and of tied weights.
+    _, found = AutoModelForCausalLM.from_pretrained(path, device_map="meta", output_loading_info=True)
+    if missing := sorted(found["missing_keys"]):
+        some = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        raise ValueError(
+            f"model must hold all of its tensors, but {path} lacks {len(missing)}: {some}. Save or download it again."
+        )
 
 
 def dictionaries_path(name_or_path: str | Path) -> Path:
