@@ -12,6 +12,7 @@ VERBS = {
     "circuits": "bilinear_circuits.commands.circuits",
     "import": "bilinear_circuits.commands.importing",
     "inspect": "bilinear_circuits.commands.inspect",
+    "interactions": "bilinear_circuits.commands.interactions",
     "lowrank": "bilinear_circuits.commands.lowrank",
     "sample": "bilinear_circuits.commands.sample",
     "train": "bilinear_circuits.commands.train",

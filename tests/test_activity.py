@@ -103,6 +103,34 @@ def test_active_tokens_hold_what_encode_gives(chunk, architecture, monkeypatch):
     assert_near(active.sum_over_tokens(weight), weight @ z.abs())
 
 
+@pytest.mark.parametrize("n_tokens", [28, 30, 100])
+@pytest.mark.parametrize("chunk", [1, 7, 30, 4096])
+@pytest.mark.parametrize("architecture", ["topk", "abstopk", "jumprelu"])
+def test_second_moments_are_means_of_products(chunk, n_tokens, architecture, monkeypatch):
+    """Over all tokens, those at which nothing is active too, and at the borders of chunks."""
+    dictionary, x = Dictionary.from_sae(random_sae(architecture, dtype="float64")), randn(min(n_tokens, 30), 5, seed=3)
+    active, z = active_tokens(dictionary, x), dictionary.encode(x)
+    monkeypatch.setattr(activity_module, "_TOKENS_PER_CHUNK", chunk)
+    found = active.second_moments(n_tokens)
+    expected = [[sum(p * q for p, q in zip(a, b, strict=True)) / n_tokens for b in z.T.tolist()] for a in z.T.tolist()]
+    assert found.dtype == torch.float32
+    assert_near(found, torch.tensor(expected), 1e-6)
+    assert_near(found, found.T, 1e-6)
+
+
+def test_a_feature_that_is_never_active_has_no_second_moments():
+    active = ActiveTokens(torch.tensor([4, 1, 4]), torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0, 1, 1, 3]))
+    assert active.second_moments(5).tolist() == torch.tensor([[1.0, 0, 3], [0, 0, 0], [3, 0, 13]]).div(5).tolist()
+    assert active.second_moments(0).tolist() == torch.zeros(3, 3).tolist()
+
+
+def test_second_moments_of_a_layer_are_those_of_its_inputs(model, tokens, interactions):
+    (one,) = collect_activity(model, interactions[:1], tokens)
+    z = dense_of(one.inputs, len(one.x)).double()
+    assert_near(one.second_moments, z.T @ z / len(one.x))
+    assert one.second_moments.abs().max() > 0
+
+
 def test_active_tokens_go_through_a_map_first():
     dictionary, x = Dictionary.from_sae(random_sae("topk", dtype="float64")), randn(30, 5, seed=3)
     through = active_tokens(dictionary, x, lambda chunk: 2 * chunk - 1)

@@ -52,6 +52,7 @@ def query_file(folder, **change):
         ("circuits",),
         ("import",),
         ("inspect",),
+        ("interactions",),
         ("lowrank",),
         ("sample",),
         ("train",),
@@ -74,8 +75,8 @@ def test_help_teaches_without_loading_anything_heavy(verb):
 
 
 MISTAKES = {
-    ("nonsense",): "verb must be one of circuits, import, inspect, lowrank, sample, train, train-sae, evaluate-sae,"
-    " sae-progress, got nonsense",
+    ("nonsense",): "verb must be one of circuits, import, inspect, interactions, lowrank, sample, train, train-sae,"
+    " evaluate-sae, sae-progress, got nonsense",
     ("circuits",): "the following arguments are required: QUERY.yaml",
     ("circuits", "missing.yaml"): "query must be a YAML file, got missing.yaml: no such file",
     ("circuits", QUERY, "--layers", "9"): "layer must have dictionaries in ts-17m (layers 3, 4), got 9",
@@ -88,6 +89,10 @@ MISTAKES = {
     ("inspect", "--layer", "x", "--feature", "1"): "argument --layer: invalid int value: 'x'",
     ("inspect", "--layer", "3", "--feature", "3072"): "feature must be between 0 and 3071",
     ("inspect", "--layer", "3", "--feature", "1", "--device", "cuda:7"): "device must be one that torch can use",
+    ("interactions", "--layer", "3"): "the following arguments are required: --out",
+    ("interactions", "--layer", "9", "--out", "o"): "layer must have dictionaries in ts-17m (layers 3, 4), got 9",
+    ("interactions", "--layer", "3", "--out", "o", "--k", "0"): "k must be at least 1, got 0",
+    ("interactions", "--layer", "3", "--out", "o", "--order", "size"): "argument --order: invalid choice: 'size'",
     ("lowrank", "--bogus"): "unrecognized arguments: --bogus",
     ("lowrank", "--ranks", "0", "--n-stories", "2"): "ranks must be between 1 and d_in=384, got 0",
     ("sample", "--out", "x.txt", "--temperature", "0"): "temperature must be positive",

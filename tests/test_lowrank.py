@@ -2,10 +2,26 @@ import dense as oracle
 import numpy as np
 import pytest
 import torch
-from helpers import D_IN, D_SAE_OUT, assert_near, randn, random_interactions, refused, weights_of
+from helpers import (
+    D_IN,
+    D_SAE_OUT,
+    HOOK_IN,
+    HOOK_OUT,
+    assert_near,
+    randn,
+    random_interactions,
+    random_sae,
+    random_tensor,
+    refused,
+    weights_of,
+)
 
+import bilinear_circuits.lowrank as lowrank_module
 from bilinear_circuits.activity import active_tokens
+from bilinear_circuits.hooked import BilinearMLP
+from bilinear_circuits.interactions import FeatureInteractions
 from bilinear_circuits.lowrank import LowRankCorrelation, low_rank_correlation, pearson
+from bilinear_circuits.sweep import leading_spectra
 
 BIASES = ("b_gate", "b_in", "b_out")
 BIAS_SETS = pytest.mark.parametrize("biases", [(), BIASES], ids=len)
@@ -81,12 +97,59 @@ def test_features_are_measured_in_the_order_asked():
 
 
 def test_small_chunks_change_nothing(monkeypatch):
-    import bilinear_circuits.lowrank as lowrank
-
     interactions, _, _ = random_interactions()
     whole = correlations(interactions)
-    monkeypatch.setattr(lowrank, "_FEATURES_PER_GROUP", 2)
+    monkeypatch.setattr(lowrank_module, "_FEATURES_PER_GROUP", 2)
     assert_near(correlations(interactions).correlation, whole.correlation)
+
+
+@pytest.mark.parametrize("entries", [1, 5 * 150 * D_IN, 1 << 40], ids=["one feature", "a few", "all"])
+def test_groups_of_features_change_nothing(entries, monkeypatch):
+    """Features with different numbers of active tokens are padded to the longest of their group."""
+    interactions, _, _ = random_interactions(biases=BIASES)
+    whole = correlations(interactions)
+    assert len(set(whole.n_active.tolist())) > 3
+    monkeypatch.setattr(lowrank_module, "_GROUP_ENTRIES", entries)
+    seen = []
+
+    def progress(items, description, /):
+        seen.append((len(items), description))
+        return items
+
+    found = low_rank_correlation(interactions, corpus(), ranks=[1, 2], progress=progress)
+    assert_near(found.correlation, whole.correlation)
+    (n_groups,) = [n for n, name in seen if name == "low-rank forms"]
+    assert n_groups in {1: [9], 5 * 150 * D_IN: range(2, 9), 1 << 40: [1]}[entries]
+
+
+def wide_interactions(dtype):
+    """A layer wide enough for its spectra to be found by iterations, and inputs of it."""
+    d_in, d_out = 200, 6
+    mlp = BilinearMLP(random_tensor(3, (), d_in, 230, d_out, dtype), 0, HOOK_IN, HOOK_OUT, None, 0.0, ())
+    name = str(dtype).removeprefix("torch.")
+    sae_in, sae_out = random_sae("topk", d_in, 210, 4, dtype=name), random_sae("standard", d_out, 9, 5, dtype=name)
+    return FeatureInteractions(mlp, sae_in, sae_out), randn(400, d_in, seed=6, dtype=dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_iterated_spectra_give_the_correlations_of_full_ones(dtype, monkeypatch):
+    interactions, x = wide_interactions(dtype)
+    iterated = []
+
+    def noted(Q, k):
+        found = leading_spectra(Q, k)
+        iterated.extend(found.iterated.tolist())
+        return found
+
+    monkeypatch.setattr(lowrank_module, "leading_spectra", noted)
+    found = low_rank_correlation(interactions, x, ranks=[1, 2, 8])
+    assert found.kept.all()
+    assert iterated == [True] * 9
+    monkeypatch.setattr(lowrank_module, "leading_spectra", lambda Q, k: leading_spectra(Q, k, iterate=False))
+    full = low_rank_correlation(interactions, x, ranks=[1, 2, 8])
+    assert full.kept.tolist() == found.kept.tolist()
+    assert_near(found.correlation[found.kept], full.correlation[full.kept], 1e-5)
+    assert_near(found.at_rank(200), torch.ones(9), 1e-5)
 
 
 def test_features_with_few_active_tokens_are_left_out():

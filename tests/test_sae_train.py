@@ -597,7 +597,7 @@ def test_recipes_of_the_repository_hold_together(path):
     recipe = train_sae.read_recipe(str(path))
     assert isinstance(recipe, Recipe)
     check_options(recipe.settings)
-    assert recipe.hook_names[:2] == tuple(f"blocks.{recipe.layers[0]}.mlp.{side}" for side in ("hook_in", "hook_out"))
+    assert recipe.hook_names[: len(recipe.sides)] == tuple(f"blocks.{recipe.layers[0]}.mlp.{s}" for s in recipe.sides)
 
 
 @pytest.mark.parametrize("module", ["train_sae", "evaluate", "progress"])

@@ -47,6 +47,7 @@ class QuadraticForms:
         self.from_table = n_bytes <= _TABLE_BYTES and 2 * directions.shape[1] >= tensor.d_out
         if self.from_table:
             self._slabs, self._norms = _table(tensor, self._dtype)
+            self._sums = _sums_error(tensor)
 
     def __call__(self, index: Int[Tensor, " n"]) -> DenseForms:
         """Forms of some directions: n d^2 numbers."""
@@ -62,7 +63,8 @@ class QuadraticForms:
             Q[:, start:, start : start + slab.shape[1]] = part.mT
         # The bound on a sum, in any order, of entries that are rounded themselves.
         n_roundings = min(d_out, _SUM_LENGTH) + d_out // _SUM_LENGTH + 3
-        return DenseForms(Q, n_roundings * self._unit * (mixture.abs() @ self._norms))
+        error = mixture.abs() @ (n_roundings * self._unit * self._norms + self._sums.to(self._dtype))
+        return DenseForms(Q, error)
 
     def _sum_neurons(self, index: Tensor) -> DenseForms:
         gate, linear = self._tensor.W_gate.double(), self._tensor.W_in.double()
@@ -81,6 +83,12 @@ def _short_sums(left: Tensor, right: Tensor) -> Tensor:
         terms = slice(start, start + _SUM_LENGTH)
         total.addmm_(left[:, terms], right[terms])
     return total
+
+
+def _sums_error(tensor: InteractionTensor) -> Float[Tensor, " d_out"]:
+    """Bound on the rounding of the sums over neurons in each B_o, in the Frobenius norm."""
+    sizes = tensor.W_gate.double().norm(dim=0) * tensor.W_in.double().norm(dim=0)
+    return (tensor.d_mlp + 4) * 2.0**-53 * (sizes @ tensor.W_out.double().abs())
 
 
 def _table(tensor: InteractionTensor, dtype: torch.dtype) -> tuple[list[tuple[int, Tensor]], Tensor]:

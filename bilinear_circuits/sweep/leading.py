@@ -10,6 +10,7 @@ from torch import Tensor
 from bilinear_circuits.spectra import Spectrum
 
 _STEPS = (40, 56, 80, 112, 160)
+_CHECK_STEPS = 12
 _SMALLEST = 192  # rows from which iterations pay
 _CACHE_BYTES = 16 << 20  # matrices iterated together on a CPU: each step reads all of them
 
@@ -65,11 +66,18 @@ def leading_spectra(
         raise ValueError(f"k must be between 1 and d={d}, got {k}.")
     if iterate is None:
         iterate = d >= _SMALLEST and k <= _STEPS[-1] // 4
+    # Squares of the entries must stay in the range of the dtype. Powers of two change no digit.
+    largest = Q.abs().amax((1, 2))
+    scale = largest.where(largest > 0, 1).log2().round().exp2()
+    if ordinary := bool(((scale > 2.0**-30) & (scale < 2.0**30)).all()):
+        scale = torch.ones_like(scale)
+    Q = Q if ordinary else Q / scale[:, None, None]
     together = max(1, _CACHE_BYTES // (d * d * Q.element_size())) if Q.device.type == "cpu" else n
     parts = [_leading(part, k, tolerance, seed, iterate) for part in Q.split(max(1, together))]
     values, vectors, iterated = (torch.cat(column) for column in zip(*parts, strict=True))
     residuals = (Q @ vectors - vectors * values.unsqueeze(1)).norm(dim=1)
-    return LeadingSpectra(Spectrum(values, vectors, Q.flatten(1).norm(dim=1)), residuals, iterated)
+    spectrum = Spectrum(values * scale[:, None], vectors, Q.flatten(1).norm(dim=1) * scale)
+    return LeadingSpectra(spectrum, residuals * scale[:, None], iterated)
 
 
 def _leading(Q: Tensor, k: int, tolerance: float, seed: int, iterate: bool) -> tuple[Tensor, Tensor, Tensor]:
@@ -84,6 +92,7 @@ def _leading(Q: Tensor, k: int, tolerance: float, seed: int, iterate: bool) -> t
                 continue
             lanczos.extend(min(n_steps, d))
             found, good = lanczos.eigenpairs(k, tolerance)
+            good[good.clone()] = _complete(lanczos.matrices[good], found[good], seed + 1)
             values[todo[good]], vectors[todo[good]] = found.eigenvalues[good], found.eigenvectors[good]
             todo, lanczos = todo[~good], lanczos.of(~good)
             if len(todo) == 0:
@@ -94,6 +103,19 @@ def _leading(Q: Tensor, k: int, tolerance: float, seed: int, iterate: bool) -> t
     iterated = torch.ones(n, dtype=torch.bool, device=Q.device)
     iterated[todo] = False
     return values, vectors, iterated
+
+
+def _complete(Q: Tensor, found: Spectrum, seed: int) -> Tensor:
+    """Whether nothing larger than the pairs found is left when they are taken away, by a short iteration of its own.
+
+    A Krylov space holds one vector of each eigenspace: of a repeated eigenvalue it finds one.
+    """
+    vectors = found.eigenvectors
+    rest = torch.baddbmm(Q, vectors * found.eigenvalues.unsqueeze(1), vectors.mT, alpha=-1)
+    lanczos = _Lanczos(rest, min(_CHECK_STEPS, Q.shape[1]), seed)
+    lanczos.extend(min(_CHECK_STEPS, Q.shape[1]))
+    largest, _ = lanczos.eigenpairs(1, 1.0)
+    return largest.eigenvalues[:, 0].abs() <= found.eigenvalues[:, -1].abs() * (1 + 1e-5)
 
 
 class _Lanczos:
@@ -116,6 +138,11 @@ class _Lanczos:
         self._n_steps = 0
         self._last = Q.new_zeros(n)
         self._next = (self._random[0] / self._random[0].norm()).expand(n, 1, d)
+
+    @property
+    def matrices(self) -> Tensor:
+        """The matrices."""
+        return self._Q
 
     def of(self, keep: Tensor) -> "_Lanczos":
         """The same for some of the matrices."""

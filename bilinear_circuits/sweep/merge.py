@@ -29,6 +29,11 @@ class Part(Products):
         self.outputs = whole.outputs[places]
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Precision of exact scores."""
+        return self._whole.dtype
+
+    @property
     def n_rows(self) -> int:
         """Rows of a block."""
         return self._whole.n_rows
@@ -51,6 +56,14 @@ class Part(Products):
             yield replace(block, weights=self._weights[group[start:stop]])
             start = stop
 
+    def neuron_weights(self, outputs: Int[Tensor, " n"]) -> Float[Tensor, "n d_mlp"]:
+        """What each neuron counts in each output."""
+        return self._whole.neuron_weights(outputs)
+
+    def exact_error(self, weights: Float[Tensor, "n d_mlp"]) -> Float[Tensor, " n"]:
+        """Bound on the rounding of `exact`."""
+        return self._whole.exact_error(weights)
+
     @cached_property
     def _weights(self) -> Float[Tensor, "output d_mlp"]:
         """Neuron weights as the whole makes them: a product of fewer rows may round otherwise."""
@@ -58,7 +71,7 @@ class Part(Products):
         for group in whole.groups:
             mine = torch.isin(group, self._places)
             if mine.any():
-                rows.append((whole._write[:, whole.outputs[group]].T @ whole._tensor.W_out.T)[mine])
+                rows.append(self.neuron_weights(whole.outputs[group])[mine])
         return torch.cat(rows)
 
 

@@ -1,11 +1,11 @@
 """Blocks of the interaction tensor in a coarse precision, with a bound on their error that holds for every entry."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -17,6 +17,7 @@ from bilinear_circuits.tensor import InteractionTensor
 Precision = Literal["bfloat16", "float32"]
 _UNIT = {"bfloat16": 2.0**-8, "float32": 2.0**-24}  # unit roundoff
 _UNDERFLOW = 2.0**-120  # what flushing of subnormal numbers to zero can take away, with room to spare
+_SQUARES_UNDERFLOW = 2.0**-62  # the same for the squares in a norm, for each root of the number of squares
 _FORM_GROUP = 64
 _PANEL_ROWS = 64
 _LANES = 32
@@ -124,6 +125,11 @@ class Products:
         self._n_outputs_block = 32 if on_gpu else 8
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Precision of exact scores."""
+        return self._read.dtype
+
+    @property
     def n_rows(self) -> int:
         """Rows of a block: those of the read basis, filled up to whole panels."""
         return -(-self.n_inputs // self._height) * self._height
@@ -144,11 +150,15 @@ class Products:
         outputs = self.outputs[group]
         with exact_sums():
             dense = self._forms(group)
-        weights = self._write[:, outputs].T @ self._tensor.W_out.T
+        weights = self.neuron_weights(outputs)
         for at in torch.arange(len(group), device=group.device).split(self._n_outputs_block):
             with exact_sums():
                 block = self._block(outputs[at], weights[at], dense.Q[at], dense.error[at])
             yield block
+
+    def neuron_weights(self, outputs: Int[Tensor, " n"]) -> Float[Tensor, "n d_mlp"]:
+        """What each neuron counts in each output, summed in float64."""
+        return (self._write[:, outputs].T.double() @ self._tensor.W_out.T.double()).to(self._write.dtype)
 
     @cached_property
     def _memory(self) -> Tensor:
@@ -156,6 +166,12 @@ class Products:
         n_panels = self.n_rows // self._height
         n_values = self._height**2 * (n_panels * (n_panels + 1) // 2) * self._n_outputs_block
         return torch.empty(n_values, dtype=getattr(torch, self.precision), device=self._read.device)
+
+    @cached_property
+    def _left_memory(self) -> Tensor:
+        """Room for the first product of a block, and for its squares."""
+        n_values = self.n_rows * self._n_outputs_block * self._tensor.d_in
+        return torch.empty(2, n_values, dtype=getattr(torch, self.precision), device=self._read.device)
 
     @cached_property
     def _forms(self) -> QuadraticForms:
@@ -166,8 +182,7 @@ class Products:
     ) -> Float[Tensor, " n"]:
         """Scores T_ab, or T_aa / 2, from the factors, in the precision of the weights of the layer."""
         left, right = self.factors
-        products = left[first] * right[second]
-        products += right[first] * left[second]
+        products = (left[first] * right[second]).addcmul_(right[first], left[second])
         score = (products * weights).sum(1) / 2
         return torch.where(first == second, score / 2, score)
 
@@ -175,7 +190,13 @@ class Products:
         """Bound on the rounding of `exact`, for any pair of inputs: a tree of sums of at most 2^29 products."""
         left, right = self.factors
         largest = left.norm(dim=1).max() * right.norm(dim=1).max()
-        return 32 * torch.finfo(left.dtype).eps / 2 * weights.abs().amax(1) * largest
+        return (16 * torch.finfo(left.dtype).eps * weights.abs().amax(1) + self._weights_error) * largest
+
+    @cached_property
+    def _weights_error(self) -> float:
+        """Bound on the rounding of the sums in the neuron weights."""
+        spread = (self._write.abs().T @ self._tensor.W_out.abs().T).max().item()
+        return (self._tensor.d_out + 4) * 2.0**-53 * spread
 
     @cached_property
     def _coarse(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -188,11 +209,12 @@ class Products:
     def _block(self, outputs: Tensor, weights: Tensor, Q: Tensor, form_error: Tensor) -> Block:
         coarse, norm, lost = self._coarse
         low = Q.transpose(0, 1).to(coarse.dtype, memory_format=torch.contiguous_format)
-        q_norm = Q.flatten(1).norm(dim=1)
+        q_norm = Q.flatten(1).norm(dim=1) + Q.shape[1] * _SQUARES_UNDERFLOW
         q_lost = form_error + _spectral_bound(Q - low.transpose(0, 1), coarse.dtype)
-        left = (coarse @ low.flatten(1)).unflatten(1, low.shape[1:])
+        room = self._left_memory[:, : len(coarse) * low[0].numel()].unflatten(1, (len(coarse), -1))
+        left = torch.mm(coarse, low.flatten(1), out=room[0]).unflatten(1, low.shape[1:])
         unit, gamma = _UNIT[self.precision], 2 * (self._tensor.d_in + 2) * _UNIT["float32"]
-        length = _row_norms(left) / (1 - unit)
+        length = _row_norms(left, room[1].view_as(left)) / (1 - unit) + Q.shape[1] ** 0.5 * _SQUARES_UNDERFLOW
         norm, lost = norm[:, None], lost[:, None]
         reach = length + norm * (gamma * q_norm + q_lost)  # |D_a Q| of the rounded D_a
         slack = (unit * length + gamma * (norm * q_norm + length) + q_lost * norm) * norm.max()
@@ -203,15 +225,35 @@ class Products:
 @contextmanager
 def exact_sums() -> Iterator[None]:
     """Products whose sums are in float32, whatever the process has allowed: the bounds on errors rest on it."""
-    matmul = torch.backends.cuda.matmul
-    allowed = torch.get_float32_matmul_precision(), matmul.allow_bf16_reduced_precision_reduction
-    torch.set_float32_matmul_precision("highest")
-    matmul.allow_bf16_reduced_precision_reduction = False
+    cuda = torch.backends.cuda.matmul
+    reduced, cuda.allow_bf16_reduced_precision_reduction = cuda.allow_bf16_reduced_precision_reduction, False
     try:
-        yield
+        restore = _highest_precision()
+        try:
+            yield
+        finally:
+            restore()
     finally:
-        torch.set_float32_matmul_precision(allowed[0])
-        matmul.allow_bf16_reduced_precision_reduction = allowed[1]
+        cuda.allow_bf16_reduced_precision_reduction = reduced
+
+
+def _highest_precision() -> Callable[[], None]:
+    """Set products of float32 to full precision; returns what sets them back."""
+    try:
+        before = torch.get_float32_matmul_precision()
+    except RuntimeError:  # torch has none to tell once it was set for a backend by itself
+        backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
+        own = [backend.fp32_precision for backend in backends]
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+
+        def restore() -> None:
+            for backend, precision in zip(backends, own, strict=True):
+                backend.fp32_precision = precision
+
+        return restore
+    torch.set_float32_matmul_precision("highest")
+    return lambda: torch.set_float32_matmul_precision(before)
 
 
 def fastest_precision(device: torch.device, size: int = 768) -> Precision:
@@ -236,11 +278,11 @@ def _spectral_bound(E: Float[Tensor, "n d d"], dtype: torch.dtype) -> Float[Tens
     For a matrix of rounding errors it is about a seventh of the Frobenius norm at d = 512, and the bound on an
     interaction is mostly made of it. Each rounding is charged for.
     """
-    size = E.flatten(1).norm(dim=1)
-    if dtype == torch.float32 or not size.any():
+    size = E.flatten(1).norm(dim=1) + E.shape[1] * _SQUARES_UNDERFLOW
+    if dtype == torch.float32:
         return size
     unit, gamma = _UNIT["bfloat16"] * (1 + 2.0**-6), 2 * (E.shape[1] + 2) * _UNIT["float32"]
-    first = (E / size.clamp_min(2.0**-100)[:, None, None]).to(dtype)
+    first = (E / size[:, None, None]).to(dtype)
     second = first @ first
     fourth = second @ second
     norms = [_row_norms(one).norm(dim=1) * (1 + unit) for one in (first, second, fourth)]
@@ -248,12 +290,14 @@ def _spectral_bound(E: Float[Tensor, "n d d"], dtype: torch.dtype) -> Float[Tens
     return size * torch.minimum(square.sqrt() + unit, torch.ones_like(size)) * (1 + 2.0**-10)
 
 
-def _row_norms(rows: Float[Tensor, "row output d"]) -> Float[Tensor, "row output"]:
+def _row_norms(
+    rows: Float[Tensor, "row output d"], room: Float[Tensor, "row output d"] | None = None
+) -> Float[Tensor, "row output"]:
     """An upper bound on the norm of each row, by a product with ones, which is faster than a reduction."""
     if rows.dtype == torch.float32:
         return rows.norm(dim=2) * (1 + 2.0**-16)
     ones = torch.ones(rows.shape[2], 16, dtype=rows.dtype, device=rows.device)
-    squares = ((rows * rows).flatten(0, 1) @ ones)[:, 0].float()
+    squares = (torch.mul(rows, rows, out=room).flatten(0, 1) @ ones)[:, 0].float()
     return squares.mul_(1 + 4 * _UNIT["bfloat16"]).sqrt_().unflatten(0, rows.shape[:2])
 
 

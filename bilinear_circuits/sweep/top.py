@@ -12,19 +12,20 @@ from bilinear_circuits.sweep.results import Certificate, TopInteractions
 
 Order = Literal["magnitude", "positive", "negative"]
 ORDERS = ("magnitude", "positive", "negative")
-_CHUNK = 1024
+_CHUNK = 256  # candidates computed together: what is read for them stays in the cache
 _LANES = 64
 
 
 @dataclass(frozen=True, eq=False)
 class _Found:
-    """Interactions with their scores; `group` is what they compete in."""
+    """Interactions; `group` is what they compete in, `score` what by, `value` is the score before any moments."""
 
     group: Tensor
     output: Tensor
     first: Tensor
     second: Tensor
     score: Tensor
+    value: Tensor
 
     def __getitem__(self, index: Tensor) -> "_Found":
         return _Found(*(getattr(self, name)[index] for name in self.__dataclass_fields__))
@@ -109,9 +110,6 @@ class TopSearch:
     def result(self) -> TopInteractions:
         """The interactions found, largest first."""
         best = _Found.cat(self._best)
-        scores = weights = 2 * best.score
-        if self._moments is not None:
-            weights = scores / self._moments.at(best.first, best.second)
         n_outputs, n = len(self._products.outputs), self._products.n_inputs
         short = len(best.score) < (self._k * n_outputs if self._per_output else self._k)
         certificate = Certificate(
@@ -122,7 +120,7 @@ class TopSearch:
             interactions=n_outputs * (n * (n + 1) // 2),
             precision=self._products.precision,
         )
-        return TopInteractions(best.output, best.first, best.second, weights, scores, certificate)
+        return TopInteractions(best.output, best.first, best.second, 2 * best.value, 2 * best.score, certificate)
 
     def _first_floor(self, block: Block, peaks: Tensor) -> Float[Tensor, " output"]:
         """A magnitude that k interactions of each group reach, from the largest coarse value of each row."""
@@ -154,29 +152,29 @@ class TopSearch:
         real = (first <= second) & (second < self._products.n_inputs)
         first, output, second, coarse = first[real], output[real], second[real], coarse[real]
         group = output if self._per_output else torch.zeros_like(output)
-        return _Found(group, output, first, second, coarse), coarse, block.slack[first, output]
+        return _Found(group, output, first, second, coarse, coarse), coarse, block.slack[first, output]
 
     def _refine(self, block: Block, found: _Found, coarse: Tensor, error: Tensor) -> _Found:
         """Exact scores of those candidates that the k coarsely largest do not rule out."""
         leading = _rank_in_group(found) < self._k
         exact = self._exact(block, found[leading])
+        self._n_candidates += len(exact.score)
+        exact = exact[_in_order(exact.score, self._order)]
         n_groups = len(block.outputs) if self._per_output else 1
         floor = _floors(exact, n_groups, self._k) - self._exact_error(block)
         floor = floor.clamp_min(self._floor)
         rest = ~leading & (coarse / (1 - block.unit) + error >= floor[found.group])
         others = self._exact(block, found[rest])
-        self._n_candidates += len(exact.score) + len(others.score)
-        both = _Found.cat([exact, others])
-        both = both[_in_order(both.score, self._order)]
-        return _Found(both.group, block.outputs[both.output], both.first, both.second, both.score)
+        self._n_candidates += len(others.score)
+        both = _Found.cat([exact, others[_in_order(others.score, self._order)]])
+        return replace(both, output=block.outputs[both.output])
 
     def _exact(self, block: Block, found: _Found) -> _Found:
         chunks = zip(*(column.split(_CHUNK) for column in (found.output, found.first, found.second)), strict=True)
         scores = [self._products.exact(block.weights[output], first, second) for output, first, second in chunks]
-        score = torch.cat(scores) if scores else block.weights.new_empty(0)
-        if self._moments is not None:
-            score = score * self._moments.at(found.first, found.second)
-        return _Found(found.group, found.output, found.first, found.second, score)
+        value = torch.cat(scores) if scores else block.weights.new_empty(0)
+        score = value if self._moments is None else value * self._moments.at(found.first, found.second)
+        return replace(found, score=score, value=value)
 
     def _exact_error(self, block: Block) -> float:
         """Bound on the rounding of an exact score of the block."""
@@ -197,7 +195,7 @@ class _Moments:
                 " little about entries multiplied by numbers of very different sizes."
             )
         missing = products.n_rows - n
-        self._padded = torch.nn.functional.pad(moments.float(), (0, missing, 0, missing))
+        self._padded = torch.nn.functional.pad(moments.to(products.dtype), (0, missing, 0, missing))
         self._of_row = self._padded.abs().amax(1, keepdim=True)
         self.largest = self._of_row.max().item()
 

@@ -1,0 +1,283 @@
+"""Find the largest interactions of a whole layer, exactly: which pairs of input features make which output feature.
+
+Output features are searched in shards, which are kept until all are done: a search that was killed goes on from them
+when the same command is given again. Several devices share the shards, with the same result as one, by
+torchrun --nproc-per-node N -m bilinear_circuits.cli interactions --layer L --out DIR.
+"""
+
+import contextlib
+import io
+import os
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from simple_parsing import field
+
+from bilinear_circuits import processes, zoo
+from bilinear_circuits.commands import common
+from bilinear_circuits.commands.shards import ShardFolder
+from bilinear_circuits.progress import silent
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bilinear_circuits.interactions import FeatureInteractions
+    from bilinear_circuits.sweep import Certificate, Products, TopInteractions
+
+_SCHEMA_VERSION = 1
+_N_SHOWN = 20
+_Order = Literal["magnitude", "positive", "negative"]
+
+
+@dataclass(kw_only=True)
+class Arguments(common.CommonArguments):
+    """Options of `interactions`."""
+
+    layer: int
+    """Layer of the MLP."""
+
+    out: str
+    """Folder for interactions.safetensors and interactions.json: a new one, or that of a killed search."""
+
+    k: int = 1000
+    """Number of interactions."""
+
+    per_feature: bool = False
+    """Find the k largest of each output feature, instead of the k largest of all."""
+
+    order: _Order = "magnitude"
+    """Largest by magnitude, or only positive or only negative ones."""
+
+    features: list[int] | None = None
+    """Output features to search; by default all."""
+
+    coactive: bool = False
+    """Weigh each interaction by E[z_a z_b], how much its two inputs are active together on the corpus."""
+
+    n_stories: int = 200
+    """Stories read from the corpus, with --coactive."""
+
+    precision: Literal["bfloat16", "float32"] | None = field(default=None, metavar="{bfloat16,float32}")
+    """Precision of the products that find candidates; by default the faster one here. The result is the same."""
+
+    shard_size: int = 256
+    """Output features of a shard."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("k", "shard_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.order not in get_args(_Order):
+            raise ValueError(f"order must be one of {', '.join(get_args(_Order))}, got {self.order!r}.")
+        if self.features is not None and (not self.features or len(set(self.features)) < len(self.features)):
+            raise ValueError(f"features must name one output feature or more, each once, got {self.features}.")
+        if self.coactive and self.precision == "bfloat16":
+            raise ValueError("precision must be float32 with --coactive, got bfloat16. Leave it out.")
+
+
+def run(arguments: Arguments) -> None:
+    """Search, or go on searching, print the largest interactions and write them."""
+    started = time.perf_counter()
+    processes.join(arguments.device)
+    folder = ShardFolder(arguments.out)
+    # The first process loads before the others do: what it has to refuse is said once.
+    if processes.is_first():
+        interactions = _start(arguments, folder)
+    processes.wait()
+    if not processes.is_first():
+        _, interactions = _load(arguments)
+    with folder.kept():
+        n_shards = _search(arguments, interactions, folder)
+        processes.wait()
+        if processes.is_first():
+            from bilinear_circuits.sweep.merge import merge
+
+            top = merge([folder.read(index) for index in range(n_shards)], arguments.k, arguments.per_feature)
+            print(table(top, arguments))
+            _write(
+                top,
+                arguments.out,
+                _record(top, arguments, folder.settings, interactions, time.perf_counter() - started),
+            )
+            folder.remove()
+        processes.wait()
+    processes.leave()
+
+
+def table(top: "TopInteractions", arguments: Arguments) -> str:
+    """The first rows, and why nothing larger was missed, as text."""
+    kind = "largest by magnitude" if arguments.order == "magnitude" else f"largest {arguments.order} ones"
+    which = "of each output feature" if arguments.per_feature else "of all output features"
+    shown = f"; the first {_N_SHOWN}" if len(top) > _N_SHOWN else ""
+    lines = [
+        f"layer {arguments.layer}: {len(top)} interactions, the {arguments.k} {kind} {which}{shown}",
+        "output   first  second       weight" + ("  weight E[z_a z_b]" if arguments.coactive else ""),
+    ]
+    for (output, first, second, weight), score in zip(top, top.scores[:_N_SHOWN].tolist(), strict=False):
+        weighted = f"{score:+#19.4g}" if arguments.coactive else ""
+        lines.append(f"{output:>6}  {first:>6}  {second:>6}  {weight:+#11.4g}{weighted}")
+    return "\n".join([*lines, describe(top.certificate, arguments.per_feature)])
+
+
+def describe(certificate: "Certificate", per_feature: bool) -> str:
+    """A certificate as text."""
+    missed = f"none left out is above {certificate.threshold:.4g}"
+    if per_feature:
+        missed = (
+            f"none left out is above the least one listed of its output feature, {certificate.threshold:.4g} or more"
+        )
+    if certificate.threshold == 0:
+        missed = "some output features have no more of them" if per_feature else "there are no more of them"
+    return (
+        f"certificate: {certificate.interactions} interactions compared, {certificate.candidates} of them in full\n"
+        f"  {missed}\n"
+        f"  coarse products in {certificate.precision}, off by at most {certificate.error_bound:.2g}"
+        f" + {100 * certificate.relative_error:.2g} %"
+    )
+
+
+def search(products: "Products", arguments: Arguments, moments: "Tensor | None") -> "TopInteractions":
+    """The largest interactions of a shard."""
+    from bilinear_circuits.sweep import TopSearch, sweep
+
+    top = TopSearch(products, arguments.k, arguments.per_feature, arguments.order, moments)
+    sweep(products, [top])
+    return top.result()
+
+
+def _start(arguments: Arguments, folder: ShardFolder) -> "FeatureInteractions":
+    """Check what is asked, mark the folder as that of this search, and measure what all processes read."""
+    common.check_out(arguments.out)
+    common.check_layers([arguments.layer], common.saes_of(arguments))
+    common.check_device(_device(arguments))
+    settings = _settings(arguments, folder.settings)
+    folder.check(settings)
+
+    from bilinear_circuits.activity import collect_activity
+    from bilinear_circuits.data import read_stories, tokenize_stories
+    from bilinear_circuits.running import context_length
+
+    stories = read_stories(common.corpus_of(arguments), arguments.n_stories) if arguments.coactive else []
+    model, interactions = _load(arguments)
+    interactions.products(arguments.features, settings["precision"])  # refuses features that are none
+    folder.start(settings)
+    if arguments.coactive and folder.moments is None:
+        tokens = tokenize_stories(stories, model.tokenizer, context_length(model))
+        (activity,) = collect_activity(model, [interactions], tokens, common.bar)
+        folder.moments = activity.second_moments
+    return interactions
+
+
+def _settings(arguments: Arguments, started: dict[str, Any]) -> dict[str, Any]:
+    """What decides the result of a shard, as plain data, with the weights and text that are read."""
+    from bilinear_circuits.sweep import fastest_precision
+
+    names = ("layer", "k", "per_feature", "order", "features", "coactive", "shard_size")
+    saes = zoo.dictionaries_path(common.saes_of(arguments))
+    sides = [
+        saes / f"blocks.{arguments.layer}.mlp.{side}" / "sae_weights.safetensors" for side in ("hook_in", "hook_out")
+    ]
+    settings = {name: getattr(arguments, name) for name in names} | {
+        "model": common.display_name(arguments.model),
+        "model_sha256": common.file_hash(Path(zoo.model_path(arguments.model)) / "model.safetensors"),
+        "dictionaries_sha256": [common.file_hash(side) for side in sides],
+    }
+    # What was the faster precision at the start stays, so that the certificate is of one.
+    settings["precision"] = arguments.precision or started.get("precision")
+    if arguments.coactive:
+        corpus = common.corpus_of(arguments)
+        named = {"corpus": common.display_name(corpus), "corpus_sha256": common.file_hash(Path(corpus))}
+        settings |= {"precision": "float32", "n_stories": arguments.n_stories, **named}
+    elif settings["precision"] is None:
+        import torch
+
+        settings["precision"] = fastest_precision(torch.device(_device(arguments)))
+    return settings
+
+
+def _load(arguments: Arguments) -> "tuple[Any, FeatureInteractions]":
+    """Model and interactions on the device of this process; the first one alone says so."""
+    said = contextlib.nullcontext() if processes.is_first() else contextlib.redirect_stderr(io.StringIO())
+    with said:
+        model, (interactions,) = common.load_interactions(
+            replace(arguments, device=_device(arguments)), [arguments.layer]
+        )
+    return model, interactions
+
+
+def _device(arguments: Arguments) -> str:
+    """The device of this process: a GPU each.
+
+    Raises:
+        ValueError: If several processes are given the same one.
+    """
+    if processes.n_processes() == 1 or arguments.device == "cpu":
+        return arguments.device
+    if arguments.device != "cuda":
+        raise ValueError(f"device must be cpu or cuda where there are several processes, got {arguments.device}.")
+    return f"cuda:{os.environ['LOCAL_RANK']}"
+
+
+def _search(arguments: Arguments, interactions: "FeatureInteractions", folder: ShardFolder) -> int:
+    """Search the shards of this process, those finished left out; the number of all shards."""
+    import torch
+
+    from bilinear_circuits.sweep.merge import Part
+
+    products = interactions.products(arguments.features, folder.settings["precision"])
+    device = products.outputs.device
+    shards = torch.arange(len(products.outputs), device=device).split(arguments.shard_size)
+    finished = [folder.finished(index) for index in range(len(shards))]
+    if processes.is_first() and any(finished):
+        common.note(f"going on: {sum(finished)} of {len(shards)} shards are finished already")
+    mine = range(int(os.environ.get("RANK", "0")), len(shards), processes.n_processes())
+    progress = common.bar if processes.is_first() else silent
+    moments = folder.moments
+    with torch.no_grad():
+        for index in progress([index for index in mine if not finished[index]], "search shards"):
+            part = Part(products, shards[index])
+            folder.write(index, search(part, arguments, None if moments is None else moments.to(device)))
+    return len(shards)
+
+
+def _record(
+    top: "TopInteractions",
+    arguments: Arguments,
+    settings: dict[str, Any],
+    interactions: "FeatureInteractions",
+    seconds: float,
+) -> dict[str, Any]:
+    """What is saved beside the table: its certificate, what was searched, and what it takes to repeat it."""
+    resolved = replace(arguments, saes=common.saes_of(arguments))
+    corpus = common.corpus_of(arguments) if arguments.coactive else ""
+    source = common.provenance(resolved, [interactions], corpus, settings.get("n_stories", 0), seconds)
+    counts = {
+        "interactions": len(top),
+        "output_features": len(arguments.features or range(interactions.sae_out.d_sae)),
+        "d_sae_in": interactions.sae_in.d_sae,
+        "d_sae_out": interactions.sae_out.d_sae,
+    }
+    return {
+        "schema_version": _SCHEMA_VERSION,
+        "layer": arguments.layer,
+        "counts": counts,
+        "certificate": asdict(top.certificate),
+        "n_processes": processes.n_processes(),
+        "provenance": source if arguments.coactive else source | {"corpus": None},
+    }
+
+
+def _write(top: "TopInteractions", out: str, record: dict[str, Any]) -> None:
+    """Write the table and its record."""
+    import torch
+    from safetensors.torch import save_file
+
+    columns = {name: getattr(top, name).to(torch.int32) for name in ("output", "first", "second")}
+    columns |= {name: getattr(top, name).to(torch.float32) for name in ("weights", "scores")}
+    with common.written_whole(out) as folder:
+        save_file(columns, folder / "interactions.safetensors")
+        (folder / "interactions.json").write_text(common.to_json(record), encoding="utf-8")
+    print(f"written: {out}/interactions.safetensors, {out}/interactions.json")

@@ -1,0 +1,175 @@
+"""A search kept shard by shard: what was killed goes on where it stopped, in any number of processes."""
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from bilinear_circuits import processes
+from bilinear_circuits.commands import common
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from bilinear_circuits.sweep import TopInteractions
+
+_MARKER = "run.json"
+_MOMENTS = "moments"
+_SAID = "stopped"
+
+
+class ShardFolder:
+    """The finished shards of a search in its results folder, and the settings that the search was started with.
+
+    Attributes:
+        path: Folder of the shards, there until the results are written.
+    """
+
+    def __init__(self, out: str) -> None:
+        self._out = Path(out)
+        self._marker = self._out / _MARKER
+        self._stopping = threading.Lock()
+        self.path = self._out / "shards"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Settings of the search that was started here; empty if none was."""
+        return json.loads(self._marker.read_text(encoding="utf-8")) if self._marker.is_file() else {}
+
+    def check(self, settings: Mapping[str, Any]) -> None:
+        """Refuse a folder that holds anything but the start of this search.
+
+        Raises:
+            ValueError: If the folder is another's.
+        """
+        if self._marker.is_file():
+            if changed := common.changed_settings(self._marker, settings):
+                raise ValueError(
+                    f"out must hold a search with these settings to go on with, got {self._out}, where"
+                    f" {', '.join(changed)} differ. Remove it to start anew, or name another --out."
+                )
+        elif self._out.is_dir() and any(self._out.iterdir()):
+            raise ValueError(
+                f"out must be a new or empty folder, or hold a search to go on with, got {self._out}."
+                " Name another --out."
+            )
+
+    def start(self, settings: Mapping[str, Any]) -> None:
+        """Mark the folder as that of this search, and take away what a kill left half written."""
+        if not self._marker.is_file():
+            with common.written_whole(self._out) as folder:
+                (folder / _MARKER).write_text(common.to_json(settings), encoding="utf-8")
+        self.path.mkdir(exist_ok=True)
+        (self.path / _SAID).unlink(missing_ok=True)
+        for half in self._out.glob(f".{self.path.name}-*"):
+            shutil.rmtree(half)
+
+    def finished(self, index: int) -> bool:
+        """Whether a shard has been searched."""
+        return all((self.path / f"{index:05d}.{kind}").is_file() for kind in ("safetensors", "json"))
+
+    def write(self, index: int, top: "TopInteractions") -> None:
+        """Keep what was found in a shard, and its certificate."""
+        names = ("output", "first", "second", "weights", "scores")
+        # Weights and scores may be one tensor, which safetensors does not save.
+        columns = {name: getattr(top, name).cpu().clone() for name in names}
+        self._write(f"{index:05d}", columns, asdict(top.certificate))
+
+    def read(self, index: int) -> "TopInteractions":
+        """What was found in a shard."""
+        from safetensors.torch import load_file
+
+        from bilinear_circuits.sweep import Certificate, TopInteractions
+
+        certificate = json.loads((self.path / f"{index:05d}.json").read_text(encoding="utf-8"))
+        columns = load_file(self.path / f"{index:05d}.safetensors")
+        return TopInteractions(**columns, certificate=Certificate(**certificate))
+
+    @property
+    def moments(self) -> "Tensor | None":
+        """Second moments of the input features, measured once for all processes and every restart."""
+        from safetensors.torch import load_file
+
+        file = self.path / f"{_MOMENTS}.safetensors"
+        return load_file(file)[_MOMENTS] if file.is_file() else None
+
+    @moments.setter
+    def moments(self, moments: "Tensor") -> None:
+        self._write(_MOMENTS, {_MOMENTS: moments.cpu()})
+
+    def _write(self, name: str, tensors: "dict[str, Tensor]", certificate: Mapping[str, Any] | None = None) -> None:
+        from safetensors.torch import save_file
+
+        with common.written_whole(self.path) as folder:
+            save_file(tensors, folder / f"{name}.safetensors")
+            if certificate is not None:
+                (folder / f"{name}.json").write_text(common.to_json(certificate), encoding="utf-8")
+
+    def remove(self) -> None:
+        """Take the shards away, when the results are in place; the marker goes last."""
+        shutil.rmtree(self.path)
+        self._marker.unlink()
+
+    @contextlib.contextmanager
+    def kept(self) -> Iterator[None]:
+        """Where the search stops half way, because of an interrupt or a lost worker, say how it goes on."""
+        with _at_sigterm(self._stop) if processes.n_processes() > 1 else contextlib.nullcontext():
+            try:
+                yield
+            except ConnectionError:
+                self._stop()
+            except KeyboardInterrupt:
+                self._say("interrupted")
+                sys.exit(130)
+
+    def _stop(self) -> NoReturn:
+        """Say that a worker was lost and leave at once: nothing else can be waited for."""
+        with self._stopping:  # a barrier that broke and a signal come together
+            self._say("worker lost, or the job was stopped")
+            os._exit(1)
+
+    def _say(self, what: str) -> None:
+        """Say it once for all processes, and not into the middle of a progress bar."""
+        from tqdm import tqdm
+
+        try:
+            (self.path / _SAID).touch(exist_ok=False)
+        except (FileExistsError, FileNotFoundError):  # said already, or the results are in place
+            return
+        tqdm.write(
+            f"{what}: finished shards are kept in {self.path}; give the same command again to go on", file=sys.stderr
+        )
+        sys.stderr.flush()
+
+
+@contextlib.contextmanager
+def _at_sigterm(stop: Callable[[], None]) -> Iterator[None]:
+    """Call `stop` when SIGTERM comes, which torchrun sends to the other workers when one is lost.
+
+    It is called in a thread: the main one may be waiting for the lost worker, and would take no notice.
+    """
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+
+    def watch() -> None:
+        while received := os.read(reading, 1):
+            if received[0] == signal.SIGTERM:
+                stop()
+        os.close(reading)
+
+    threading.Thread(target=watch, daemon=True).start()
+    handler = signal.signal(signal.SIGTERM, lambda *_: None)  # a signal wakes the thread only if Python handles it
+    wakeup = signal.set_wakeup_fd(writing)
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(wakeup)
+        signal.signal(signal.SIGTERM, handler)
+        os.close(writing)
