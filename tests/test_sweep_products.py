@@ -129,21 +129,18 @@ def roundings_of_the_form():
 
 
 def roundings_of_the_rows():
-    """Those of the rows of D and of the first product all add up, in an interaction that is nearly zero."""
-    d = 64
-    up = torch.arange(d) % 2 == 0
-    # 1 + 16/128 + 63/2^14 and 1 + 18/128 + 65/2^14 lie just below and just above the middle of two bfloat16.
-    first = 1 + torch.where(up, 7.0, 5.0).double() / 128
-    Q = 1 + torch.where(up, 9.0, 13.0).double() / 128
-    second = torch.where(up, 1.0, -1.0) * NEAR_ONE + MOST
-    tensor = InteractionTensor(torch.eye(d).double(), torch.eye(d).double(), Q.unsqueeze(1))
-    return tensor, torch.stack([first, second]), torch.ones(1, 1).double()
+    """Those of two rows of D and of the first product all add up, in an interaction that is nearly zero."""
+    signs = torch.where(torch.arange(64) % 2 == 0, 1.0, -1.0).double()
+    # Times 1 + 1/128, 1 + 63/128 lies just below the middle of two bfloat16, and 1 + 65/128 just above.
+    diagonal = signs * torch.where(signs > 0, 1 + 63 / 128, 1 + 65 / 128)
+    tensor = InteractionTensor(torch.eye(64).double(), torch.eye(64).double(), diagonal.unsqueeze(1))
+    return tensor, (signs * NEAR_ONE + MOST).expand(2, 64), torch.ones(1, 1).double()
 
 
 @pytest.mark.parametrize("layer", [roundings_of_the_form, roundings_of_the_rows])
 def test_roundings_that_all_add_up_stay_within_the_bound(layer):
     layer = layer()
-    assert 0.1 < excess(Products(*layer, precision="bfloat16"), all_interactions(*layer)) <= 1
+    assert 0.8 < excess(Products(*layer, precision="bfloat16"), all_interactions(*layer)) <= 1
 
 
 def test_a_bound_without_the_rounding_of_the_form_fails(monkeypatch):

@@ -176,7 +176,7 @@ def test_order_that_bfloat16_cannot_see_is_exact():
     assert len(chosen & {one[1:3] for one in expected}) < 50
 
 
-def rounded_one_way(total, n_negative, taken):
+def rounded_one_way(total, n_negative, taken, unit=2.0**-8):
     """A form of 64 x 64 entries, all moved by as much as rounding takes from them, whose signs add up to a total."""
     n = 64
     above = torch.ones(n * (n - 1) // 2).double()
@@ -185,7 +185,7 @@ def rounded_one_way(total, n_negative, taken):
     signs[*torch.triu_indices(n, n, 1)] = above
     signs += signs.triu(1).T
     assert signs.sum() == total
-    return (1 + 2.0**-7) * signs + taken * 0.98 * 2.0**-8
+    return (1 + 2 * unit) * signs + taken * 0.98 * unit
 
 
 def misleading_layer(n_outputs=1):
@@ -219,6 +219,33 @@ def test_what_rounding_hides_as_well_as_it_can_is_found(n_outputs, precision):
         assert values[0, 0, 1] - values[0, 2, 5] > 1.3 * slack.max()
 
 
+def layer_rounded_twice(n_outputs=1):
+    """The pair (0, 1) of the last output is larger than (2, 3) of the first one, and looks smaller.
+
+    Two roundings take from it: that of 64 numbers of the first product, which the slack is for, and that of their sum.
+    """
+    read = torch.zeros(4, 67).double()
+    read[0, :64], read[0, 64] = 143 / 128, 1.0
+    read[1, :64], read[1, 64] = 1.0, 0.24
+    read[2:, 65], read[2, 66], read[3, 66] = 8.0, 1.0, 0.4
+    forms = torch.zeros(n_outputs, 67).double()
+    forms[-1, :64], forms[-1, 64], forms[0, 65:] = 230 / 256, 1.0, 1.0
+    tensor = InteractionTensor(torch.eye(67).double(), torch.eye(67).double(), forms.T)
+    return tensor, read.bfloat16().double(), torch.eye(n_outputs).double()
+
+
+@pytest.mark.parametrize("n_outputs", [1, 9], ids=["in its block", "in a later block"])
+def test_what_two_roundings_hide_is_found(n_outputs):
+    layer = layer_rounded_twice(n_outputs)
+    ((output, first, second, weight, _),) = expected = largest(all_interactions(*layer), 1)
+    assert (output, first, second) == (n_outputs - 1, 0, 1)
+    check(search(layer, 1), expected)
+    values, _, slack, unit = coarse_scores(Products(*layer, precision="bfloat16"))
+    # More than the slack of its row hides it, and no more than that and the rounding of the sum.
+    assert values[-1, 0, 1] + slack[-1, 0] < scores(all_interactions(*layer))[0, 2, 3] < weight / 2
+    assert weight / 2 < values[-1, 0, 1] / (1 - unit) + slack[-1, 0]
+
+
 def moments_of(n, seed=20, dtype=torch.float32):
     half = randn(n, n, seed=seed).abs() ** 3
     return (half + half.T).to(dtype)
@@ -246,6 +273,20 @@ def test_moments_weigh_a_wide_layer():
     found = search(layer, 50, "float32", moments=moments)
     check(found, expected)
     assert found.certificate.candidates < 100
+
+
+@pytest.mark.usefixtures("seeded")
+def test_moments_weigh_the_bound_too():
+    """As in the misleading layer, but by what rounding to float32 takes, and with moments much above one."""
+    first = torch.tensor([0, 0, 1, 0, 0, 1]).double().unsqueeze(1)
+    read = torch.cat([first.expand(6, 64), (1 - first).expand(6, 64), (1 - first) * 89 / 4096], 1)
+    forms = [rounded_one_way(100, 0, taken, 2.0**-24) for taken in (1, -1)]
+    layer = layer_of_form(torch.block_diag(*forms, torch.ones(1, 1).double())), read, torch.ones(1, 1).double()
+    values = coarse_scores(Products(*layer, precision="float32"))[0][0]
+    assert values[0, 1] > values[2, 5]
+    found = search(layer, 1, "float32", moments=torch.full((6, 6), 2.0**30))
+    assert [one[:3] for one in found] == [(0, 2, 5)]
+    assert found.certificate.error_bound > 2.0**30 * (values[0, 1] - values[2, 5])
 
 
 def test_negative_moments_turn_the_sign_of_a_score():

@@ -10,6 +10,7 @@ from bilinear_circuits.tensor import InteractionTensor
 
 _TABLE_BYTES = 1 << 30
 _SLAB_ROWS = 32
+_PRODUCT_COLUMNS = 512
 _SUM_LENGTH = 128
 
 
@@ -95,17 +96,19 @@ def _table(tensor: InteractionTensor, dtype: torch.dtype) -> tuple[list[tuple[in
     """Rows of all B_o from the diagonal on, as (first row, (d_out, rows, columns)), and the norms of the B_o."""
     gate, linear, out = (W.double().contiguous() for W in (tensor.W_gate.T, tensor.W_in.T, tensor.W_out.T))
     d_mlp, d = gate.shape
-    products, other = out.new_empty(2, d_mlp, d)
+    products, other = out.new_empty(2, d_mlp * max(d, _PRODUCT_COLUMNS))
     slabs, squares = [], out.new_zeros(len(out))
     for start in range(0, d, _SLAB_ROWS):
-        slab = out.new_empty(len(out), min(_SLAB_ROWS, d - start), d - start, dtype=dtype)
-        # Row by row: what is multiplied stays in the cache, and in memory that is already there.
-        for row in range(slab.shape[1]):
-            i, width = start + row, d - start
-            torch.mul(gate[:, i, None], linear[:, start:], out=products[:, :width])
-            torch.mul(linear[:, i, None], gate[:, start:], out=other[:, :width])
-            entries = (out @ products[:, :width].add_(other[:, :width])).div_(2)
-            squares += 2 * entries[:, row:].square().sum(1) - entries[:, row].square()
-            slab[:, row] = entries
+        n_rows, width = min(_SLAB_ROWS, d - start), d - start
+        slab = out.new_empty(len(out), n_rows, width, dtype=dtype)
+        # Few rows at a time: what is multiplied stays in the cache, and in memory that is already there.
+        for rows in torch.arange(n_rows).split(max(1, _PRODUCT_COLUMNS // width)):
+            shape = (d_mlp, len(rows), width)
+            first, second = (room[: d_mlp * len(rows) * width].view(shape) for room in (products, other))
+            torch.mul(gate[:, start + rows, None], linear[:, None, start:], out=first)
+            torch.mul(linear[:, start + rows, None], gate[:, None, start:], out=second)
+            entries = (out @ first.add_(second).flatten(1)).div_(2).unflatten(1, shape[1:])
+            squares += 2 * entries.square().sum((1, 2)) - entries[:, :, :n_rows].square().sum((1, 2))
+            slab[:, rows] = entries.to(dtype)
         slabs.append((start, slab))
     return slabs, squares.sqrt().to(dtype)

@@ -18,7 +18,7 @@ Precision = Literal["bfloat16", "float32"]
 _UNIT = {"bfloat16": 2.0**-8, "float32": 2.0**-24}  # unit roundoff
 _UNDERFLOW = 2.0**-120  # what flushing of subnormal numbers to zero can take away, with room to spare
 _SQUARES_UNDERFLOW = 2.0**-62  # the same for the squares in a norm, for each root of the number of squares
-_FORM_GROUP = 64
+_FORM_GROUP = 256
 _PANEL_ROWS = 64
 _LANES = 32
 
@@ -122,7 +122,7 @@ class Products:
         self._tensor, self._read, self._write = tensor, read, write
         on_gpu = read.device.type != "cpu"
         self._height = min(512 if on_gpu else _PANEL_ROWS, -(-self.n_inputs // _LANES) * _LANES)
-        self._n_outputs_block = 32 if on_gpu else 8
+        self._n_outputs_block = 32 if on_gpu else 16
 
     @property
     def dtype(self) -> torch.dtype:
