@@ -153,7 +153,9 @@ class FeatureInteractions:
         Raises:
             ValueError: If there is no such feature, `k` is not positive, or `moments` does not fit.
         """
-        products = self.products(features, precision="float32" if moments is not None else precision)
+        products = self.products(
+            features, precision="float32" if precision is None and moments is not None else precision
+        )
         search = TopSearch(products, k, per_feature, order, moments)
         sweep(products, [search], progress)
         return search.result()
@@ -202,6 +204,8 @@ class FeatureInteractions:
             ValueError: If there is no such feature.
         """
         chosen = [features] if isinstance(features, int) else features
+        if chosen is not None and len(chosen) == 0:
+            raise ValueError("features must name at least one output feature, got none.")
         for feature in () if chosen is None else chosen:
             self.check_feature(feature)
         outputs = None if chosen is None else torch.tensor(list(chosen), dtype=torch.long)

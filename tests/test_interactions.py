@@ -162,6 +162,21 @@ def test_at_least_one_interaction_must_be_asked_for():
         random_interactions()[0].top(0, 0)
 
 
+def test_searches_that_cannot_be_are_refused():
+    interactions, _, _ = random_interactions()
+    moments = torch.eye(D_SAE_IN, dtype=torch.float64)
+    with refused(ValueError, "features must name at least one output feature, got none"):
+        interactions.top(3, [])
+    with refused(ValueError, "moments must go with products in float32, got bfloat16"):
+        interactions.top(3, moments=moments, precision="bfloat16")
+    weights = interactions.mlp.tensor.W_gate
+    weights[0, 0] = torch.nan
+    with refused(
+        ValueError, "tensor must have finite weights and interactions below about 1e19, got others at output 0"
+    ):
+        interactions.top(3)
+
+
 def test_the_largest_interactions_can_be_iterated():
     top = random_interactions()[0].top(4, 3)
     assert list(top) == [

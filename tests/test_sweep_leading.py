@@ -99,7 +99,6 @@ def test_leading_values_of_ten_equal_blocks_in_float32():
     check(leading_spectra(Q, 8), Q, 8)
 
 
-@pytest.mark.xfail(strict=True, reason="12 steps miss some, and what fails the check is iterated on")
 @DTYPES
 def test_leading_values_of_many_matrices_whose_eigenvalues_repeat(dtype):
     """Copies of random blocks, between random directions: no eigenvalue is far from the next."""

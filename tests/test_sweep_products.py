@@ -203,7 +203,8 @@ def test_panels_of_another_height_are_right(precision, monkeypatch):
     assert excess(products, all_interactions(*layer)) <= 1
 
 
-def test_blocks_cover_all_outputs_once_in_their_order():
+def test_blocks_cover_all_outputs_once_in_their_order(monkeypatch):
+    monkeypatch.setattr(products_module, "_FORM_GROUP", 64)
     products = Products(*random_layer(6, 7, 5, 9, 150))
     assert len(products.groups) > 1
     assert torch.cat([block.outputs for block in blocks_of(products)]).tolist() == list(range(150))

@@ -10,7 +10,7 @@ from torch import Tensor
 from bilinear_circuits.spectra import Spectrum
 
 _STEPS = (40, 56, 80, 112, 160)
-_CHECK_STEPS = 12
+_CHECK_STEPS = 30
 _SMALLEST = 192  # rows from which iterations pay
 _CACHE_BYTES = 16 << 20  # matrices iterated together on a CPU: each step reads all of them
 
@@ -48,8 +48,7 @@ def leading_spectra(
     matrices in step. An eigenvalue is accepted if its error, at most r or r^2 / gap for a residual r and the distance
     `gap` to the rest of the spectrum, is below `tolerance` of the largest one. Matrices with one that is not, after
     160 steps, are decomposed in full, and so are matrices too small for iterations to pay, and those of which a short
-    iteration finds something larger when the pairs are taken away. Eigenvalues that repeat exactly amid many others of
-    almost their size can still be missed; `iterate=False` misses none.
+    iteration finds something larger when the pairs are taken away, as where an eigenvalue repeats.
 
     Cost: about 80 products of a matrix with a vector each, instead of some 10 d^3 operations.
 

@@ -40,7 +40,7 @@ class Panel:
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """Some outputs.
+    """Some outputs. Its memory is used again by the next block.
 
     A coarse value v of a panel and the true score s, T_ab or T_aa / 2, are related by v = (s + e) (1 + t) with
     |e| <= slack[a, output] and |t| <= unit.

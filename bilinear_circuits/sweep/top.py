@@ -88,7 +88,16 @@ class TopSearch:
         self._peaks.append(_values(lanes.amax(2), panel.values.dtype))
 
     def finish(self, block: Block) -> None:
-        """Take in the end of a block."""
+        """Take in the end of a block.
+
+        Raises:
+            ValueError: If interactions of the block are not finite, or too large for the squares in their bound.
+        """
+        if not block.slack.isfinite().all():
+            raise ValueError(
+                "tensor must have finite weights and interactions below about 1e19, got others at output"
+                f" {block.outputs[~block.slack.isfinite().all(0)][0].item()}. Rescale the layer, or look for NaN."
+            )
         if self._moments is not None:
             block = self._moments.of_rows(block)
         peaks = torch.cat(self._peaks)
