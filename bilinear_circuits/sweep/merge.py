@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bilinear_circuits.sweep.products import Block, Products
-from bilinear_circuits.sweep.results import Certificate, TopInteractions
+from bilinear_circuits.sweep.results import Certificate, TopInteractions, sorted_by
 
 _COLUMNS = ("output", "first", "second", "weights", "scores")
 
@@ -94,7 +94,7 @@ def merge(parts: Sequence[TopInteractions], k: int, per_output: bool = False) ->
     if per_output:
         threshold = min(one.threshold for one in certificates)
     else:
-        largest = _in_order(columns)[:k]
+        largest = sorted_by(columns["second"], columns["first"], columns["output"], -columns["scores"].abs())[:k]
         columns = {name: column[largest] for name, column in columns.items()}
         threshold = columns["scores"].abs().min().item() if len(largest) == k else 0.0
     certificate = Certificate(
@@ -106,11 +106,3 @@ def merge(parts: Sequence[TopInteractions], k: int, per_output: bool = False) ->
         precision=precisions[0],
     )
     return TopInteractions(**columns, certificate=certificate)
-
-
-def _in_order(columns: dict[str, Tensor]) -> Int[Tensor, " n"]:
-    """Indices by falling magnitude; ties by output, first and second, as the search itself orders them."""
-    order = torch.arange(len(columns["scores"]), device=columns["scores"].device)
-    for key in (columns["second"], columns["first"], columns["output"], -columns["scores"].abs()):
-        order = order[key[order].argsort(stable=True)]
-    return order

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -66,3 +67,11 @@ class TopInteractions:
         mine = self.output == output
         names = ("output", "first", "second", "weights", "scores")
         return replace(self, **{name: getattr(self, name)[mine] for name in names})
+
+
+def sorted_by(*keys: Tensor) -> Int[Tensor, " n"]:
+    """Indices in rising order of the keys: the last one first of all, each of the others where those after it tie."""
+    order = torch.arange(len(keys[0]), device=keys[0].device)
+    for key in keys:
+        order = order[key[order].argsort(stable=True)]
+    return order

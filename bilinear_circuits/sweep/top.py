@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bilinear_circuits.sweep.products import Block, Panel, Products
-from bilinear_circuits.sweep.results import Certificate, TopInteractions
+from bilinear_circuits.sweep.results import Certificate, TopInteractions, sorted_by
 
 Order = Literal["magnitude", "positive", "negative"]
 ORDERS = ("magnitude", "positive", "negative")
@@ -250,16 +250,12 @@ def _in_order(score: Tensor, order: Order) -> Tensor:
 
 def _sorted_in_groups(found: _Found) -> Tensor:
     """Indices by group, within a group by falling magnitude; ties by output, first and second."""
-    order = torch.arange(len(found.score), device=found.score.device)
-    for key in (found.second, found.first, found.output, -found.score.abs(), found.group):
-        order = order[key[order].argsort(stable=True)]
-    return order
+    return sorted_by(found.second, found.first, found.output, -found.score.abs(), found.group)
 
 
 def _rank_in_group(found: _Found) -> Int[Tensor, " n"]:
     """Position of each in its group, by falling magnitude."""
-    order = found.score.argsort(descending=True, stable=True)
-    order = order[found.group[order].argsort(stable=True)]
+    order = sorted_by(-found.score, found.group)
     return torch.empty_like(order).scatter_(0, order, _position(found.group[order]))
 
 
