@@ -1,6 +1,6 @@
 """What a model's MLPs and their dictionaries do on a corpus: the data side of every analysis."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -55,6 +55,14 @@ class ActiveTokens:
         return total.index_add(0, self.feature, (self.value.abs() * weight[self.token]).double())
 
     @torch.no_grad()
+    def weighted_sums(self, values: Float[Tensor, "token d"]) -> Float[Tensor, "d_sae d"]:
+        """Sum over tokens of the activation times a vector of the token, for each feature: token d_sae d operations."""
+        total = values.new_zeros(len(self.counts), values.shape[1])
+        for tokens, z in self._dense_chunks(len(values)):
+            total.addmm_(z[: len(values[tokens])].to(values.dtype).T, values[tokens])
+        return total
+
+    @torch.no_grad()
     def second_moments(self, n_tokens: int) -> Float[Tensor, "d_sae d_sae"]:
         """E[z_a z_b] over tokens, in float32: how much two features are active together.
 
@@ -63,17 +71,21 @@ class ActiveTokens:
         Args:
             n_tokens: Number of tokens, active or not.
         """
+        total = torch.zeros(len(self.counts), len(self.counts), dtype=torch.float32, device=self.value.device)
+        for _, z in self._dense_chunks(n_tokens):
+            total.addmm_(z.T, z)
+        return total / max(1, n_tokens)
+
+    def _dense_chunks(self, n_tokens: int) -> Iterator[tuple[slice, Float[Tensor, "chunk d_sae"]]]:
+        """Activations of all features on some tokens at a time, in float32; rows of zeros after the last token."""
         order = self.token.argsort()
         token, feature, value = self.token[order], self.feature[order], self.value[order].float()
-        n_features = len(self.offsets) - 1
-        total = value.new_zeros(n_features, n_features)
         for start in range(0, n_tokens, _TOKENS_PER_CHUNK):
             bounds = torch.tensor([start, start + _TOKENS_PER_CHUNK], device=token.device)
             chunk = slice(*torch.searchsorted(token, bounds).tolist())
-            z = value.new_zeros(_TOKENS_PER_CHUNK, n_features)
+            z = value.new_zeros(_TOKENS_PER_CHUNK, len(self.counts))
             z[token[chunk] - start, feature[chunk]] = value[chunk]
-            total.addmm_(z.T, z)
-        return total / max(1, n_tokens)
+            yield slice(start, start + _TOKENS_PER_CHUNK), z
 
 
 @torch.no_grad()

@@ -1,0 +1,124 @@
+"""Motif scores of all output features of a layer, beside those of its nulls."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from bilinear_circuits.activity import ActiveTokens
+from bilinear_circuits.discovery.errors import empirical_p_values
+from bilinear_circuits.discovery.motifs import MotifScores, motif_scores
+from bilinear_circuits.discovery.nulls import Null, forms_in_groups, null_forms, randomised_layer, refitted_encoders
+from bilinear_circuits.discovery.results import DiscoverySettings
+from bilinear_circuits.interactions import FeatureInteractions
+from bilinear_circuits.progress import Progress, silent
+
+_FORMS = 64
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureActivity:
+    """What the features on either side of an MLP do on a corpus.
+
+    Attributes:
+        x: MLP inputs.
+        inputs: Activations of the input dictionary.
+        outputs: Activations of the output dictionary.
+    """
+
+    x: Float[Tensor, "token d_in"]
+    inputs: ActiveTokens
+    outputs: ActiveTokens
+
+
+@dataclass(frozen=True, eq=False)
+class LayerScores:
+    """Motif scores of one layer and of its nulls.
+
+    Attributes:
+        features: Output features tested.
+        scores: Their scores.
+        null: Scores of each motif under each null, in the order of the settings, all draws together.
+        p: P-value of each score: the largest of those against each null.
+        norms: Frobenius norm of each form.
+    """
+
+    features: Int[Tensor, " feature"]
+    scores: MotifScores
+    null: Float[Tensor, "null null_feature motif"]
+    p: Float[Tensor, "feature motif"]
+    norms: Float[Tensor, " feature"]
+
+
+@torch.no_grad()
+def score_layer(
+    interactions: FeatureInteractions,
+    activity: FeatureActivity,
+    settings: DiscoverySettings | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> LayerScores:
+    """Score the output features of a layer against all motifs, and as many features of each draw of each null.
+
+    Args:
+        interactions: The layer between its dictionaries.
+        activity: The layer on a corpus.
+        settings: How the search is done.
+        seed: Seed of the nulls.
+        progress: Wraps the draws.
+
+    Cost: (1 + nulls x draws) times `motif_scores` of all features.
+
+    Raises:
+        ValueError: If no output feature is active often enough.
+    """
+    settings = settings or DiscoverySettings()
+    features = (activity.outputs.counts > settings.min_active).nonzero().squeeze(1)
+    if len(features) == 0:
+        raise ValueError(
+            f"outputs must hold features active on more than {settings.min_active} tokens, got none. Use more text."
+        )
+    tensor, rows = interactions.mlp.tensor, unit_rows(interactions, activity.inputs)
+    encoders = interactions.sae_out.W_enc[:, features]
+    layer = interactions.mlp.layer
+    scores = MotifScores.cat([motif_scores(Q, rows) for Q in forms_in_groups(tensor, encoders, _FORMS)])
+    draws = [(null, draw) for null in settings.nulls for draw in range(settings.replicates)]
+    null_scores = []
+    for null, draw in progress(draws, f"nulls of layer {layer}"):
+        generator = torch.Generator().manual_seed(seed + draw)
+        forms = _null_forms(null, interactions, activity, features, rows, generator)
+        null_scores.append(torch.cat([motif_scores(Q, directions).score for Q, directions in forms]))
+    by_null = torch.stack(null_scores).view(len(settings.nulls), -1, scores.score.shape[1])
+    p = torch.stack([_p_values(scores.score, one) for one in by_null]).amax(0)
+    return LayerScores(features, scores, by_null, p, tensor.matrix(encoders.T).frobenius_norm())
+
+
+def unit_rows(interactions: FeatureInteractions, inputs: ActiveTokens) -> Float[Tensor, "d_sae_in d_in"]:
+    """Decoder rows of norm 1 of the input features that are ever active, zero for the others."""
+    rows = torch.nn.functional.normalize(interactions.sae_in.W_dec, dim=1)
+    return rows * (inputs.counts > 0).unsqueeze(1)
+
+
+def _p_values(scores: Float[Tensor, "feature motif"], null: Float[Tensor, "null_feature motif"]) -> Tensor:
+    return torch.stack([empirical_p_values(scores[:, m], null[:, m]) for m in range(scores.shape[1])], 1)
+
+
+def _null_forms(
+    null: Null,
+    interactions: FeatureInteractions,
+    activity: FeatureActivity,
+    features: Tensor,
+    rows: Tensor,
+    generator: torch.Generator,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Forms and decoder rows of one draw of a null."""
+    tensor = interactions.mlp.tensor
+    if null != "refit":
+        yield from null_forms(null, tensor, interactions.sae_out.W_enc[:, features], rows, generator, _FORMS)
+        return
+    layer = randomised_layer(tensor, generator)
+    encoders = refitted_encoders(layer(activity.x.to(tensor.W_gate.dtype)), activity.outputs)[:, features]
+    for Q in forms_in_groups(layer, encoders, _FORMS):
+        yield Q, rows

@@ -1,0 +1,174 @@
+"""Discovery without a query: motifs of all output features, against nulls, with the false-discovery rate controlled."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from bilinear_circuits.activity import ActiveTokens
+from bilinear_circuits.discovery.echoes import echoes
+from bilinear_circuits.discovery.errors import q_values
+from bilinear_circuits.discovery.motifs import MOTIFS, TEMPLATES
+from bilinear_circuits.discovery.results import Block, Discovery, DiscoverySearch, DiscoverySettings
+from bilinear_circuits.discovery.scoring import FeatureActivity, LayerScores, score_layer
+from bilinear_circuits.interactions import FeatureInteractions
+from bilinear_circuits.progress import Progress, silent
+
+_MAX_ENDS = 3
+
+
+@torch.no_grad()
+def discover(
+    interactions: Sequence[FeatureInteractions],
+    activity: Sequence[FeatureActivity],
+    settings: DiscoverySettings | None = None,
+    seed: int = 0,
+    progress: Progress = silent,
+) -> DiscoverySearch:
+    """Motifs of all output features of some layers, without a query.
+
+    1. Every feature's form is scored against every motif, in the layer and under each null (`score_layer`).
+    2. P-values of all features, motifs and layers are judged together (Benjamini and Hochberg 1995).
+    3. Of a feature's significant motifs the nearest is kept. It is set aside if its groups never meet.
+    4. What a feature repeats of stronger ones, because of superposition, is set aside as an echo.
+
+    Args:
+        interactions: Layers between their dictionaries.
+        activity: Each of them on a corpus.
+        settings: How the search is done.
+        seed: Seed of the nulls.
+        progress: Wraps the long loops.
+
+    Raises:
+        ValueError: If a layer has no output feature that is active often enough.
+    """
+    settings = settings or DiscoverySettings()
+    layers = [
+        score_layer(one, data, settings, seed, progress) for one, data in zip(interactions, activity, strict=True)
+    ]
+    flat = q_values(torch.cat([layer.p.flatten() for layer in layers]))
+    q = [part.view_as(layer.p) for part, layer in zip(_split(flat, layers), layers, strict=True)]
+    # The smallest significant score of each motif, of all layers.
+    lowest = torch.stack(
+        [one.scores.score.where(own <= settings.fdr, torch.inf).amin(0) for one, own in zip(layers, q, strict=True)]
+    ).amin(0)
+    found: list[Discovery] = []
+    for one, data, layer, own in zip(interactions, activity, layers, q, strict=True):
+        described = _Describer(one, data.inputs, len(data.x), layer, own, settings)
+        found += described.found(own <= settings.fdr, lowest)
+    found.sort(key=lambda one: -one.score)
+    return DiscoverySearch(
+        discoveries=tuple(one for one in found if one.meets and one.echo_of is None),
+        echoes=tuple(one for one in found if one.meets and one.echo_of is not None),
+        apart=tuple(one for one in found if not one.meets),
+        n_features=sum(len(layer.features) for layer in layers),
+        n_tests=len(flat),
+        cutoffs=dict(zip(MOTIFS, lowest.tolist(), strict=True)),
+        settings=settings,
+        seed=seed,
+    )
+
+
+def _split(flat: Tensor, layers: Sequence[LayerScores]) -> tuple[Tensor, ...]:
+    return flat.split([layer.p.numel() for layer in layers])
+
+
+class _Describer:
+    """The significant motifs of one layer in words of features."""
+
+    def __init__(
+        self,
+        interactions: FeatureInteractions,
+        inputs: ActiveTokens,
+        n_tokens: int,
+        layer: LayerScores,
+        q: Float[Tensor, "feature motif"],
+        settings: DiscoverySettings,
+    ) -> None:
+        self._interactions, self._inputs, self._n_tokens = interactions, inputs, n_tokens
+        self._layer, self._q, self._settings = layer, q, settings
+
+    def found(self, significant: Bool[Tensor, "feature motif"], lowest: Float[Tensor, " motif"]) -> list[Discovery]:
+        """The nearest significant motif of every feature that has one; echoes are marked."""
+        best, motif = self._layer.scores.score.where(significant, 0).max(1)
+        chosen = (best > 0).nonzero().squeeze(1)
+        if len(chosen) == 0:
+            return []
+        found = [self._describe(place, int(motif[place])) for place in chosen.tolist()]
+        # A motif whose groups never meet explains nothing.
+        explains = torch.tensor([one.meets for one in found], device=best.device)
+        features, sae_out = self._layer.features[chosen], self._interactions.sae_out
+        left, source = echoes(
+            best[chosen] * explains,
+            lowest[motif[chosen]],
+            sae_out.W_enc[:, features].T @ sae_out.W_dec[features].T,
+            self._layer.norms[chosen],
+            *self._templates(chosen, motif[chosen]),
+        )
+        for place, (one, corrected, origin) in enumerate(zip(found, left.tolist(), source.tolist(), strict=True)):
+            if one.meets:
+                echo_of = None if origin < 0 else int(features[origin])
+                found[place] = replace(one, corrected=corrected, echo_of=echo_of)
+        return found
+
+    def _templates(self, chosen: Tensor, motif: Tensor) -> tuple[Tensor, Tensor]:
+        """Directions and coefficients of the templates of some features, padded to three ends."""
+        groups = self._layer.scores.groups
+        places = self._layer.scores.template[chosen, motif].tolist()
+        directions = groups.direction.new_zeros(len(chosen), _MAX_ENDS, groups.direction.shape[-1])
+        coefficients = directions.new_zeros(len(chosen), _MAX_ENDS, _MAX_ENDS)
+        for row, (feature, place) in enumerate(zip(chosen.tolist(), places, strict=True)):
+            blocks = TEMPLATES[place][1]
+            ends = sorted({end for first, second, _ in blocks for end in (first, second)})
+            directions[row, : len(ends)] = groups.direction[feature, ends]
+            for first, second, sign in blocks:
+                i, j = ends.index(first), ends.index(second)
+                coefficients[row, i, j] = coefficients[row, j, i] = sign
+        return directions, coefficients
+
+    def _describe(self, place: int, motif: int) -> Discovery:
+        scores = self._layer.scores
+        _, blocks = TEMPLATES[int(scores.template[place, motif])]
+        value = scores.score[place, motif].item()
+        plus, minus = scores.outliers[place].tolist()
+        return Discovery(
+            layer=self._interactions.mlp.layer,
+            feature=int(self._layer.features[place]),
+            motif=MOTIFS[motif],
+            score=value,
+            corrected=value,
+            p=self._layer.p[place, motif].item(),
+            q=self._q[place, motif].item(),
+            blocks=tuple(self._block(place, first, second) for first, second, _ in blocks),
+            outliers=(plus, minus),
+            echo_of=None,
+        )
+
+    def _block(self, place: int, first: int, second: int) -> Block:
+        groups, feature = self._layer.scores.groups, int(self._layer.features[place])
+        (members, weights), (others, other_weights) = groups.members(place, first), groups.members(place, second)
+        g, h = groups.direction[place, first], groups.direction[place, second]
+        strength = self._interactions.form(feature).matrix(g.unsqueeze(0), h.unsqueeze(0)) / self._layer.norms[place]
+        T = self._interactions.matrix(feature).block(torch.tensor(members), torch.tensor(others))
+        z, other_z = self._activations(members), self._activations(others)
+        enough = (z != 0).to(z.dtype).T @ (other_z != 0).to(z.dtype) >= self._settings.min_together
+        mass = T.abs() * torch.outer(T.new_tensor(weights), T.new_tensor(other_weights))
+        return Block(
+            first=members,
+            second=others,
+            first_weights=weights,
+            second_weights=other_weights,
+            strength=strength.item(),
+            together=int(((z != 0).any(1) & (other_z != 0).any(1)).sum()),
+            meeting=(mass[enough].sum() / mass.sum()).item(),
+            weighted=(T * (z.T @ other_z / self._n_tokens)).sum().item(),
+        )
+
+    def _activations(self, features: Sequence[int]) -> Float[Tensor, "token n"]:
+        z = self._inputs.value.new_zeros(self._n_tokens, len(features))
+        for column, feature in enumerate(features):
+            token, value = self._inputs[feature]
+            z[token, column] = value
+        return z
