@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from bilinear_circuits.ledger import Ledger
     from bilinear_circuits.lowrank import LowRankCorrelation, low_rank_correlation
     from bilinear_circuits.matrix import InteractionMatrix
+    from bilinear_circuits.similarity import layer_similarity, quadratic_form_similarity
     from bilinear_circuits.spectra import Spectrum
     from bilinear_circuits.tensor import InteractionTensor, QuadraticForm
     from bilinear_circuits.zoo import load_dictionaries, load_model
@@ -35,9 +36,11 @@ _HOME = {
     "Spectrum": "spectra",
     "UnsupportedSAEError": "dictionaries",
     "find_circuits": "circuits",
+    "layer_similarity": "similarity",
     "load_dictionaries": "zoo",
     "load_model": "zoo",
     "low_rank_correlation": "lowrank",
+    "quadratic_form_similarity": "similarity",
 }
 
 __all__ = [
@@ -55,9 +58,11 @@ __all__ = [
     "Spectrum",
     "UnsupportedSAEError",
     "find_circuits",
+    "layer_similarity",
     "load_dictionaries",
     "load_model",
     "low_rank_correlation",
+    "quadratic_form_similarity",
 ]
 
 

@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "bilinear_circuits"
 MODULES = {path.relative_to(PACKAGE).with_suffix("").as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
-ALGEBRA = ("spectra", "matrix", "tensor")
+ALGEBRA = ("spectra", "matrix", "tensor", "similarity")
 OUTER = ("report", "commands", "cli")
 HEAVY = ("torch", "transformer_lens", "sae_lens", "transformers", "datasets", "plotly")
 
@@ -34,7 +34,12 @@ def inner_parts(names):
 
 def allowed_for(module):
     """What of the package a module of the algebra may import."""
-    return {"spectra": set(), "matrix": {"spectra"}, "tensor": {"matrix", "spectra"}}[module]
+    return {
+        "spectra": set(),
+        "matrix": {"spectra"},
+        "tensor": {"matrix", "spectra"},
+        "similarity": {"matrix", "tensor"},
+    }[module]
 
 
 @pytest.mark.parametrize("module", ALGEBRA)

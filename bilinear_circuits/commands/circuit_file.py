@@ -1,0 +1,238 @@
+"""Reading circuit.json, which `bilinear-circuits circuits` writes: the one place that knows and checks its layout."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bilinear_circuits import zoo
+from bilinear_circuits.commands import common
+
+if TYPE_CHECKING:
+    from bilinear_circuits.circuits import CircuitQuery, SearchSettings
+
+_KIND, _SCHEMA_VERSION = "circuit search", 1  # as `report.payload.search_payload` writes them
+_HASH_LENGTH = 64
+
+
+@dataclass(frozen=True)
+class CircuitFeature:
+    """One circuit of the file: an output feature, the pole it pushes to, and its two groups of input features.
+
+    Attributes:
+        layer: Layer of the MLP.
+        feature: Output feature.
+        sign: 1 where it pushes to the positive pole, -1 where to the negative.
+        first: Input features of the first group, strongest first.
+        second: Input features of the second group.
+    """
+
+    layer: int
+    feature: int
+    sign: int
+    first: tuple[int, ...]
+    second: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """Layer and feature, as 4/143."""
+        return f"{self.layer}/{self.feature}"
+
+
+@dataclass(frozen=True)
+class CircuitFile:
+    """What a circuit.json holds, as far as proving or editing its circuits needs it.
+
+    Attributes:
+        query: Triggers and poles.
+        features: The circuits, best first, positive pole before negative.
+        settings: How much the search measured.
+        seed: Seed of the search: with corpus and number of stories it gives the stories that were held out.
+        n_stories: Stories the search read.
+        model: Name or folder of the model it read.
+        model_hash: SHA-256 of the weights of that model; None where they were on the Hub.
+        saes: Name or folder of the dictionaries.
+        dictionary_hashes: SHA-256 of every dictionary by name, such as blocks.4.mlp.hook_in.
+        corpus_hash: SHA-256 of the corpus; None where it was on the Hub.
+    """
+
+    query: "CircuitQuery"
+    features: tuple[CircuitFeature, ...]
+    settings: "SearchSettings"
+    seed: int
+    n_stories: int
+    model: str
+    model_hash: str | None
+    saes: str
+    dictionary_hashes: Mapping[str, str | None]
+    corpus_hash: str | None
+
+    @property
+    def layers(self) -> list[int]:
+        """Layers of the circuits, each once, in order."""
+        return sorted({one.layer for one in self.features})
+
+    def select(self, names: Sequence[str] | None) -> tuple[CircuitFeature, ...]:
+        """Circuits by name (4/143), in the order asked for; all by default.
+
+        Raises:
+            ValueError: If there is none of that name.
+        """
+        if names is None:
+            return self.features
+        known = {one.name: one for one in self.features}
+        for name in names:
+            if name not in known:
+                raise ValueError(f"features must be circuits of the file ({', '.join(known)}), got {name}.")
+        if not names:
+            raise ValueError(f"features must name at least one circuit of the file ({', '.join(known)}), got none.")
+        return tuple(known[name] for name in dict.fromkeys(names))
+
+    def check_source(self, arguments: common.CommonArguments) -> None:
+        """Refuse a model or dictionaries other than those the circuits were found in, by the hash of their weights.
+
+        Raises:
+            FileNotFoundError: If there is no such model or dictionary.
+            ValueError: If the weights differ.
+        """
+        here = common.file_hash(Path(zoo.model_path(arguments.model)) / "model.safetensors")
+        if self.model_hash is not None and here != self.model_hash:
+            raise ValueError(
+                f"model must be the one the circuits were found in ({self.model}, sha256 {self.model_hash[:12]}), got"
+                f" {arguments.model} with {'no weights on disk' if here is None else here[:12]}. Pass --model and"
+                " --saes as for circuits."
+            )
+        saes = zoo.dictionaries_path(common.saes_of(arguments))
+        for name, known in self.dictionary_hashes.items():
+            found = common.file_hash(saes / name / "sae_weights.safetensors")
+            if known is not None and found != known:
+                raise ValueError(
+                    f"saes must be the dictionaries the circuits were found with ({self.saes}), got"
+                    f" {common.display_name(str(saes))}, whose {name} {'is missing' if found is None else 'differs'}."
+                )
+
+
+def read_circuit_file(path: str) -> CircuitFile:
+    """Read and check a circuit.json.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no JSON, or not what `bilinear-circuits circuits` writes.
+    """
+    from bilinear_circuits.circuits import CircuitQuery, SearchSettings
+
+    document = _document(path)
+    query = common.from_mapping(CircuitQuery, _typed(document, "query", dict, path), f"query of {path}")
+    settings = common.from_mapping(SearchSettings, _typed(document, "settings", dict, path), f"settings of {path}")
+    source = _typed(document, "provenance", dict, path)
+    model = _typed(source, "model", dict, f"provenance of {path}")
+    config = _typed(source, "config", dict, f"provenance of {path}")
+    corpus = _typed(source, "corpus", dict, f"provenance of {path}")
+    dictionaries = _typed(source, "dictionaries", list, f"provenance of {path}")
+    features = [
+        _feature(one, f"circuits[{index}] of {path}")
+        for index, one in enumerate(_typed(document, "circuits", list, path))
+    ]
+    names = [one.name for one in features]
+    if not names or len(set(names)) < len(names):
+        raise ValueError(f"circuits of {path} must be one or more, each once, got {', '.join(names) or 'none'}.")
+    seed = _typed(document, "seed", int, path)
+    common.check_seed(seed)
+    where = f"dictionaries of {path}"
+    return CircuitFile(
+        query=query,
+        features=tuple(features),
+        settings=settings,
+        seed=seed,
+        n_stories=_counted(corpus, "n_stories", 1, f"corpus of {path}"),
+        model=_typed(model, "name", str, f"model of {path}"),
+        model_hash=_hash(model, f"model of {path}"),
+        saes=_typed(config, "saes", str, f"config of {path}"),
+        dictionary_hashes={_typed(one, "name", str, where): _hash(one, where) for one in dictionaries},
+        corpus_hash=_hash(corpus, f"corpus of {path}"),
+    )
+
+
+def _document(path: str) -> dict[str, Any]:
+    """The file as a mapping, of the right kind and version."""
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"circuit must be a circuit.json of bilinear-circuits circuits, got {path}: no file.")
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"circuit must be a JSON file, got {path}: {error}") from error
+    kind = document.get("kind") if isinstance(document, dict) else None
+    version = document.get("schema_version") if isinstance(document, dict) else None
+    if kind != _KIND or version != _SCHEMA_VERSION:
+        raise ValueError(
+            f"circuit must be a {_KIND!r} of version {_SCHEMA_VERSION}, as bilinear-circuits circuits writes, got"
+            f" {path} with kind {kind!r:.40} and version {version!r:.40}."
+        )
+    return document
+
+
+def _feature(content: Any, where: str) -> CircuitFeature:
+    """One entry of `circuits`."""
+    evidence, profile = (_typed(content, key, dict, where) for key in ("evidence", "profile"))
+    groups = _typed(profile, "groups", dict, f"profile in {where}")
+    members = {
+        name: tuple(
+            _counted(one, "feature", 0, f"group {name!r} in {where}")
+            for one in _typed(groups, name, list, f"groups in {where}")
+        )
+        for name in ("first", "second")
+    }
+    sign = _typed(evidence, "sign", int, f"evidence in {where}")
+    if sign not in (1, -1):
+        raise ValueError(f"sign in evidence in {where} must be 1 or -1, got {sign}.")
+    layer, feature = (_counted(evidence, name, 0, f"evidence in {where}") for name in ("layer", "feature"))
+    return CircuitFeature(layer, feature, sign, **members)
+
+
+def _typed(content: Any, key: str, kind: type, where: str) -> Any:
+    """The value of a key, which must be there and of the kind given; true and false are no numbers."""
+    if not isinstance(content, dict) or key not in content:
+        raise ValueError(f"{where} must hold the key {key}, got {content!r:.60}.")
+    value = content[key]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        names = {dict: "a mapping", list: "a list", str: "a text", int: "a whole number"}
+        raise ValueError(f"{key} of {where} must be {names[kind]}, got {value!r:.60}.")
+    return value
+
+
+def _counted(content: Any, key: str, least: int, where: str) -> int:
+    """A whole number of at least `least`."""
+    value = _typed(content, key, int, where)
+    if value < least:
+        raise ValueError(f"{key} of {where} must be at least {least}, got {value}.")
+    return value
+
+
+def _hash(content: Any, where: str) -> str | None:
+    """The SHA-256 of an entry of the provenance, or None."""
+    if isinstance(content, dict) and content.get("sha256", "") is None:
+        return None
+    value = _typed(content, "sha256", str, where)
+    if len(value) != _HASH_LENGTH:
+        raise ValueError(f"sha256 of {where} must have {_HASH_LENGTH} characters, got {value!r:.80}.")
+    return value
+
+
+def read_ranking(path: str) -> dict[str, int]:
+    """Every feature the search scored in full, best first: its name, such as 4/143, and the pole it pushes to, 1 or -1.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no JSON, or not what `bilinear-circuits circuits` writes.
+    """
+    ranking: dict[str, int] = {}
+    for index, one in enumerate(_typed(_document(path), "ranking", list, path)):
+        where = f"ranking[{index}] of {path}"
+        layer, feature = (_counted(one, name, 0, where) for name in ("layer", "feature"))
+        sign = _typed(one, "sign", int, where)
+        if sign not in (1, -1):
+            raise ValueError(f"sign of {where} must be 1 or -1, got {sign}.")
+        ranking.setdefault(f"{layer}/{feature}", sign)
+    return ranking

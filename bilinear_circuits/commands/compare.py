@@ -1,0 +1,285 @@
+"""See which circuits of one circuit.json return in others: other dictionaries (seeds) of a model, or other models.
+
+Every file is one that `bilinear-circuits circuits` wrote. The circuits of the first are looked for among all output
+features of each of the others, on the same tokens; they return where the best match is mutual, beyond what shifted
+tokens give, and alike enough.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from simple_parsing import field
+
+from bilinear_circuits import zoo
+from bilinear_circuits.commands import common
+from bilinear_circuits.commands.circuit_file import CircuitFile, read_circuit_file
+
+if TYPE_CHECKING:
+    from bilinear_circuits.interactions import FeatureInteractions
+    from bilinear_circuits.likeness import CircuitSet, Likeness
+    from bilinear_circuits.stability import Stability, StabilityTable
+
+
+@dataclass(kw_only=True)
+class Arguments:
+    """Options of `compare`."""
+
+    circuits: list[str] = field(positional=True, nargs="+", metavar="CIRCUIT.json")  # noqa: RUF009
+    """Two files or more that `circuits` wrote."""
+
+    models: list[str] | None = None
+    """Where the model of each file is now, in the order of the files, or one for all; by default as the file says."""
+
+    saes: list[str] | None = None
+    """Where the dictionaries of each file are now, in the same order; by default as the file says."""
+
+    corpus: str | None = None
+    """Text file of stories, each ended by <|endoftext|>, or a Hub id; by default the corpus of the first file, where
+    it is shipped."""
+
+    n_stories: int = 200
+    """Stories read from the corpus."""
+
+    by: Literal["activation", "jaccard", "promoted", "decoder", "encoder", "form"] = "activation"
+    """What matches are chosen by; decoder, encoder and form only between dictionaries of one model."""
+
+    threshold: float = 0.5
+    """Least correlation of activations of a circuit that returns."""
+
+    n_null: int = 64
+    """Random features of each layer that percentiles refer to."""
+
+    n_shifts: int = 99
+    """Shifts of the tokens that p-values refer to."""
+
+    device: str = "cpu"
+    """Where to compute: cpu, cuda, cuda:1."""
+
+    seed: int = 0
+    """Seed of everything random."""
+
+    out: str | None = None
+    """Folder for result.json and result.safetensors; not written by default."""
+
+    def __post_init__(self) -> None:
+        common.check_seed(self.seed)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file, its name in tables, and where its model and dictionaries are."""
+
+    name: str
+    file: CircuitFile
+    place: common.CommonArguments
+
+
+def run(arguments: Arguments) -> None:
+    """Compare, print the tables, write the result."""
+    started = time.perf_counter()
+    common.check_out(arguments.out)
+
+    from bilinear_circuits.data import read_stories
+    from bilinear_circuits.saving import save_result
+    from bilinear_circuits.stability import StabilityTable, check_settings, compare_circuits
+
+    check_settings(arguments.by, arguments.threshold, arguments.n_null, arguments.n_shifts)
+    sources = read_sources(arguments)
+    layers = layers_for(sources)
+    corpus = corpus_for(arguments, sources)
+    stories = read_stories(corpus, arguments.n_stories)
+    loaded = [common.load_interactions(source.place, one) for source, one in zip(sources, layers, strict=True)]
+    first, *others = circuit_sets(sources, loaded, stories)
+    result = StabilityTable(
+        tuple(
+            compare_circuits(
+                first,
+                other,
+                arguments.by,
+                arguments.threshold,
+                arguments.n_null,
+                arguments.n_shifts,
+                arguments.seed,
+                common.bar,
+            )
+            for other in others
+        )
+    )
+    print("\n\n".join([*(describe(one) for one in result.comparisons), summary(result)]))
+    if arguments.out is not None:
+        source = provenance(arguments, sources, loaded, corpus, len(stories), time.perf_counter() - started)
+        with common.written_whole(arguments.out) as folder:
+            save_result(result, folder, source)
+        print(f"\nwritten: {arguments.out}/result.json, {arguments.out}/result.safetensors")
+
+
+def read_sources(arguments: Arguments) -> list[Source]:
+    """Read the files and find their models and dictionaries.
+
+    Raises:
+        FileNotFoundError: If a file, model or dictionary is missing.
+        ValueError: If a file is no circuit.json, there are too few of them, or weights are not those it was made with.
+    """
+    n_files = len(arguments.circuits)
+    if n_files < 2:
+        raise ValueError(f"circuits must be two files or more, got {n_files}.")
+    sources = []
+    for index, path in enumerate(arguments.circuits):
+        file = read_circuit_file(path)
+        place = common.CommonArguments(
+            model=_one_of("models", arguments.models, index, n_files) or file.model,
+            saes=_one_of("saes", arguments.saes, index, n_files) or file.saes,
+            corpus=arguments.corpus,
+            device=arguments.device,
+            seed=arguments.seed,
+        )
+        file.check_source(place)
+        sources.append(Source(f"[{index + 1}] {Path(path).absolute().parent.name}/{Path(path).name}", file, place))
+    return sources
+
+
+def layers_for(sources: Sequence[Source]) -> list[list[int]]:
+    """Layers read from each file's dictionaries: those with circuits within one model, all of them between models.
+
+    Raises:
+        ValueError: If circuits of one model are on layers that not all dictionaries have.
+    """
+    layers = sorted({layer for source in sources for layer in source.file.layers})
+    one_model = len({source.file.model_hash or source.place.model for source in sources}) == 1
+    return [common.check_layers(layers if one_model else None, common.saes_of(source.place)) for source in sources]
+
+
+def corpus_for(arguments: Arguments, sources: Sequence[Source]) -> str:
+    """The corpus asked for, or the shipped one that the first file was made with.
+
+    Raises:
+        ValueError: If none is given and that of the first file is not shipped.
+    """
+    if arguments.corpus is not None:
+        return zoo.corpus_path(arguments.corpus)
+    for name in zoo.names():
+        if common.file_hash(Path(zoo.corpus_path(name))) == sources[0].file.corpus_hash:
+            return zoo.corpus_path(name)
+    raise ValueError(f"--corpus must be given: that of {arguments.circuits[0]} is not shipped.")
+
+
+def circuit_sets(
+    sources: Sequence[Source], loaded: "Sequence[tuple[Any, Sequence[FeatureInteractions]]]", stories: Sequence[str]
+) -> "list[CircuitSet]":
+    """Run every model on the same tokens.
+
+    Raises:
+        ValueError: If their vocabularies differ.
+    """
+    from bilinear_circuits.activity import collect_activity
+    from bilinear_circuits.data import tokenize_stories
+    from bilinear_circuits.likeness import CircuitSet
+    from bilinear_circuits.running import context_length, unembedding
+
+    tokenizer = loaded[0][0].tokenizer
+    for source, (model, _) in zip(sources, loaded, strict=True):
+        if model.tokenizer.get_vocab() != tokenizer.get_vocab():
+            raise ValueError(
+                f"circuits must be of models with one vocabulary, got {sources[0].place.model} with"
+                f" {len(tokenizer.get_vocab())} tokens and {source.place.model} with"
+                f" {len(model.tokenizer.get_vocab())}{'' if len(tokenizer) != len(model.tokenizer) else ' others'}."
+            )
+    tokens = tokenize_stories(stories, tokenizer, min(context_length(model) for model, _ in loaded))
+    return [
+        CircuitSet(
+            source.name,
+            collect_activity(model, interactions, tokens, common.bar),
+            unembedding(model),
+            tuple((one.layer, one.feature) for one in source.file.features),
+        )
+        for source, (model, interactions) in zip(sources, loaded, strict=True)
+    ]
+
+
+def describe(stability: "Stability") -> str:
+    """One comparison as text."""
+    lines = [
+        f"circuits of {stability.first} in {stability.second}, by {stability.by} on {stability.n_tokens} tokens",
+        "circuit    best match   mutual  active  jaccard  promoted  decoder  encoder    form  inputs"
+        "  percentile  chance      p  returns",
+    ]
+    for match in stability.matches:
+        name = f"{match.match}{' *' if match.is_circuit else ''}"
+        lines.append(
+            f"{match.circuit:<9}  {name:<11}  {_yes(match.mutual):<6}  {_numbers(match.likeness)}"
+            f"  {100 * match.percentile:>8.0f} %  {match.chance:>+6.2f}  {match.p_value:>5.3f}  {_yes(match.returns)}"
+        )
+    lines += [
+        "one to one:",
+        *(f"{one.first:<9}  {one.second:<19}  {_numbers(one.likeness)}" for one in stability.assignment),
+    ]
+    return "\n".join(lines)
+
+
+def summary(table: "StabilityTable") -> str:
+    """How many circuits return, and what the columns are."""
+    one = table.comparisons[0]
+    lines = [
+        f"{other.n_returned} of {len(other.matches)} circuits of {other.first} return in {other.second}"
+        for other in table.comparisons
+    ]
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"returns: mutual best match, p at most 0.05, correlation of activations at least {one.threshold:g}."
+            " *: a circuit of the other file.",
+            "active: correlation of activations; form: of the quadratic forms over Gaussian inputs like the corpus;"
+            " inputs: overlap of the",
+            f"two leading eigenvectors; percentile: among {one.n_null} random features of the layer; chance, p: against"
+            f" {one.n_shifts} shifts of the tokens.",
+        ]
+    )
+
+
+def provenance(
+    arguments: Arguments,
+    sources: Sequence[Source],
+    loaded: "Sequence[tuple[Any, Sequence[FeatureInteractions]]]",
+    corpus: str,
+    n_stories: int,
+    seconds: float,
+) -> dict[str, Any]:
+    """Configuration, and for each file its hash, model, dictionaries and query."""
+    files = []
+    for path, source, (_, interactions) in zip(arguments.circuits, sources, loaded, strict=True):
+        whole = common.provenance(source.place, interactions, corpus, n_stories, seconds)
+        files.append(
+            {
+                "name": source.name,
+                "sha256": common.file_hash(Path(path)),
+                "query": asdict(source.file.query),
+                **{key: whole[key] for key in ("model", "dictionaries")},
+            }
+        )
+    shared = {key: whole[key] for key in ("corpus", "versions", "commit", "seconds")}
+    return {"files": files, **shared, "config": asdict(arguments)}
+
+
+def _one_of(name: str, values: Sequence[str] | None, index: int, n_files: int) -> str | None:
+    """The value for one of the files."""
+    if values is None:
+        return None
+    if len(values) not in (1, n_files):
+        raise ValueError(f"{name} must be one for all files, or one for each of the {n_files}, got {len(values)}.")
+    return values[index if len(values) > 1 else 0]
+
+
+def _numbers(likeness: "Likeness") -> str:
+    widths = (6, 7, 8, 7, 7, 6, 6)
+    values = vars(likeness).values()
+    return "  ".join(
+        f"{'-' if value is None else f'{value:+.2f}':>{width}}" for value, width in zip(values, widths, strict=True)
+    )
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
