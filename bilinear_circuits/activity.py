@@ -14,6 +14,7 @@ from bilinear_circuits.dictionaries import Dictionary
 from bilinear_circuits.interactions import FeatureInteractions
 from bilinear_circuits.progress import Progress, silent
 from bilinear_circuits.running import capture_mlp, model_device
+from bilinear_circuits.sweep.precision import exact_sums
 
 _TOKENS_PER_CHUNK = 4096
 _STORIES_PER_BATCH = 32
@@ -63,6 +64,7 @@ class ActiveTokens:
         return total
 
     @torch.no_grad()
+    @exact_sums()
     def second_moments(self, n_tokens: int) -> Float[Tensor, "d_sae d_sae"]:
         """E[z_a z_b] over tokens, in float32: how much two features are active together.
 

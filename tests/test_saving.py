@@ -45,17 +45,24 @@ def outer():
 def test_a_result_comes_back_equal_in_every_number(outer, tmp_path):
     save_result(outer, tmp_path / "new" / "folder", {"seed": 3})
     back = load_result(Outer, tmp_path / "new" / "folder")
-    assert back.query == outer.query and back.pair == outer.pair and back.by_name == outer.by_name
-    assert back.inner[0].values.dtype == torch.float64 and back.inner[0].values.equal(outer.inner[0].values)
-    assert back.inner[1].values.equal(outer.inner[1].values) and back.inner[1].effect is None
+    assert back.query == outer.query
+    assert back.pair == outer.pair
+    assert back.by_name == outer.by_name
+    assert back.inner[0].values.dtype == torch.float64
+    assert back.inner[0].values.equal(outer.inner[0].values)
+    assert back.inner[1].values.equal(outer.inner[1].values)
+    assert back.inner[1].effect is None
     effect = back.inner[0].effect
-    assert effect.mean == 1 / 3 and math.isnan(effect.low) and effect.high == math.inf and effect.n == 2
-    assert (
-        back.spectrum.eigenvalues.tolist() == [-2, 1] and back.spectrum.frobenius_norm == outer.spectrum.frobenius_norm
-    )
+    assert effect.mean == 1 / 3
+    assert math.isnan(effect.low)
+    assert effect.high == math.inf
+    assert effect.n == 2
+    assert back.spectrum.eigenvalues.tolist() == [-2, 1]
+    assert back.spectrum.frobenius_norm == outer.spectrum.frobenius_norm
     assert back.empty is None
     document = json.loads((tmp_path / "new/folder/result.json").read_text())
-    assert document["kind"] == "Outer" and document["provenance"] == {"seed": 3}
+    assert document["kind"] == "Outer"
+    assert document["provenance"] == {"seed": 3}
     assert sorted(file.name for file in (tmp_path / "new/folder").iterdir()) == ["result.json", "result.safetensors"]
 
 
@@ -76,7 +83,7 @@ def test_what_is_no_result_is_refused(outer, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"must hold result\.json"):
         load_result(Outer, tmp_path)
     save_result(outer, tmp_path)
-    with pytest.raises(ValueError, match="must hold a Inner of format 1, got .* with a Outer of 1"):
+    with pytest.raises(ValueError, match=r"must hold a Inner of format 1, got .* with a Outer of 1"):
         load_result(Inner, tmp_path)
 
 

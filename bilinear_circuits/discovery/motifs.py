@@ -92,7 +92,7 @@ def motif_scores(Q: Float[Tensor, "feature d d"], rows: Float[Tensor, "n_feature
     Cost: the leading eigenpairs of each form, and 8 pursuits, of 16 n_features d operations a step.
     """
     spectrum = leading_spectra(Q, min(_N_LEADING, Q.shape[-1])).spectrum
-    values, vectors = _leading_of_each_sign(spectrum)
+    values, vectors = leading_plane(spectrum)
     groups = group_directions(_ends(values, vectors), rows.to(Q))
     g = groups.direction
     norm = spectrum.frobenius_norm.clamp_min(torch.finfo(Q.dtype).tiny)
@@ -107,7 +107,7 @@ def motif_scores(Q: Float[Tensor, "feature d d"], rows: Float[Tensor, "n_feature
     return MotifScores(torch.stack(score, 1), torch.stack(place, 1), groups, values / norm[:, None])
 
 
-def _leading_of_each_sign(spectrum: Spectrum) -> tuple[Float[Tensor, "feature 2"], Float[Tensor, "feature d 2"]]:
+def leading_plane(spectrum: Spectrum) -> tuple[Float[Tensor, "feature 2"], Float[Tensor, "feature d 2"]]:
     """The largest eigenvalue of either sign and its eigenvector; zero where there is none of this sign."""
     values, vectors = [], []
     for sign in (1, -1):

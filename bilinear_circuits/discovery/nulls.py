@@ -67,7 +67,8 @@ def refitted_encoders(
     covariance = y.T @ y / len(y)
     added = ridge * covariance.diagonal().mean()
     together = active.weighted_sums(y) / len(y)
-    return torch.linalg.solve(covariance + added * torch.eye(len(covariance), dtype=y.dtype, device=y.device), together.T)
+    covariance.diagonal().add_(added)
+    return torch.linalg.solve(covariance, together.T)
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Known circuits compiled into a bilinear layer, to see what a search finds: features in superposition, noise, decoys."""
+"""Known circuits compiled into a bilinear layer, in superposition, with noise and decoys: what a search should find."""
 
 from dataclasses import dataclass
 

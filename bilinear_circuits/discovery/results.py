@@ -1,5 +1,6 @@
 """What a search without a query returns."""
 
+import math
 from dataclasses import dataclass
 
 from bilinear_circuits.discovery.motifs import Motif
@@ -14,7 +15,8 @@ class DiscoverySettings:
 
     Attributes:
         nulls: What scores are compared with; see `nulls`. A p-value is the largest of those against each.
-        replicates: Draws of each null, each with as many scores of every motif as features are tested.
+        replicates: Draws of each null, each with as many scores of every motif as features are tested. P-values are no
+            smaller than 1 / (1 + draws x features), so that 6 / (fdr x draws) features must be significant together.
         fdr: False-discovery rate over all features, motifs and layers.
         min_active: Features active on at most this many tokens are left out.
         min_together: Tokens at which a pair of input features must be active together to count.
@@ -75,7 +77,7 @@ class Discovery:
         motif: The motif.
         score: Cosine between form and template.
         corrected: What is left of it without what stronger motifs of other features explain.
-        p: Share of null scores at least as large.
+        p: Share of null scores at least as large as what is left.
         q: Smallest false-discovery rate at which it is reported.
         blocks: Its groups and their interactions.
         outliers: Leading eigenvalue of either sign over the norm of the form, positive first.
@@ -127,3 +129,9 @@ class DiscoverySearch:
     cutoffs: dict[str, float]
     settings: DiscoverySettings
     seed: int
+
+    @property
+    def fewest(self) -> int:
+        """Fewest tests that can be significant together: p-values from few draws of the nulls are not small enough."""
+        smallest = 1 / (1 + self.settings.replicates * self.n_features)
+        return math.ceil(smallest * self.n_tests / self.settings.fdr)

@@ -15,7 +15,7 @@ from bilinear_circuits.discovery.results import DiscoverySettings
 from bilinear_circuits.interactions import FeatureInteractions
 from bilinear_circuits.progress import Progress, silent
 
-_FORMS = 64
+FORMS_TOGETHER = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +51,11 @@ class LayerScores:
     p: Float[Tensor, "feature motif"]
     norms: Float[Tensor, " feature"]
 
+    def p_value(self, score: float, motif: int) -> float:
+        """The largest of the p-values of a score of a motif against each null."""
+        one = torch.tensor([score], dtype=torch.double, device=self.null.device)
+        return max(empirical_p_values(one, null[:, motif]).item() for null in self.null)
+
 
 @torch.no_grad()
 def score_layer(
@@ -75,24 +80,33 @@ def score_layer(
         ValueError: If no output feature is active often enough.
     """
     settings = settings or DiscoverySettings()
+    features = tested_features(activity, settings)
+    tensor, rows = interactions.mlp.tensor, unit_rows(interactions, activity.inputs)
+    encoders = interactions.sae_out.W_enc[:, features]
+    layer = interactions.mlp.layer
+    scores = MotifScores.cat([motif_scores(Q, rows) for Q in forms_in_groups(tensor, encoders, FORMS_TOGETHER)])
+    draws = [(null, draw) for null in settings.nulls for draw in range(settings.replicates)]
+    null_scores = []
+    for null, draw in progress(draws, f"nulls of layer {layer}"):
+        forms = null_draws(null, interactions, activity, features, seed + draw)
+        null_scores.append(torch.cat([motif_scores(Q, directions).score for Q, directions in forms]))
+    by_null = torch.stack(null_scores).view(len(settings.nulls), -1, scores.score.shape[1])
+    p = torch.stack([_p_values(scores.score, one) for one in by_null]).amax(0)
+    return LayerScores(features, scores, by_null, p, tensor.matrix(encoders.T).frobenius_norm())
+
+
+def tested_features(activity: FeatureActivity, settings: DiscoverySettings) -> Int[Tensor, " feature"]:
+    """Output features that are active often enough.
+
+    Raises:
+        ValueError: If none is.
+    """
     features = (activity.outputs.counts > settings.min_active).nonzero().squeeze(1)
     if len(features) == 0:
         raise ValueError(
             f"outputs must hold features active on more than {settings.min_active} tokens, got none. Use more text."
         )
-    tensor, rows = interactions.mlp.tensor, unit_rows(interactions, activity.inputs)
-    encoders = interactions.sae_out.W_enc[:, features]
-    layer = interactions.mlp.layer
-    scores = MotifScores.cat([motif_scores(Q, rows) for Q in forms_in_groups(tensor, encoders, _FORMS)])
-    draws = [(null, draw) for null in settings.nulls for draw in range(settings.replicates)]
-    null_scores = []
-    for null, draw in progress(draws, f"nulls of layer {layer}"):
-        generator = torch.Generator().manual_seed(seed + draw)
-        forms = _null_forms(null, interactions, activity, features, rows, generator)
-        null_scores.append(torch.cat([motif_scores(Q, directions).score for Q, directions in forms]))
-    by_null = torch.stack(null_scores).view(len(settings.nulls), -1, scores.score.shape[1])
-    p = torch.stack([_p_values(scores.score, one) for one in by_null]).amax(0)
-    return LayerScores(features, scores, by_null, p, tensor.matrix(encoders.T).frobenius_norm())
+    return features
 
 
 def unit_rows(interactions: FeatureInteractions, inputs: ActiveTokens) -> Float[Tensor, "d_sae_in d_in"]:
@@ -105,20 +119,21 @@ def _p_values(scores: Float[Tensor, "feature motif"], null: Float[Tensor, "null_
     return torch.stack([empirical_p_values(scores[:, m], null[:, m]) for m in range(scores.shape[1])], 1)
 
 
-def _null_forms(
+def null_draws(
     null: Null,
     interactions: FeatureInteractions,
     activity: FeatureActivity,
-    features: Tensor,
-    rows: Tensor,
-    generator: torch.Generator,
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Forms and decoder rows of one draw of a null."""
-    tensor = interactions.mlp.tensor
+    features: Int[Tensor, " feature"],
+    seed: int,
+) -> Iterator[tuple[Float[Tensor, "feature d_in d_in"], Float[Tensor, "d_sae_in d_in"]]]:
+    """Forms of some output features under one draw of a null, and the decoder rows they are read with, in groups."""
+    generator = torch.Generator().manual_seed(seed)
+    tensor, rows = interactions.mlp.tensor, unit_rows(interactions, activity.inputs)
     if null != "refit":
-        yield from null_forms(null, tensor, interactions.sae_out.W_enc[:, features], rows, generator, _FORMS)
+        encoders = interactions.sae_out.W_enc[:, features]
+        yield from null_forms(null, tensor, encoders, rows, generator, FORMS_TOGETHER)
         return
     layer = randomised_layer(tensor, generator)
     encoders = refitted_encoders(layer(activity.x.to(tensor.W_gate.dtype)), activity.outputs)[:, features]
-    for Q in forms_in_groups(layer, encoders, _FORMS):
+    for Q in forms_in_groups(layer, encoders, FORMS_TOGETHER):
         yield Q, rows

@@ -33,6 +33,8 @@ def discover(
     2. P-values of all features, motifs and layers are judged together (Benjamini and Hochberg 1995).
     3. Of a feature's significant motifs the nearest is kept. It is set aside if its groups never meet.
     4. What a feature repeats of stronger ones, because of superposition, is set aside as an echo.
+    5. What remains is judged once more by itself, with what is left of each score and all tests counted: a rate over
+       many echoes says little about the few others.
 
     Args:
         interactions: Layers between their dictionaries.
@@ -60,7 +62,7 @@ def discover(
         found += described.found(own <= settings.fdr, lowest)
     found.sort(key=lambda one: -one.score)
     return DiscoverySearch(
-        discoveries=tuple(one for one in found if one.meets and one.echo_of is None),
+        discoveries=_judged([one for one in found if one.meets and one.echo_of is None], len(flat), settings.fdr),
         echoes=tuple(one for one in found if one.meets and one.echo_of is not None),
         apart=tuple(one for one in found if not one.meets),
         n_features=sum(len(layer.features) for layer in layers),
@@ -69,6 +71,14 @@ def discover(
         settings=settings,
         seed=seed,
     )
+
+
+def _judged(found: Sequence[Discovery], n_tests: int, fdr: float) -> tuple[Discovery, ...]:
+    """Those of some discoveries that are significant when nothing else is reported."""
+    p = torch.ones(n_tests, dtype=torch.double)
+    p[: len(found)] = torch.tensor([one.p for one in found], dtype=torch.double)
+    q = q_values(p)[: len(found)].tolist()
+    return tuple(replace(one, q=own) for one, own in zip(found, q, strict=True) if own <= fdr)
 
 
 def _split(flat: Tensor, layers: Sequence[LayerScores]) -> tuple[Tensor, ...]:
@@ -109,8 +119,9 @@ class _Describer:
         )
         for place, (one, corrected, origin) in enumerate(zip(found, left.tolist(), source.tolist(), strict=True)):
             if one.meets:
+                p = self._layer.p_value(corrected, MOTIFS.index(one.motif))
                 echo_of = None if origin < 0 else int(features[origin])
-                found[place] = replace(one, corrected=corrected, echo_of=echo_of)
+                found[place] = replace(one, corrected=corrected, p=p, echo_of=echo_of)
         return found
 
     def _templates(self, chosen: Tensor, motif: Tensor) -> tuple[Tensor, Tensor]:

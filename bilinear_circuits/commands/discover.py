@@ -1,0 +1,191 @@
+"""Search all output features for motifs, without a query, and control the false-discovery rate.
+
+The form of every output feature is compared with templates on its leading axes: and, flip, xor, contrast, square,
+suppression. P-values come from null layers with the same numbers in other places, whose encoders are refitted to the
+same firing patterns, and from rotated forms. Motifs that other features explain, and motifs whose inputs never meet,
+are listed apart.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+from bilinear_circuits.commands import common
+
+if TYPE_CHECKING:
+    from bilinear_circuits.activity import LayerActivity
+    from bilinear_circuits.discovery import Block, Discovery, DiscoverySearch, PlanePair
+
+_N_PAIRS = 10
+
+
+@dataclass(kw_only=True)
+class Arguments(common.CommonArguments):
+    """Options of `discover`."""
+
+    layers: list[int] | None = None
+    """Layers to search; by default all that have dictionaries."""
+
+    n_stories: int = 200
+    """Stories read from the corpus."""
+
+    fdr: float = 0.05
+    """False-discovery rate over all features, motifs and layers."""
+
+    nulls: list[str] = field(default_factory=lambda: ["refit", "rotation"])
+    """What scores are compared with, the strictest of: refit, weights, symmetric, rotation, dictionary."""
+
+    replicates: int = 2
+    """Draws of each null; the smallest p-value is 1 / (1 + draws x features)."""
+
+    n_listed: int = 5
+    """Discoveries of each motif that are printed."""
+
+    out: str | None = None
+    """Folder for result.json and result.safetensors, pairs.json and discoveries.csv; not written by default."""
+
+
+def run(arguments: Arguments) -> None:
+    """Search, print the best of each motif, write all of them."""
+    started = time.perf_counter()
+    common.check_out(arguments.out)
+
+    from bilinear_circuits.discovery import DiscoverySettings, FeatureActivity, discover, plane_pairs
+
+    settings = DiscoverySettings(
+        nulls=tuple(arguments.nulls),  # type: ignore[arg-type]  # checked there
+        replicates=arguments.replicates,
+        fdr=arguments.fdr,
+    )
+    if arguments.n_listed < 1:
+        raise ValueError(f"n_listed must be at least 1, got {arguments.n_listed}.")
+    layers = common.check_layers(arguments.layers, common.saes_of(arguments))
+    corpus = common.corpus_of(arguments)
+
+    from bilinear_circuits.activity import collect_activity
+    from bilinear_circuits.data import read_stories, tokenize_stories
+    from bilinear_circuits.running import context_length
+
+    stories = read_stories(corpus, arguments.n_stories)
+    model, interactions = common.load_interactions(arguments, layers)
+    tokens = tokenize_stories(stories, model.tokenizer, context_length(model))
+    activity = collect_activity(model, interactions, tokens, common.bar)
+    features = [FeatureActivity(one.x, one.inputs, one.outputs) for one in activity]
+    search = discover(interactions, features, settings, arguments.seed, common.bar)
+    pairs = [
+        pair
+        for one, data in zip(interactions, features, strict=True)
+        for pair in plane_pairs(one, data, settings, arguments.seed, common.bar)
+    ]
+    labels = _Labels(activity, model.tokenizer)
+    print(summary(search, labels, arguments.n_listed))
+    print(pair_table(pairs, labels))
+    if arguments.out is not None:
+        resolved = replace(arguments, saes=common.saes_of(arguments), layers=layers)
+        source = common.provenance(resolved, interactions, corpus, len(stories), time.perf_counter() - started)
+        _write(arguments.out, search, pairs, labels, source)
+        print(f"written: {arguments.out}/result.json, discoveries.csv, pairs.json")
+
+
+class _Labels:
+    """Features in words."""
+
+    def __init__(self, activity: "Sequence[LayerActivity]", tokenizer: object) -> None:
+        self._activity = {one.interactions.mlp.layer: one for one in activity}
+        self._tokenizer = tokenizer
+
+    def inputs(self, layer: int, features: Sequence[int], n: int = 3) -> str:
+        """The first n features of a group."""
+        from bilinear_circuits.profiles import input_label
+
+        names = [input_label(self._activity[layer], feature, self._tokenizer) for feature in features[:n]]
+        more = f" and {len(features) - n} more" if len(features) > n else ""
+        return " | ".join(names) + more
+
+    def output(self, layer: int, feature: int) -> str:
+        """Tokens an output feature is active at."""
+        from bilinear_circuits.activity import top_token_ids
+        from bilinear_circuits.profiles import token_text
+
+        activity = self._activity[layer]
+        ids = top_token_ids(activity.outputs, activity.token_ids, feature)
+        return " ".join(token_text(self._tokenizer, one) for one in ids)
+
+
+def summary(search: "DiscoverySearch", labels: _Labels, n_listed: int) -> str:
+    """The search as text: how many of each motif, and the best of each."""
+    from bilinear_circuits.discovery import MOTIFS
+
+    rate = f"{100 * search.settings.fdr:g} %"
+    lines = [
+        f"{search.n_features} output features, {search.n_tests} tests at a false-discovery rate of {rate}"
+        f" against {' and '.join(search.settings.nulls)}:",
+        f"{len(search.discoveries)} discoveries, {len(search.echoes)} echoes of other features,"
+        f" {len(search.apart)} whose inputs hardly meet",
+        f"(with this many draws of the nulls, fewer than {search.fewest} significant tests cannot be told from chance)",
+        "",
+        "motif        discoveries  echoes  smallest significant score",
+    ]
+    counts, echoes = (Counter(one.motif for one in part) for part in (search.discoveries, search.echoes))
+    for motif in MOTIFS:
+        lines.append(f"{motif:<11}  {counts[motif]:>11}  {echoes[motif]:>6}  {search.cutoffs[motif]:.3f}")
+    for motif in MOTIFS:
+        best = [one for one in search.discoveries if one.motif == motif][:n_listed]
+        if best:
+            lines += ["", f"{motif}:"] + [line for one in best for line in _described(one, labels)]
+    return "\n".join(lines)
+
+
+def _described(one: "Discovery", labels: _Labels) -> list[str]:
+    lines = [f"  {one.name:<8} score {one.score:.3f}  q {one.q:.2g}  at {labels.output(one.layer, one.feature)}"]
+    return lines + [f"    {_block(block, one.layer, labels)}" for block in one.blocks]
+
+
+def _block(block: "Block", layer: int, labels: _Labels) -> str:
+    first = labels.inputs(layer, block.first)
+    if block.first == block.second:
+        return f"{block.strength:+.3f}  ({first})^2"
+    second = labels.inputs(layer, block.second)
+    return f"{block.strength:+.3f}  ({first}) x ({second})  together on {block.together} tokens"
+
+
+def pair_table(pairs: "Sequence[PlanePair]", labels: _Labels) -> str:
+    """The pairs of output features that share a plane, as text."""
+    kinds = Counter(pair.kind for pair in pairs)
+    count = ", ".join(f"{kinds[kind]} {kind}" for kind in ("antipodal", "parallel", "shared plane"))
+    lines = ["", f"pairs of output features on one plane: {count}"]
+    for kind in ("antipodal", "shared plane"):
+        for pair in [one for one in pairs if one.kind == kind][:_N_PAIRS]:
+            first, second = (f"{pair.layer}/{one} ({labels.output(pair.layer, one)})" for one in pair.features)
+            numbers = f"overlap {pair.overlap:.2f}, forms {pair.correlation:+.2f}, decoders {pair.decoder_cosine:+.2f}"
+            lines.append(f"  {kind:<12} {first} and {second}: {numbers}")
+    return "\n".join(lines) + "\n"
+
+
+def _write(
+    out: str, search: "DiscoverySearch", pairs: "Sequence[PlanePair]", labels: _Labels, source: dict[str, object]
+) -> None:
+    import csv
+    import io
+    from dataclasses import asdict
+
+    from bilinear_circuits.report.payload import plain
+    from bilinear_circuits.saving import save_result
+
+    table = io.StringIO()
+    writer = csv.writer(table)
+    writer.writerow(["layer", "feature", "status", "motif", "score", "corrected", "p", "q", "echo_of", "at", "blocks"])
+    for status, part in (("discovery", search.discoveries), ("echo", search.echoes), ("apart", search.apart)):
+        for one in part:
+            numbers = [f"{value:.6g}" for value in (one.score, one.corrected, one.p, one.q)]
+            blocks = "; ".join(_block(block, one.layer, labels) for block in one.blocks)
+            at = labels.output(one.layer, one.feature)
+            writer.writerow([one.layer, one.feature, status, one.motif, *numbers, one.echo_of, at, blocks])
+    with common.written_whole(out) as folder:
+        save_result(search, folder, source)
+        (folder / "discoveries.csv").write_text(table.getvalue(), encoding="utf-8")
+        document = {"schema_version": 1, "kind": "plane pairs", "provenance": source}
+        rows = [asdict(pair) for pair in pairs]
+        (folder / "pairs.json").write_text(common.to_json(plain({**document, "pairs": rows})), encoding="utf-8")
