@@ -224,7 +224,9 @@ def test_antipodal_features_are_paired():
     assert math.isclose(pair.overlap, 1, abs_tol=1e-4)
     assert math.isclose(pair.correlation, -1, abs_tol=1e-4)
     assert math.isclose(pair.decoder_cosine, -1, abs_tol=1e-4)
-    assert all(one.q <= LOOSE.fdr for one in pairs)
+    assert len({pair.features for pair in pairs}) == len(pairs) >= small.interactions.sae_out.d_sae / 2
+    assert {f for one in pairs for f in one.features} == set(range(sae.d_sae))
+    assert pair.q < pairs[-1].q
     assert [one.overlap for one in pairs] == sorted((one.overlap for one in pairs), reverse=True)
 
 

@@ -18,8 +18,6 @@ if TYPE_CHECKING:
     from bilinear_circuits.activity import LayerActivity
     from bilinear_circuits.discovery import Block, Discovery, DiscoverySearch, PlanePair
 
-_N_PAIRS = 10
-
 
 @dataclass(kw_only=True)
 class Arguments(common.CommonArguments):
@@ -52,15 +50,18 @@ def run(arguments: Arguments) -> None:
     started = time.perf_counter()
     common.check_out(arguments.out)
 
-    from bilinear_circuits.discovery import DiscoverySettings, FeatureActivity, discover, plane_pairs
+    from bilinear_circuits.discovery import NULLS, DiscoverySettings, FeatureActivity, discover, plane_pairs
 
+    if unknown := set(arguments.nulls) - set(NULLS):
+        raise ValueError(f"nulls must be among {', '.join(NULLS)}, got {', '.join(sorted(unknown))}.")
     settings = DiscoverySettings(
-        nulls=tuple(arguments.nulls),  # type: ignore[arg-type]  # checked there
+        nulls=tuple(arguments.nulls),  # type: ignore[arg-type]
         replicates=arguments.replicates,
         fdr=arguments.fdr,
     )
-    if arguments.n_listed < 1:
-        raise ValueError(f"n_listed must be at least 1, got {arguments.n_listed}.")
+    for name in ("n_listed", "n_stories"):
+        if getattr(arguments, name) < 1:
+            raise ValueError(f"{name} must be at least 1, got {getattr(arguments, name)}.")
     layers = common.check_layers(arguments.layers, common.saes_of(arguments))
     corpus = common.corpus_of(arguments)
 
@@ -81,7 +82,7 @@ def run(arguments: Arguments) -> None:
     ]
     labels = _Labels(activity, model.tokenizer)
     print(summary(search, labels, arguments.n_listed))
-    print(pair_table(pairs, labels))
+    print(pair_table(pairs, labels, settings.fdr, arguments.n_listed))
     if arguments.out is not None:
         resolved = replace(arguments, saes=common.saes_of(arguments), layers=layers)
         source = common.provenance(resolved, interactions, corpus, len(stories), time.perf_counter() - started)
@@ -151,15 +152,17 @@ def _block(block: "Block", layer: int, labels: _Labels) -> str:
     return f"{block.strength:+.3f}  ({first}) x ({second})  together on {block.together} tokens"
 
 
-def pair_table(pairs: "Sequence[PlanePair]", labels: _Labels) -> str:
-    """The pairs of output features that share a plane, as text."""
+def pair_table(pairs: "Sequence[PlanePair]", labels: _Labels, fdr: float, n_listed: int) -> str:
+    """The pairs of output features with the nearest planes, as text."""
     kinds = Counter(pair.kind for pair in pairs)
-    count = ", ".join(f"{kinds[kind]} {kind}" for kind in ("antipodal", "parallel", "shared plane"))
-    lines = ["", f"pairs of output features on one plane: {count}"]
+    beyond = Counter(pair.kind for pair in pairs if pair.q <= fdr)
+    count = ", ".join(f"{kinds[kind]} {kind} ({beyond[kind]})" for kind in ("antipodal", "parallel", "shared plane"))
+    lines = ["", f"output features and the one nearest to their plane (beyond chance): {count}"]
     for kind in ("antipodal", "shared plane"):
-        for pair in [one for one in pairs if one.kind == kind][:_N_PAIRS]:
+        for pair in [one for one in pairs if one.kind == kind][:n_listed]:
             first, second = (f"{pair.layer}/{one} ({labels.output(pair.layer, one)})" for one in pair.features)
             numbers = f"overlap {pair.overlap:.2f}, forms {pair.correlation:+.2f}, decoders {pair.decoder_cosine:+.2f}"
+            numbers += f", q {pair.q:.2g}"
             lines.append(f"  {kind:<12} {first} and {second}: {numbers}")
     return "\n".join(lines) + "\n"
 

@@ -56,7 +56,7 @@ def plane_pairs(
     seed: int = 0,
     progress: Progress = silent,
 ) -> tuple[PlanePair, ...]:
-    """Each output feature with the one whose leading plane overlaps its own most, where the overlap is significant.
+    """Each output feature with the one whose leading plane overlaps its own most, and how far that is beyond chance.
 
     The null is the best overlap of features of the "refit" null, which fire together as the real ones do: encoders
     that are alike have forms that are alike already in a random layer.
@@ -64,12 +64,12 @@ def plane_pairs(
     Args:
         interactions: The layer between its dictionaries.
         activity: The layer on a corpus.
-        settings: Draws of the null, false-discovery rate, and which features are tested.
+        settings: Draws of the null, and which features are tested.
         seed: Seed of the null.
         progress: Wraps the draws.
 
     Returns:
-        Every pair once, largest overlap first.
+        Every pair once, largest overlap first, significant or not.
 
     Raises:
         ValueError: If no output feature is active often enough.
@@ -85,7 +85,7 @@ def plane_pairs(
     p = empirical_p_values(best, torch.cat(null))
     q = q_values(p)
     pairs: dict[tuple[int, ...], int] = {}
-    for place in (q <= settings.fdr).nonzero().squeeze(1).tolist():
+    for place in range(len(q)):
         key = tuple(sorted((place, int(partner[place]))))
         if key not in pairs or q[place] < q[pairs[key]]:
             pairs[key] = place

@@ -102,8 +102,8 @@ class Discovery:
 
     @property
     def meets(self) -> bool:
-        """Whether the inputs of every block are active together, for at least half of it."""
-        return all(block.meeting >= _MEETING for block in self.blocks)
+        """Whether the two groups of every product are active together, for at least half of it."""
+        return all(block.meeting >= _MEETING for block in self.blocks if block.first != block.second)
 
 
 @dataclass(frozen=True)
