@@ -10,19 +10,19 @@ from typing import Any, NoReturn
 
 VERBS = {
     "circuits": "bilinear_circuits.commands.circuits",
-    "compare": "bilinear_circuits.commands.compare",
+    "prove": "bilinear_circuits.commands.prove",
     "edit": "bilinear_circuits.commands.edit",
+    "compare": "bilinear_circuits.commands.compare",
     "discover": "bilinear_circuits.commands.discover",
-    "import": "bilinear_circuits.commands.importing",
     "inspect": "bilinear_circuits.commands.inspect",
     "interactions": "bilinear_circuits.commands.interactions",
     "lowrank": "bilinear_circuits.commands.lowrank",
-    "prove": "bilinear_circuits.commands.prove",
     "sample": "bilinear_circuits.commands.sample",
     "train": "bilinear_circuits.commands.train",
     "train-sae": "sae.commands.train_sae",
     "evaluate-sae": "sae.commands.evaluate",
     "sae-progress": "sae.commands.progress",
+    "import": "bilinear_circuits.commands.importing",
 }
 _TRACEBACK = "BILINEAR_CIRCUITS_TRACEBACK"
 

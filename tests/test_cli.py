@@ -45,22 +45,7 @@ def query_file(folder, **change):
     return path
 
 
-@pytest.mark.parametrize(
-    "verb",
-    [
-        (),
-        ("circuits",),
-        ("import",),
-        ("inspect",),
-        ("interactions",),
-        ("lowrank",),
-        ("sample",),
-        ("train",),
-        ("train-sae",),
-        ("evaluate-sae",),
-        ("sae-progress",),
-    ],
-)
+@pytest.mark.parametrize("verb", [(), *((verb,) for verb in VERBS)])
 def test_help_teaches_without_loading_anything_heavy(verb):
     code = (
         "import sys; from bilinear_circuits.cli import main\n"
@@ -75,8 +60,10 @@ def test_help_teaches_without_loading_anything_heavy(verb):
 
 
 MISTAKES = {
-    ("nonsense",): "verb must be one of circuits, import, inspect, interactions, lowrank, sample, train, train-sae,"
-    " evaluate-sae, sae-progress, got nonsense",
+    (
+        "nonsense",
+    ): "verb must be one of circuits, prove, edit, compare, discover, inspect, interactions, lowrank, sample,"
+    " train, train-sae, evaluate-sae, sae-progress, import, got nonsense",
     ("circuits",): "the following arguments are required: QUERY.yaml",
     ("circuits", "missing.yaml"): "query must be a YAML file, got missing.yaml: no such file",
     ("circuits", QUERY, "--layers", "9"): "layer must have dictionaries in ts-17m (layers 3, 4), got 9",
@@ -93,6 +80,11 @@ MISTAKES = {
     ("interactions", "--layer", "9", "--out", "o"): "layer must have dictionaries in ts-17m (layers 3, 4), got 9",
     ("interactions", "--layer", "3", "--out", "o", "--k", "0"): "k must be at least 1, got 0",
     ("interactions", "--layer", "3", "--out", "o", "--order", "size"): "argument --order: invalid choice: 'size'",
+    ("discover", "--layers", "9"): "layer must have dictionaries in ts-17m (layers 3, 4), got 9",
+    ("discover", "--fdr", "5"): "fdr must be a number between 0 and 1, got 5.0",
+    ("edit", "missing.json", "--out", "o"): "missing.json",
+    ("prove", "missing.json", "--out", "o"): "missing.json",
+    ("compare", "missing.json", "missing.json"): "missing.json",
     ("lowrank", "--bogus"): "unrecognized arguments: --bogus",
     ("lowrank", "--ranks", "0", "--n-stories", "2"): "ranks must be between 1 and d_in=384, got 0",
     ("sample", "--out", "x.txt", "--temperature", "0"): "temperature must be positive",

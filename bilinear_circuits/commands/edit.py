@@ -41,7 +41,7 @@ class Arguments(common.CommonArguments):
     """Folder for the edited model and its report; new, empty, or an earlier edit, which is replaced."""
 
     pole: Literal["best", "positive", "negative"] = "best"
-    """Edit the circuits that push to this pole; "best" is that of the best circuit. Both at once would cancel."""
+    """Edit the circuits that push to this pole; "best" is that of the best circuit."""
 
     factor: float = 0.0
     """What the forms of these circuits are multiplied by: 0 removes, -1 inverts, 2 doubles."""
