@@ -1,18 +1,19 @@
 """Time the sweep over all interactions of a layer against the reference algorithm and the limit of the machine.
 
-    python benchmarks/sweep.py [--layer paper|ts-17m|random-1024|...] [--full] [--device cuda] [--out DIR]
+    python benchmarks/sweep.py [--layer paper|ts-17m/4|random-1024|...] [--full] [--device cuda] [--out DIR]
 
 Three tasks, each in a process of its own, so that its peak memory is its own:
 
 - top-k: the 10,000 largest interactions of all and the 50 largest of each output feature, in one sweep. Reference: what
-  the code of Pearce et al. does, for a batch of 32 outputs at a time: contract the three matrices to dense forms,
-  project both sides, symmetrise, `torch.topk`.
+  the code of Pearce et al. does, for a batch of 32 outputs at a time (fewer above 2896 input features, for their
+  memory): contract the three matrices to dense forms, project both sides, symmetrise, `torch.topk`.
 - spectra: the 4 leading eigenpairs of every output. Reference: batched `torch.linalg.eigh`.
 - correlation (shipped layers only): low-rank correlation at ranks 1, 2, 4, 8, 16. Reference: forms and `eigh` batch by
   batch, a loop over features.
 
 The limit is the time of the operations that the symmetric half needs, as one large product in the precision used.
-Without --full the reference runs on some batches of outputs, evenly spaced, and its time is scaled up.
+Without --full the reference runs on some batches of outputs, evenly spaced, and its time is scaled up. With --outputs
+a layer has only so many of its outputs, evenly spaced; with --precision float32 ours does without bfloat16.
 """
 
 import argparse
@@ -30,18 +31,19 @@ from torch import Tensor
 
 import bilinear_circuits as bc
 from bilinear_circuits.lowrank import low_rank_correlation, pearson
-from bilinear_circuits.sweep import Products, TopSearch, fastest_precision, leading_spectra, sweep
+from bilinear_circuits.sweep import Precision, Products, TopSearch, fastest_precision, leading_spectra, sweep
 from bilinear_circuits.sweep.forms import QuadraticForms
 from bilinear_circuits.tensor import InteractionTensor
 
 PAPER_LAYER = Path(__file__).parents[2] / "shared/weights/paper-size-layer"
 K_ALL, K_EACH, N_EIGENPAIRS, BATCH, SAMPLED = 10_000, 50, 4, 32, 4
+MOST_ENTRIES = 1 << 28  # of the dense matrices of a batch of the reference, which holds several copies of them
 RANKS = (1, 2, 4, 8, 16)
 TASKS = ("topk", "spectra", "correlation")
 
 
-def load_layer(name: str, device: str) -> tuple[InteractionTensor, Tensor, Tensor]:
-    """The layer, decoder rows of its input and encoder columns of its output features."""
+def load_layer(name: str, device: str, n_outputs: int | None = None) -> tuple[InteractionTensor, Tensor, Tensor]:
+    """The layer, decoder rows of its input and encoder columns of its output features, or of some of these."""
     if name == "paper":
         from safetensors.torch import load_file
 
@@ -52,12 +54,14 @@ def load_layer(name: str, device: str) -> tuple[InteractionTensor, Tensor, Tenso
         write = bc.Dictionary.load(folders["out"]).W_enc
     elif name.startswith("random-"):
         n, generator = int(name.split("-")[1]), torch.Generator().manual_seed(0)
-        sizes = ((384, 1536), (384, 1536), (1536, 384), (n, 384), (384, n))
+        sizes = ((256, 1024), (256, 1024), (1024, 256), (n, 256), (256, n))
         gate, linear, out, read, write = (torch.randn(size, generator=generator) / size[1] ** 0.5 for size in sizes)
         tensor = InteractionTensor(gate, linear, out)
     else:
         interactions = shipped(name)
         tensor, read, write = interactions.mlp.tensor, interactions.sae_in.W_dec, interactions.sae_out.W_enc
+    if n_outputs is not None:
+        write = write[:, :: max(1, write.shape[1] // n_outputs)][:, :n_outputs]
     target = torch.device(device)
     return tensor.to(target), read.to(target), write.to(target)
 
@@ -74,9 +78,9 @@ def synchronize(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def sampled(n_outputs: int, full: bool) -> list[Tensor]:
+def sampled(n_outputs: int, full: bool, n_inputs: int = 1) -> list[Tensor]:
     """Batches of outputs the reference runs on."""
-    batches = list(torch.arange(n_outputs).split(BATCH))
+    batches = list(torch.arange(n_outputs).split(min(BATCH, max(1, MOST_ENTRIES // n_inputs**2))))
     return batches if full else batches[:: max(1, len(batches) // SAMPLED)][:SAMPLED]
 
 
@@ -93,7 +97,7 @@ def topk_reference(layer: tuple[InteractionTensor, Tensor, Tensor], full: bool) 
     each, best = {}, torch.empty(0, device=read.device)
     diagonal = torch.arange(len(read))
     started = time.perf_counter()
-    batches = sampled(write.shape[1], full)
+    batches = sampled(write.shape[1], full, len(read))
     for batch in batches:
         T = read @ reference_forms(tensor, write, batch) @ read.T
         T = T + T.mT  # coefficients of pairs
@@ -107,11 +111,13 @@ def topk_reference(layer: tuple[InteractionTensor, Tensor, Tensor], full: bool) 
     return {"seconds": seconds, "each": each, "all": best.tolist() if full else None}
 
 
-def topk_ours(layer: tuple[InteractionTensor, Tensor, Tensor], full: bool) -> dict[str, Any]:
+def topk_ours(
+    layer: tuple[InteractionTensor, Tensor, Tensor], full: bool, precision: Precision | None = None
+) -> dict[str, Any]:
     """One sweep with two collectors."""
     tensor, read, write = layer
     started = time.perf_counter()
-    products = Products(tensor, read, write)
+    products = Products(tensor, read, write, precision=precision)
     overall, by_output = TopSearch(products, K_ALL), TopSearch(products, K_EACH, per_output=True)
     sweep(products, [overall, by_output])
     found = by_output.result()
@@ -123,7 +129,9 @@ def topk_ours(layer: tuple[InteractionTensor, Tensor, Tensor], full: bool) -> di
         "seconds": seconds,
         "precision": products.precision,
         "flops": n_out * (d_out * d_in**2 + 2 * n_in * d_in**2 + n_in**2 * d_in),
-        "each": {feature: magnitudes[feature].tolist() for batch in sampled(n_out, full) for feature in batch.tolist()},
+        "each": {
+            feature: magnitudes[feature].tolist() for batch in sampled(n_out, full, n_in) for feature in batch.tolist()
+        },
         "all": overall.result().weights.abs().tolist() if full else None,
         "candidates": [overall.result().certificate.candidates, found.certificate.candidates],
     }
@@ -220,13 +228,16 @@ def product_rate(precision: str, device: str) -> float:
     return 2 * size**3 / min(timings[1:])
 
 
-def run_task(task: str, side: str, layer: str, device: str, full: bool) -> dict[str, Any]:
+def run_task(task: str, side: str, layer: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """One measurement, in this process."""
+    full, device = arguments.full, arguments.device
     if task == "correlation":
         result = {"ours": correlation_ours, "reference": correlation_reference}[side](layer, full)
     else:
+        loaded = load_layer(layer, device, arguments.outputs)
         functions = {"topk": (topk_ours, topk_reference), "spectra": (spectra_ours, spectra_reference)}
-        result = functions[task][side == "reference"](load_layer(layer, device), full)
+        function = functions[task][side == "reference"]
+        result = function(loaded, full, arguments.precision) if function is topk_ours else function(loaded, full)
     result["peak_gb"] = (
         resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
         if device == "cpu"
@@ -235,10 +246,14 @@ def run_task(task: str, side: str, layer: str, device: str, full: bool) -> dict[
     return result
 
 
-def in_own_process(task: str, side: str, layer: str, device: str, full: bool) -> dict[str, Any]:
+def in_own_process(task: str, side: str, layer: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """One measurement, with a peak of memory of its own."""
-    command = [sys.executable, __file__, "--layer", layer, "--device", device, "--task", task, "--side", side]
-    done = subprocess.run([*command, *(["--full"] if full else [])], stdout=subprocess.PIPE, text=True, check=True)
+    command = [sys.executable, __file__, "--layer", layer, "--device", arguments.device, "--task", task, "--side", side]
+    command += ["--full"] if arguments.full else []
+    for name in ("outputs", "precision"):
+        if (value := getattr(arguments, name)) is not None:
+            command += [f"--{name}", str(value)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -249,10 +264,10 @@ def largest_difference(ours: dict[str, list[float]], reference: dict[str, list[f
     return max(((mine - theirs).abs().max() / theirs.abs().max()).item() for mine, theirs in pairs)
 
 
-def compare(task: str, layer: str, device: str, full: bool) -> dict[str, Any]:
+def compare(task: str, layer: str, arguments: argparse.Namespace) -> dict[str, Any]:
     """A row of the table."""
-    ours = in_own_process(task, "ours", layer, device, full)
-    reference = in_own_process(task, "reference", layer, device, full)
+    ours = in_own_process(task, "ours", layer, arguments)
+    reference = in_own_process(task, "reference", layer, arguments)
     row = {
         "layer": layer,
         "task": task,
@@ -265,10 +280,10 @@ def compare(task: str, layer: str, device: str, full: bool) -> dict[str, Any]:
     }
     if task == "topk":
         row["precision"] = ours["precision"]
-        row["limit_s"] = ours["flops"] / product_rate(ours["precision"], device)
+        row["limit_s"] = ours["flops"] / product_rate(ours["precision"], arguments.device)
         row["share_of_limit"] = row["limit_s"] / ours["seconds"]
         row["candidates"] = ours["candidates"]
-        if full:
+        if arguments.full:
             row["difference_all"] = largest_difference({"all": ours["all"]}, {"all": reference["all"]})
     if task == "spectra":
         row["iterated"] = ours["iterated"]
@@ -315,19 +330,21 @@ def main() -> None:
     parser.add_argument("--task", nargs="+", choices=TASKS, default=list(TASKS))
     parser.add_argument("--full", action="store_true", help="run the reference on all outputs")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--outputs", type=int, help="number of outputs, evenly spaced; by default all")
+    parser.add_argument("--precision", choices=("bfloat16", "float32"), help="of the top-k; by default the faster one")
     parser.add_argument("--out", help="folder for benchmark.json")
     parser.add_argument("--side", choices=("ours", "reference"), help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.side is not None:
         (task,), (layer,) = arguments.task, arguments.layer
-        print(json.dumps(run_task(task, arguments.side, layer, arguments.device, arguments.full)))
+        print(json.dumps(run_task(task, arguments.side, layer, arguments)))
         return
     layers = arguments.layer or (["paper"] if PAPER_LAYER.is_dir() else []) + ["ts-17m/4"]
     rows = []
     for layer in layers:
         for task in arguments.task:
             if task != "correlation" or layer.startswith("ts-17m"):
-                rows.append(compare(task, layer, arguments.device, arguments.full))
+                rows.append(compare(task, layer, arguments))
                 print(table(rows[-1:]).splitlines()[1], file=sys.stderr, flush=True)
     described = machine(arguments.device)
     print(

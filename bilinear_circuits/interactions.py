@@ -138,7 +138,8 @@ class FeatureInteractions:
         """The k largest interactions, self and cross, each pair once: exact, over the whole tensor or a part of it.
 
         Coarse products find candidates, a bound on their error makes sure that none is missed, and what is returned
-        was computed in the precision of the layer. Memory: 16 x d_sae_in^2 coarse numbers, and 256 forms.
+        was computed in the precision of the layer. Memory: 256 MB of coarse numbers (4 GB on a
+        GPU) and 1 GB of forms, or what one output feature takes.
 
         Args:
             k: How many.

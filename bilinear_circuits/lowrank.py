@@ -12,6 +12,7 @@ from bilinear_circuits.interactions import FeatureInteractions
 from bilinear_circuits.progress import Progress, silent
 from bilinear_circuits.sweep.forms import QuadraticForms
 from bilinear_circuits.sweep.leading import leading_spectra
+from bilinear_circuits.sweep.precision import exact_sums
 
 RANKS = (1, 2, 4, 8, 16)
 MIN_ACTIVE = 10
@@ -164,6 +165,7 @@ def _padded(active: ActiveTokens, features: Tensor, x: Tensor) -> tuple[Tensor, 
     return x[active.token[at]], active.value[at], present
 
 
+@exact_sums()
 def _predictions(
     Q: Float[Tensor, "feature d d"],
     linear: Float[Tensor, "feature d"],

@@ -29,10 +29,15 @@ def on_gpu(device: str | None) -> bool:
     return torch.cuda.is_available() and device != "cpu"
 
 
-def join(device: str | None) -> None:
-    """Meet the other processes, which has to be before the first `wait`. A process alone does nothing."""
+def join(device: str | None, patience: timedelta = _PATIENCE) -> None:
+    """Meet the other processes, which has to be before the first `wait`. A process alone does nothing.
+
+    Args:
+        device: The device asked for.
+        patience: How long any `wait` may take before one that did not come counts as stopped.
+    """
     if n_processes() > 1:
-        _state(cpu=not on_gpu(device), timeout=_PATIENCE)
+        _state(cpu=not on_gpu(device), timeout=patience)
 
 
 def wait() -> None:

@@ -163,6 +163,11 @@ class Downstream:
         """Whether the short cut is not used."""
         return self._tail is None
 
+    @property
+    def residual(self) -> Float[Tensor, "story pos d_model"]:
+        """Residual stream after the block of this layer, in the model as it is."""
+        return self._residual
+
     def select(self, rows: Int[Tensor, " row"]) -> "Downstream":
         """The same on some of the stories."""
         part = copy.copy(self)

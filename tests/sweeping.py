@@ -84,10 +84,10 @@ def coarse_scores(products):
     return values, held, slack, unit
 
 
-def search(layer, k, precision="bfloat16", per_output=False, order="magnitude", outputs=None, moments=None):
+def search(layer, k, precision="bfloat16", per_output=False, order="magnitude", outputs=None, moments=None, floor=0.0):
     """The same by the sweep."""
     outputs = None if outputs is None else torch.tensor(outputs)
     products = Products(*layer, outputs, precision)
-    collector = TopSearch(products, k, per_output, order, moments)
+    collector = TopSearch(products, k, per_output, order, moments, floor)
     sweep(products, [collector])
     return collector.result()

@@ -101,6 +101,15 @@ def test_what_is_planted_is_found_and_hardly_anything_else(planted, search):
         assert one.corrected >= 0.5 * one.score
 
 
+def test_high_scores_are_the_hundredth_from_the_top(planted, search):
+    layer = score_layer(planted.interactions, planted.activity, QUICK)
+    for name, part in (("layer", layer.scores.score), ("refit", layer.null[0]), ("rotation", layer.null[1])):
+        for motif, column in zip(MOTIFS, part.T, strict=True):
+            above = (column > search.high_scores[name][motif]).double().mean()
+            assert above <= 0.01
+            assert (column >= search.high_scores[name][motif]).double().mean() >= 0.01
+
+
 def test_inputs_that_never_meet_are_set_apart(planted, search):
     decoys = {one.output for one in planted.circuits if not one.meets}
     assert decoys <= {one.feature for one in search.apart}

@@ -108,6 +108,27 @@ def test_shards_of_any_size_give_the_same_table(size, per_feature, world, layer,
     assert record["certificate"]["threshold"] == top.certificate.threshold
 
 
+@pytest.mark.parametrize("coactive", [False, True])
+def test_shards_hand_on_what_they_reached(coactive, world, tmp_path, monkeypatch):
+    """Those of a killed search too; with k of each feature there is nothing to hand on."""
+    floors, found = [], command.search
+    monkeypatch.setattr(command, "search", lambda *arguments: floors.append(arguments[3]) or found(*arguments))
+    corpus = str(Path(world["model"]).parent / "stories.txt")
+    asked = {"k": 9, "shard_size": 20} | ({"coactive": True, "precision": None, "corpus": corpus} if coactive else {})
+    expected, record = run(world, tmp_path / "whole", **asked)
+    assert floors[0] == 0 < floors[1] <= floors[2] <= floors[3] <= record["certificate"]["threshold"]
+    before = floors.copy()
+    floors.clear()
+    killed(world, tmp_path / "out", monkeypatch, 2, **asked)
+    table, again = run(world, tmp_path / "out", **asked)
+    assert floors == before
+    assert all(torch.equal(table[name], expected[name]) for name in COLUMNS)
+    assert again["certificate"] == record["certificate"]
+    floors.clear()
+    run(world, tmp_path / "each", **asked, per_feature=True)
+    assert floors == [0, 0, 0, 0]
+
+
 @pytest.mark.parametrize("order", ["positive", "negative"])
 def test_some_features_and_one_sign(order, world, layer, tmp_path, capsys):
     asked = {"features": [33, 4, 69], "order": order, "k": 12}
@@ -258,6 +279,7 @@ def test_a_folder_that_holds_anything_else_is_left_alone(world, tmp_path):
 VALUES = {
     "k must be at least 1, got 0": {"k": 0},
     "shard_size must be at least 1, got 0": {"shard_size": 0},
+    "patience must be a number of minutes above 0, got 0": {"patience": 0},
     r"features must name one output feature or more, each once, got \[\]": {"features": []},
     r"features must name one output feature or more, each once, got \[1, 1\]": {"features": [1, 1]},
     "precision must be float32 with --coactive, got bfloat16. Leave it out": {"coactive": True},
@@ -347,7 +369,9 @@ def test_two_processes_find_what_one_finds(per_feature, world, tmp_path):
     assert start(world, two, 2, **asked).wait() == 0, output(two)
     table, other = read(two)
     assert all(torch.equal(table[name], expected[name]) for name in COLUMNS)
-    assert other["certificate"] == record["certificate"]
+    # What is computed in full depends on what else was known by then.
+    certificates = [one["certificate"] | {"candidates": None} for one in (other, record)]
+    assert certificates[0] == certificates[1]
     assert (record["n_processes"], other["n_processes"]) == (1, 2)
     assert sorted(file.name for file in two.iterdir()) == FILES
     stdout, stderr = output(two)
@@ -369,6 +393,21 @@ def workers(process):
     """The processes that torchrun started, by rank."""
     found = psutil.Process(process.pid).children(recursive=True)
     return {int(one.environ()["RANK"]): one for one in found if "interactions" in one.cmdline()}
+
+
+@pytest.mark.slow
+def test_a_worker_that_hangs_counts_as_lost(world, tmp_path):
+    big = world | {"saes": write_dictionaries(tmp_path / "saes", 150, 4000)}
+    out = tmp_path / "out"
+    process = start(big, out, 2, k=40, shard_size=2, patience=0.5)
+    until = time.monotonic() + 120
+    while not {file.name for file in out.glob("shards/0*.json")} > {"00000.json", "00001.json"}:
+        assert process.poll() is None, output(out)
+        assert time.monotonic() < until
+        time.sleep(0.01)
+    workers(process)[1].suspend()
+    assert process.wait(120) != 0
+    assert output(out)[1].count("worker lost, or the job was stopped: finished shards are kept in") == 1
 
 
 @pytest.mark.slow

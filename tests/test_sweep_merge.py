@@ -6,7 +6,7 @@ from helpers import randn, refused
 from sweeping import random_layer, search
 
 from bilinear_circuits.sweep import Certificate, Products, TopInteractions, TopSearch, sweep
-from bilinear_circuits.sweep.merge import Part, merge
+from bilinear_circuits.sweep.merge import Part, Reached, merge
 
 COLUMNS = ("output", "first", "second", "weights", "scores")
 SCOPES = pytest.mark.parametrize("per_output", [False, True], ids=["of all", "of each"])
@@ -19,14 +19,26 @@ def layer():
     return tensor, read, write
 
 
-def in_parts(layer, size, k, precision="bfloat16", per_output=False, order="magnitude", outputs=None, moments=None):
+def in_parts(
+    layer,
+    size,
+    k,
+    precision="bfloat16",
+    per_output=False,
+    order="magnitude",
+    outputs=None,
+    moments=None,
+    handed_on=False,
+):
+    """The largest of parts, each of which may know what those before it reached."""
     whole = Products(*layer, None if outputs is None else torch.tensor(outputs), precision)
-    parts = []
+    parts, reached = [], Reached(k)
     for places in torch.arange(len(whole.outputs)).split(size):
         part = Part(whole, places)
-        collector = TopSearch(part, k, per_output, order, moments)
+        collector = TopSearch(part, k, per_output, order, moments, reached.floor if handed_on else 0.0)
         sweep(part, [collector])
         parts.append(collector.result())
+        reached.add(parts[-1])
     return merge(parts, k, per_output)
 
 
@@ -42,6 +54,31 @@ def check_equal(parts, whole):
 @pytest.mark.parametrize("k", [1, 6, 300])
 def test_parts_of_any_size_find_what_one_sweep_finds(k, size, per_output):
     check_equal(in_parts(layer(), size, k, per_output=per_output), search(layer(), k, per_output=per_output))
+
+
+@pytest.mark.parametrize("order", ["magnitude", "positive", "negative"])
+@pytest.mark.parametrize("size", [1, 3, 64])
+@pytest.mark.parametrize("k", [1, 6, 300, 3000])
+def test_parts_that_hand_on_what_they_reached_find_what_one_sweep_finds(k, size, order):
+    """Ties at the last place come from parts before and after."""
+    whole = search(layer(), k, order=order)
+    parts = in_parts(layer(), size, k, order=order, handed_on=True)
+    check_equal(parts, whole)
+    alone = in_parts(layer(), size, k, order=order).certificate.candidates
+    assert parts.certificate.candidates < alone if size < 64 else parts.certificate.candidates <= alone
+
+
+def test_weighted_parts_hand_on_what_they_reached():
+    z = randn(50, 40, seed=3, dtype=torch.float32).relu()
+    arguments = {"k": 30, "precision": "float32", "outputs": [9, 69, 0, 17, 1, 2], "moments": z.T @ z / 50}
+    check_equal(in_parts(layer(), 2, **arguments, handed_on=True), search(layer(), **arguments))
+
+
+def test_the_floor_is_the_kth_largest_of_all_parts():
+    reached = Reached(3)
+    for scores, floor in (([3.0, -2.0], 0.0), ([1.0], 1.0), ([], 1.0), ([-5.0, 0.5], 2.0), ([2.0, 4.0], 3.0)):
+        reached.add(part(scores))
+        assert reached.floor == floor
 
 
 @SCOPES

@@ -15,11 +15,17 @@ from sweeping import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
+import bilinear_circuits.lowrank as lowrank
 import bilinear_circuits.sweep.forms as forms_module
+import bilinear_circuits.sweep.precision as precision_module
 import bilinear_circuits.sweep.products as products_module
+from bilinear_circuits.activity import ActiveTokens
 from bilinear_circuits.sweep import Products, fastest_precision
 from bilinear_circuits.sweep.forms import QuadraticForms
-from bilinear_circuits.sweep.products import exact_sums
+from bilinear_circuits.sweep.keys import magnitudes
+from bilinear_circuits.sweep.leading import leading_spectra
+from bilinear_circuits.sweep.precision import exact_sums
+from bilinear_circuits.sweep.rounding import row_norms, spectral_bound
 from bilinear_circuits.tensor import InteractionTensor
 
 PRECISIONS = pytest.mark.parametrize("precision", ["bfloat16", "float32"])
@@ -116,7 +122,7 @@ def test_a_bound_for_a_finer_rounding_fails(monkeypatch):
     layer = layer_in_bfloat16()
     truth = all_interactions(*layer)
     assert excess(Products(*layer, precision="bfloat16"), truth) <= 1
-    monkeypatch.setitem(products_module._UNIT, "bfloat16", 2.0**-12)
+    monkeypatch.setitem(products_module.UNIT, "bfloat16", 2.0**-12)
     assert excess(Products(*layer, precision="bfloat16"), truth) > 1
 
 
@@ -144,7 +150,7 @@ def test_roundings_that_all_add_up_stay_within_the_bound(layer):
 
 
 def test_a_bound_without_the_rounding_of_the_form_fails(monkeypatch):
-    monkeypatch.setattr(products_module, "_spectral_bound", lambda E, dtype: E.new_zeros(len(E)))
+    monkeypatch.setattr(products_module, "spectral_bound", lambda E, room: E.new_zeros(len(E)))
     layer = roundings_of_the_form()
     assert excess(Products(*layer, precision="bfloat16"), all_interactions(*layer)) > 1
 
@@ -164,7 +170,7 @@ def test_the_spectral_bound_is_above_the_norm_and_below_frobenius(d):
     E = torch.stack([*(x + x.mT), x[0] @ x[0].T, torch.ones(d, d), torch.eye(d), torch.zeros(d, d)]).float()
     E *= 10.0 ** torch.linspace(-8, 8, len(E))[:, None, None]
     exact, frobenius = torch.linalg.matrix_norm(E.double(), 2), torch.linalg.matrix_norm(E.double())
-    bound = products_module._spectral_bound(E, torch.bfloat16).double()
+    bound = spectral_bound(E, torch.empty(3, *E.shape, dtype=torch.bfloat16)).double()
     assert (bound >= exact).all()
     assert (bound <= frobenius * (1 + 2.0**-9) + 2.0**-60).all()
     if d == 64:
@@ -214,6 +220,21 @@ def test_blocks_cover_all_outputs_once_in_their_order(monkeypatch):
 
 
 @PRECISIONS
+def test_blocks_and_groups_are_as_large_as_memory_allows(precision, monkeypatch):
+    layer = random_layer(6, 7, 5, 150, 40)
+    assert [len(block.outputs) for block in blocks_of(Products(*layer, precision=precision))] == [32, 8]
+    n_bytes = (64 * 192 + 64 * 128 + 64 * 64) * getattr(torch, precision).itemsize
+    monkeypatch.setitem(products_module._BLOCK_BYTES, "cpu", 9 * n_bytes)
+    monkeypatch.setattr(products_module, "_FORM_BYTES", 4 * 36 * 20)
+    products = Products(*layer, precision=precision)
+    assert [len(block.outputs) for block in blocks_of(products)] == [9, 9, 2, 9, 9, 2]
+    assert excess(products, all_interactions(*layer)) <= 1
+    monkeypatch.setitem(products_module._BLOCK_BYTES, "cpu", 1)
+    monkeypatch.setattr(products_module, "_FORM_BYTES", 1)
+    assert [len(block.outputs) for block in blocks_of(Products(*layer, precision=precision))] == [1] * 40
+
+
+@PRECISIONS
 @pytest.mark.parametrize("outputs", [[7, 2, 149, 64, 0], [3], list(range(149, 60, -1))], ids=len)
 def test_a_subset_of_the_outputs_is_swept_in_its_order(outputs, precision):
     layer = random_layer(6, 7, 5, 9, 150)
@@ -231,6 +252,38 @@ def test_the_panels_of_a_block_can_be_held_together():
             seen = panel.values[: 150 - panel.start, :, : 150 - panel.start].transpose(0, 1)
             rows = slice(panel.start, panel.start + seen.shape[1])
             assert_near(seen, truth[block.outputs, rows, panel.start :])
+
+
+@PRECISIONS
+@pytest.mark.parametrize("n_inputs", [5, 64, 150])
+def test_values_of_a_block_are_those_of_its_panels(n_inputs, precision):
+    for block in blocks_of(Products(*random_layer(6, 7, 5, n_inputs, 40), precision=precision)):
+        output, first, second = (torch.ones(len(block.outputs), n_inputs, n_inputs).triu() > 0).nonzero(as_tuple=True)
+        read = torch.empty(len(output), dtype=getattr(torch, precision))
+        for panel in block.panels():
+            mine = (first >= panel.start) & (first < panel.start + len(panel.values))
+            read[mine] = panel.values[first[mine] - panel.start, output[mine], second[mine] - panel.start]
+        assert torch.equal(block.values(first, output, second), read)
+
+
+@PRECISIONS
+@pytest.mark.parametrize("order", ["magnitude", "positive", "negative"])
+def test_lanes_hold_the_largest_of_every_so_many_columns(order, precision):
+    signed = {"magnitude": torch.abs, "positive": torch.relu, "negative": lambda v: (-v).relu()}[order]
+    block = next(blocks_of(Products(*random_layer(6, 7, 5, 150, 11), precision=precision)))
+    for panel in block.panels():
+        expected = torch.stack([signed(panel.values[:, :, lane::64]).amax(2) for lane in range(64)], 2)
+        assert torch.equal(magnitudes(panel.lanes(order)), expected.float())
+
+
+@pytest.mark.parametrize("d", [1, 64, 3000, 1 << 16])
+def test_norms_of_rows_are_bounded_from_above_and_little(d):
+    """Also those of ones, of which a sum in bfloat16 would stop at 256."""
+    for dtype, share in ((torch.bfloat16, 0.03), (torch.float32, 1e-6)):
+        rows = torch.cat([randn(3, 2, d, seed=d), torch.ones(1, 2, d), 1e-15 * torch.ones(1, 2, d)]).to(dtype)
+        exact, bound = rows.double().norm(dim=2), row_norms(rows).double()
+        assert (bound >= exact).all()
+        assert (bound <= exact * (1 + share + d * 2.0**-23)).all()
 
 
 def test_biases_of_the_layer_do_not_matter():
@@ -376,6 +429,31 @@ def test_products_are_in_full_precision_whatever_is_allowed(precision, global_pr
     assert set(seen) == {"highest"}
 
 
+def second_moments():
+    token = torch.arange(40) % 20
+    return ActiveTokens(token, randn(40, dtype=torch.float32), torch.tensor([0, 20, 40])).second_moments(20)
+
+
+def predictions():
+    Q, x = randn(2, 5, 5, dtype=torch.float32), randn(2, 7, 5, seed=1, dtype=torch.float32)
+    return lowrank._predictions(Q + Q.mT, torch.zeros(2, 5), x, (1, 5))
+
+
+def spectra():
+    Q = randn(3, 200, 200, dtype=torch.float32)
+    return leading_spectra(Q + Q.mT, 2)
+
+
+@pytest.mark.parametrize("function", [second_moments, predictions, spectra])
+def test_what_reads_forms_is_in_full_precision_too(function, global_precision):
+    global_precision("medium")
+    with FloatProducts() as products:
+        function()
+    assert len(products.seen) > 0
+    assert set(products.seen) == {"highest"}
+    assert torch.get_float32_matmul_precision() == "medium"
+
+
 @PRECISIONS
 def test_the_bound_holds_whatever_precision_is_allowed(precision, global_precision):
     global_precision("medium")
@@ -430,7 +508,7 @@ def test_the_faster_precision_is_found_by_the_clock(seconds, fastest, monkeypatc
     """The first product of each kind, which sets things up, does not count."""
     each = [9 - seconds[0], *[seconds[0]] * 3, 9 - seconds[1], *[seconds[1]] * 3]
     ticks = iter([time for one in each for time in (0, one)])
-    monkeypatch.setattr(products_module.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(precision_module.time, "perf_counter", lambda: next(ticks))
     assert fastest_precision(torch.device("cpu"), size=2) == fastest
 
 

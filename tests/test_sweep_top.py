@@ -5,6 +5,7 @@ import torch
 from helpers import D_SAE_IN, assert_near, randn, random_interactions, refused, weights_of
 from sweeping import all_interactions, coarse_scores, largest, layer_of_form, random_layer, scores, search
 
+import bilinear_circuits.sweep.products as products_module
 from bilinear_circuits.sweep import Collector, Products, TopSearch, sweep
 from bilinear_circuits.tensor import InteractionTensor
 
@@ -12,6 +13,12 @@ PRECISIONS = pytest.mark.parametrize("precision", ["bfloat16", "float32"])
 ORDERS = pytest.mark.parametrize("order", ["magnitude", "positive", "negative"])
 SCOPES = pytest.mark.parametrize("per_output", [False, True], ids=["of all", "of each"])
 PAPER_SIZE = Path(__file__).parents[2] / "shared" / "weights" / "paper-size-layer"
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Several blocks of outputs in every search."""
+    monkeypatch.setattr(products_module, "_BLOCK_OUTPUTS", 8)
 
 
 def small_layer(dtype=torch.float64):
@@ -122,6 +129,85 @@ def test_inputs_of_very_different_sizes_do_not_hide_each_other(precision):
     check(search(layer, 300, precision), largest(all_interactions(*layer), 300))
 
 
+# Of 150 rows: in the reach of rows, of lanes, and of all entries; more than there are.
+MANY = {False: [300, 40_000, 80_000, 130_000], True: [300, 7000, 8000, 12_000]}
+
+
+@PRECISIONS
+@ORDERS
+@pytest.mark.parametrize(("per_output", "k"), [(each, k) for each, some in MANY.items() for k in some])
+def test_the_floor_is_as_fine_as_k_needs(k, per_output, order, precision):
+    layer = wide_layer(torch.float64)
+    found = search(layer, k, precision, per_output, order)
+    T = all_interactions(*layer)
+    first, second = torch.triu_indices(150, 150)
+    weights = torch.where(first == second, 1, 2) * T[:, first, second]
+    sizes = {"magnitude": weights.abs(), "positive": weights.relu(), "negative": (-weights).relu()}[order]
+    groups = sizes if per_output else sizes.flatten().unsqueeze(0)
+    expected = [group[group > 0].sort(descending=True).values[:k] for group in groups]
+    assert_near(found.scores.abs(), torch.cat(expected))
+    assert_near(found.weights, T[found.output, found.first, found.second] * (1 + (found.first != found.second)))
+    assert len(set(zip(found.output.tolist(), found.first.tolist(), found.second.tolist(), strict=True))) == len(found)
+    if len(found) == k * (11 if per_output else 1):  # the k largest of all may be sought in each of two blocks
+        assert found.certificate.candidates <= 1.25 * k * (11 if per_output else 2) + 20
+
+
+@pytest.mark.parametrize("k", [40_000, 80_000])
+def test_moments_weigh_many_interactions(k):
+    layer, moments = wide_layer(), moments_of(150)
+    found = search(layer, k, "float32", moments=moments)
+    first, second = torch.triu_indices(150, 150)
+    weights = torch.where(first == second, 1, 2) * all_interactions(*layer)[:, first, second] * moments[first, second]
+    assert_near(found.scores.abs(), weights.abs().flatten().sort(descending=True).values[:k])
+    assert found.certificate.candidates <= 1.25 * 2 * k
+
+
+@PRECISIONS
+@ORDERS
+@SCOPES
+def test_what_does_not_reach_a_given_floor_is_not_asked_for(per_output, order, precision):
+    layer = wide_layer(torch.float64)
+    everything = largest(all_interactions(*layer), 40, order, per_output)
+    sizes = sorted((abs(one[4]) for one in everything), reverse=True)
+    for at in (0, 25, len(sizes) - 1):
+        floor = (sizes[at] + (sizes[at + 1] if at + 1 < len(sizes) else 0)) / 2
+        found = search(layer, 40, precision, per_output, order, floor=floor)
+        check(found, [one for one in everything if abs(one[4]) > floor])
+        assert len(found) >= at + 1
+    assert len(search(layer, 40, precision, per_output, order, floor=1e9)) == 0
+    assert search(layer, 40, precision, floor=1e9).certificate.threshold == 1e9
+
+
+@PRECISIONS
+def test_a_score_as_large_as_the_floor_reaches_it(precision):
+    layer = layer_of_ties()
+    expected = largest(all_interactions(*layer), 50)
+    found = search(layer, 50, precision, floor=abs(expected[-1][4]))
+    assert list(found) == [one[:4] for one in expected]
+    assert list(search(layer, 50, precision, floor=abs(expected[-1][4]) * (1 + 1e-6))) == [
+        one[:4] for one in expected if abs(one[4]) > abs(expected[-1][4])
+    ]
+
+
+def test_a_floor_saves_work():
+    layer = wide_layer()
+    found = search(layer, 200)
+    again = search(layer, 200, floor=found.certificate.threshold)
+    assert list(again) == list(found)
+    assert again.certificate.candidates < found.certificate.candidates
+
+
+@PRECISIONS
+@SCOPES
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_a_layer_in_half_precision_has_exact_scores_in_float32(dtype, per_output, precision):
+    tensor, read, write = small_layer(torch.float32)
+    half = InteractionTensor(*(W.to(dtype) for W in weights_of(tensor)[:3])), read.to(dtype), write.to(dtype)
+    found = search(half, 9, precision, per_output)
+    assert found.weights.dtype == found.scores.dtype == torch.float32
+    check(found, largest(all_interactions(*half), 9, per_output=per_output))
+
+
 def layer_of_ties(dtype=torch.float32):
     """Integers: every product and every sum is exact in float32, and most scores are shared by many."""
     tensor, read, write = random_layer(4, 7, 3, 40, 9, dtype)
@@ -131,7 +217,7 @@ def layer_of_ties(dtype=torch.float32):
 
 @ORDERS
 @SCOPES
-@pytest.mark.parametrize("k", [1, 7, 50, 400])
+@pytest.mark.parametrize("k", [1, 7, 50, 400, 2500, 6000])
 def test_ties_go_by_output_and_then_by_inputs(k, per_output, order):
     layer = layer_of_ties()
     expected = largest(all_interactions(*layer), k, order, per_output)
@@ -144,7 +230,7 @@ def test_ties_go_by_output_and_then_by_inputs(k, per_output, order):
 
 def test_there_are_ties_at_the_last_place():
     sizes = scores(all_interactions(*layer_of_ties()))[:, *torch.triu_indices(40, 40)].abs().flatten().sort().values
-    assert all(sizes[-k] == sizes[-k - 1] for k in (7, 50, 400))
+    assert all(sizes[-k] == sizes[-k - 1] for k in (7, 50, 400, 2500, 6000))
 
 
 @PRECISIONS
@@ -253,12 +339,12 @@ def moments_of(n, seed=20, dtype=torch.float32):
 
 @ORDERS
 @SCOPES
-@pytest.mark.parametrize("k", [1, 7, 1000])
+@pytest.mark.parametrize("k", [1, 7, 60, 300, 1000])
 def test_moments_weigh_the_interactions(k, per_output, order):
     layer, moments = small_layer(torch.float32), moments_of(11)
     expected = largest(all_interactions(*layer), k, order, per_output, moments=moments)
     found = search(layer, k, "float32", per_output, order, moments=moments)
-    if k < 1000:
+    if k < (60 if per_output else 300):
         check(found, expected)
         assert {one[:3] for one in expected} != {
             one[:3] for one in largest(all_interactions(*layer), k, order, per_output)
@@ -313,13 +399,25 @@ def test_moments_in_float64_weigh_in_float64():
     check(search(layer, 9, "float32", moments=moments), largest(all_interactions(*layer), 9, moments=moments))
 
 
+ONE_SIDED = torch.ones(11, 11).triu()
+
+
 @pytest.mark.parametrize(
-    "moments", [torch.ones(11, 10), torch.ones(10, 10), torch.ones(11, 11).triu()], ids=["wide", "small", "one-sided"]
+    "moments",
+    [torch.ones(11, 10), torch.ones(10, 10), ONE_SIDED, 1e-12 * ONE_SIDED, torch.full((11, 11), torch.nan)],
+    ids=["wide", "small", "one-sided", "small numbers", "nan"],
 )
 def test_moments_must_be_a_symmetric_matrix_of_the_inputs(moments):
     products = Products(*small_layer(), precision="float32")
     with refused(ValueError, rf"moments must be a symmetric \(11, 11\) matrix, got shape \({moments.shape[0]}, "):
         TopSearch(products, 5, moments=moments)
+
+
+def test_moments_may_be_rounded():
+    moments = 1e6 * moments_of(11)
+    moments[3, 2] *= 1 + 2.0**-20
+    layer = small_layer(torch.float32)
+    assert len(search(layer, 9, "float32", moments=moments)) == 9
 
 
 def test_moments_with_coarse_products_are_refused():
@@ -331,9 +429,11 @@ def test_moments_with_coarse_products_are_refused():
     ("arguments", "message"),
     [
         ({"k": 0}, "k must be at least 1, got 0"),
+        ({"k": 1, "floor": -1.0}, "floor must be a magnitude, 0 or more, got -1.0"),
+        ({"k": 1, "floor": float("nan")}, "floor must be a magnitude, 0 or more, got nan"),
         ({"k": 1, "order": "largest"}, "order must be one of magnitude, positive, negative, got 'largest'"),
     ],
-    ids=["k", "order"],
+    ids=["k", "floor", "no floor", "order"],
 )
 def test_a_search_for_nothing_is_refused(arguments, message):
     with refused(ValueError, message):

@@ -136,7 +136,7 @@ def find_circuits(
     if settings.rank > d_in:
         raise ValueError(f"rank must be at most d_in={d_in}, got {settings.rank}.")
     context = min(settings.context, context_length(model))
-    ranking_stories, loss_stories, proof_stories = _split(stories, tokenizer, settings, context, seed)
+    ranking_stories, loss_stories, proof_stories = story_parts(stories, tokenizer, settings, context, seed)
     sites = Sites.choose(proof_stories, tokens, settings.sites, settings.site_position)
     if len(sites) == 0:
         raise ValueError(
@@ -186,10 +186,14 @@ def _rank(
     return sorted(ranking, key=lambda evidence: -evidence.score)
 
 
-def _split(
+def story_parts(
     stories: Sequence[str], tokenizer: Any, settings: SearchSettings, context: int, seed: int
 ) -> tuple[StoryTokens, StoryTokens, StoryTokens]:
-    """Stories to rank, for the loss and for the proof, drawn without overlap."""
+    """Stories to rank, for the loss and for the proof, drawn without overlap: the same ones for the same arguments.
+
+    Raises:
+        ValueError: If the stories are too few to leave any for the proof.
+    """
     ranking, loss = settings.ranking_stories, settings.loss_stories
     if len(stories) <= ranking + loss:
         raise ValueError(

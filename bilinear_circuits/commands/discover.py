@@ -127,11 +127,13 @@ def summary(search: "DiscoverySearch", labels: _Labels, n_listed: int) -> str:
         f" {len(search.apart)} whose inputs hardly meet",
         f"(with this many draws of the nulls, fewer than {search.fewest} significant tests cannot be told from chance)",
         "",
-        "motif        discoveries  echoes  smallest significant score",
+        "motif        discoveries  echoes  smallest significant score  99 % points: " + ", ".join(search.high_scores),
     ]
     counts, echoes = (Counter(one.motif for one in part) for part in (search.discoveries, search.echoes))
     for motif in MOTIFS:
-        lines.append(f"{motif:<11}  {counts[motif]:>11}  {echoes[motif]:>6}  {search.cutoffs[motif]:.3f}")
+        points = ", ".join(f"{column[motif]:.3f}" for column in search.high_scores.values())
+        cutoff = f"{search.cutoffs[motif]:.3f}"
+        lines.append(f"{motif:<11}  {counts[motif]:>11}  {echoes[motif]:>6}  {cutoff:<26}  {points}")
     for motif in MOTIFS:
         best = [one for one in search.discoveries if one.motif == motif][:n_listed]
         if best:

@@ -7,9 +7,11 @@ torchrun --nproc-per-node N -m bilinear_circuits.cli interactions --layer L --ou
 
 import contextlib
 import io
+import math
 import os
 import time
 from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -65,11 +67,16 @@ class Arguments(common.CommonArguments):
     shard_size: int = 256
     """Output features of a shard."""
 
+    patience: float = 60.0
+    """Minutes that several processes wait for one of them, which then counts as lost."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("k", "shard_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if not 0 < self.patience < math.inf:
+            raise ValueError(f"patience must be a number of minutes above 0, got {self.patience}.")
         if self.order not in get_args(_Order):
             raise ValueError(f"order must be one of {', '.join(get_args(_Order))}, got {self.order!r}.")
         if self.features is not None and (not self.features or len(set(self.features)) < len(self.features)):
@@ -81,7 +88,7 @@ class Arguments(common.CommonArguments):
 def run(arguments: Arguments) -> None:
     """Search, or go on searching, print the largest interactions and write them."""
     started = time.perf_counter()
-    processes.join(arguments.device)
+    processes.join(arguments.device, timedelta(minutes=arguments.patience))
     folder = ShardFolder(arguments.out)
     # The first process loads before the others do: what it has to refuse is said once.
     if processes.is_first():
@@ -139,11 +146,11 @@ def describe(certificate: "Certificate", per_feature: bool) -> str:
     )
 
 
-def search(products: "Products", arguments: Arguments, moments: "Tensor | None") -> "TopInteractions":
-    """The largest interactions of a shard."""
+def search(products: "Products", arguments: Arguments, moments: "Tensor | None", floor: float) -> "TopInteractions":
+    """The largest interactions of a shard, of those that reach a floor."""
     from bilinear_circuits.sweep import TopSearch, sweep
 
-    top = TopSearch(products, arguments.k, arguments.per_feature, arguments.order, moments)
+    top = TopSearch(products, arguments.k, arguments.per_feature, arguments.order, moments, floor)
     sweep(products, [top])
     return top.result()
 
@@ -225,7 +232,7 @@ def _search(arguments: Arguments, interactions: "FeatureInteractions", folder: S
     """Search the shards of this process, those finished left out; the number of all shards."""
     import torch
 
-    from bilinear_circuits.sweep.merge import Part
+    from bilinear_circuits.sweep.merge import Part, Reached
 
     products = interactions.products(arguments.features, folder.settings["precision"])
     device = products.outputs.device
@@ -235,11 +242,17 @@ def _search(arguments: Arguments, interactions: "FeatureInteractions", folder: S
         common.note(f"going on: {sum(finished)} of {len(shards)} shards are finished already")
     mine = range(int(os.environ.get("RANK", "0")), len(shards), processes.n_processes())
     progress = common.bar if processes.is_first() else silent
-    moments = folder.moments
+    moments = None if folder.moments is None else folder.moments.to(device)
+    reached = Reached(arguments.k)
+    for index in range(len(shards)):
+        if finished[index] and not arguments.per_feature:
+            reached.add(folder.read(index))
     with torch.no_grad():
         for index in progress([index for index in mine if not finished[index]], "search shards"):
-            part = Part(products, shards[index])
-            folder.write(index, search(part, arguments, None if moments is None else moments.to(device)))
+            top = search(Part(products, shards[index]), arguments, moments, reached.floor)
+            folder.write(index, top)
+            if not arguments.per_feature:
+                reached.add(top)
     return len(shards)
 
 

@@ -117,6 +117,8 @@ class DiscoverySearch:
         n_features: Output features tested.
         n_tests: Tests, of all motifs.
         cutoffs: Smallest significant score of each motif; infinite where none is.
+        high_scores: The score of each motif that one in a hundred exceeds: of the features tested ("layer"), and under
+            each null.
         settings: How the search was done.
         seed: Seed of the nulls.
     """
@@ -127,6 +129,7 @@ class DiscoverySearch:
     n_features: int
     n_tests: int
     cutoffs: dict[str, float]
+    high_scores: dict[str, dict[str, float]]
     settings: DiscoverySettings
     seed: int
 

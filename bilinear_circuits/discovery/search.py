@@ -68,9 +68,22 @@ def discover(
         n_features=sum(len(layer.features) for layer in layers),
         n_tests=len(flat),
         cutoffs=dict(zip(MOTIFS, lowest.tolist(), strict=True)),
+        high_scores=_high_scores(layers, settings),
         settings=settings,
         seed=seed,
     )
+
+
+def _high_scores(layers: Sequence[LayerScores], settings: DiscoverySettings) -> dict[str, dict[str, float]]:
+    """The 99 % points of the scores of each motif, in the layers and under each null."""
+    parts = {"layer": torch.cat([layer.scores.score for layer in layers])}
+    parts |= {null: torch.cat([layer.null[i] for layer in layers]) for i, null in enumerate(settings.nulls)}
+    return {
+        name: dict(
+            zip(MOTIFS, (column.sort().values[int(0.99 * len(column))].item() for column in part.T), strict=True)
+        )
+        for name, part in parts.items()
+    }
 
 
 def _judged(found: Sequence[Discovery], n_tests: int, fdr: float) -> tuple[Discovery, ...]:

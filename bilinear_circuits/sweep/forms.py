@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from bilinear_circuits.sweep.memory import Memory
 from bilinear_circuits.tensor import InteractionTensor
 
 _TABLE_BYTES = 1 << 30
@@ -50,16 +51,17 @@ class QuadraticForms:
             self._slabs, self._norms = _table(tensor, self._dtype)
             self._sums = _sums_error(tensor)
 
-    def __call__(self, index: Int[Tensor, " n"]) -> DenseForms:
-        """Forms of some directions: n d^2 numbers."""
-        return self._mix(index) if self.from_table else self._sum_neurons(index)
+    def __call__(self, index: Int[Tensor, " n"], memory: Memory | None = None) -> DenseForms:
+        """Forms of some directions: n d^2 numbers, in the memory of those before where some is given."""
+        return self._mix(index, memory or Memory()) if self.from_table else self._sum_neurons(index)
 
-    def _mix(self, index: Tensor) -> DenseForms:
-        d, d_out = self._tensor.d_in, self._tensor.d_out
+    def _mix(self, index: Tensor, memory: Memory) -> DenseForms:
+        n, d, d_out = len(index), self._tensor.d_in, self._tensor.d_out
+        Q = memory("Q", (n, d, d), self._dtype, self._directions.device)
         mixture = self._directions[:, index].T.to(self._dtype)
-        Q = mixture.new_empty(len(index), d, d)
         for start, slab in self._slabs:
-            part = _short_sums(mixture, slab.flatten(1)).unflatten(1, slab.shape[1:])
+            sums = memory("sums", (n, slab[0].numel()), self._dtype, self._directions.device)
+            part = _short_sums(mixture, slab.flatten(1), sums).unflatten(1, slab.shape[1:])
             Q[:, start : start + slab.shape[1], start:] = part
             Q[:, start:, start : start + slab.shape[1]] = part.mT
         # The bound on a sum, in any order, of entries that are rounded themselves.
@@ -77,9 +79,9 @@ class QuadraticForms:
         return DenseForms(Q.to(self._dtype), (2 * self._unit * Q.flatten(1).norm(dim=1) + sums).to(self._dtype))
 
 
-def _short_sums(left: Tensor, right: Tensor) -> Tensor:
+def _short_sums(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
     """A product as a sum of products over few terms each: the bound on rounding grows with the longest sum."""
-    total = left[:, :_SUM_LENGTH] @ right[:_SUM_LENGTH]
+    total = torch.mm(left[:, :_SUM_LENGTH], right[:_SUM_LENGTH], out=out)
     for start in range(_SUM_LENGTH, len(right), _SUM_LENGTH):
         terms = slice(start, start + _SUM_LENGTH)
         total.addmm_(left[:, terms], right[terms])
@@ -96,7 +98,7 @@ def _table(tensor: InteractionTensor, dtype: torch.dtype) -> tuple[list[tuple[in
     """Rows of all B_o from the diagonal on, as (first row, (d_out, rows, columns)), and the norms of the B_o."""
     gate, linear, out = (W.double().contiguous() for W in (tensor.W_gate.T, tensor.W_in.T, tensor.W_out.T))
     d_mlp, d = gate.shape
-    products, other = out.new_empty(2, d_mlp * max(d, _PRODUCT_COLUMNS))
+    room = out.new_empty(d_mlp * max(d, _PRODUCT_COLUMNS))
     slabs, squares = [], out.new_zeros(len(out))
     for start in range(0, d, _SLAB_ROWS):
         n_rows, width = min(_SLAB_ROWS, d - start), d - start
@@ -104,10 +106,10 @@ def _table(tensor: InteractionTensor, dtype: torch.dtype) -> tuple[list[tuple[in
         # Few rows at a time: what is multiplied stays in the cache, and in memory that is already there.
         for rows in torch.arange(n_rows).split(max(1, _PRODUCT_COLUMNS // width)):
             shape = (d_mlp, len(rows), width)
-            first, second = (room[: d_mlp * len(rows) * width].view(shape) for room in (products, other))
-            torch.mul(gate[:, start + rows, None], linear[:, None, start:], out=first)
-            torch.mul(linear[:, start + rows, None], gate[:, None, start:], out=second)
-            entries = (out @ first.add_(second).flatten(1)).div_(2).unflatten(1, shape[1:])
+            products = room[: d_mlp * len(rows) * width].view(shape)
+            torch.mul(gate[:, start + rows, None], linear[:, None, start:], out=products)
+            products.addcmul_(linear[:, start + rows, None], gate[:, None, start:])
+            entries = (out @ products.flatten(1)).div_(2).unflatten(1, shape[1:])
             squares += 2 * entries.square().sum((1, 2)) - entries[:, :, :n_rows].square().sum((1, 2))
             slab[:, rows] = entries.to(dtype)
         slabs.append((start, slab))

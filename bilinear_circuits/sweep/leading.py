@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from bilinear_circuits.spectra import Spectrum
+from bilinear_circuits.sweep.precision import exact_sums
 
 _STEPS = (40, 56, 80, 112, 160)
 _CHECK_STEPS = 30
@@ -39,6 +40,7 @@ class LeadingSpectra:
 
 
 @torch.no_grad()
+@exact_sums()
 def leading_spectra(
     Q: Float[Tensor, "n d d"], k: int, tolerance: float = 1e-6, seed: int = 0, iterate: bool | None = None
 ) -> LeadingSpectra:

@@ -75,11 +75,34 @@ class Part(Products):
         return torch.cat(rows)
 
 
+class Reached:
+    """What k interactions are known to reach from the parts searched so far, so that others need not look below it.
+
+    Attributes:
+        floor: The k-th largest score by magnitude; 0 while fewer are known.
+    """
+
+    def __init__(self, k: int) -> None:
+        self._k = k
+        self._sizes: Tensor | None = None
+        self.floor = 0.0
+
+    def add(self, part: TopInteractions) -> None:
+        """Take in what a search for the k largest found in a part."""
+        sizes = part.scores.abs()
+        sizes = sizes if self._sizes is None else torch.cat([self._sizes, sizes.to(self._sizes)])
+        # A copy: the values of topk keep all that was sorted.
+        self._sizes = sizes.topk(min(self._k, len(sizes))).values.clone()
+        if len(self._sizes) == self._k:
+            self.floor = self._sizes[-1].item()
+
+
 def merge(parts: Sequence[TopInteractions], k: int, per_output: bool = False) -> TopInteractions:
     """The largest interactions of all parts of a sweep from the largest of each.
 
     Args:
-        parts: What a search for the k largest found in each part, in the order of the parts.
+        parts: What a search for the k largest found in each part, in the order of the parts; those that do not reach
+            what k of the others do may be missing.
         k: How many were searched for.
         per_output: Whether k of each output.
 

@@ -1,26 +1,26 @@
 """Blocks of the interaction tensor in a coarse precision, with a bound on their error that holds for every entry."""
 
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from bilinear_circuits.sweep.forms import QuadraticForms
+from bilinear_circuits.sweep.keys import Order, keys, lane_maxima
+from bilinear_circuits.sweep.memory import Memory
+from bilinear_circuits.sweep.precision import UNIT, Precision, exact_sums, fastest_precision
+from bilinear_circuits.sweep.rounding import SQUARES_UNDERFLOW, frobenius_norms, row_norms, spectral_bound
 from bilinear_circuits.tensor import InteractionTensor
 
-Precision = Literal["bfloat16", "float32"]
-_UNIT = {"bfloat16": 2.0**-8, "float32": 2.0**-24}  # unit roundoff
 _UNDERFLOW = 2.0**-120  # what flushing of subnormal numbers to zero can take away, with room to spare
-_SQUARES_UNDERFLOW = 2.0**-62  # the same for the squares in a norm, for each root of the number of squares
-_FORM_GROUP = 256
+_FORM_GROUP, _FORM_BYTES = 256, 1 << 30
+_BLOCK_OUTPUTS, _BLOCK_BYTES = 32, {"cpu": 1 << 28, "cuda": 1 << 32}  # at most, of the coarse values of a block
 _PANEL_ROWS = 64
-_LANES = 32
+_LANES = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,6 +36,14 @@ class Panel:
 
     start: int
     values: Float[Tensor, "row output column"]
+    n_lanes: int
+    _lanes: dict[Order, Tensor] = field(init=False, default_factory=dict)
+
+    def lanes(self, order: Order) -> Shaped[Tensor, "row output lane"]:
+        """Keys of the largest values of each row, over columns that are equal modulo `n_lanes`; formed once."""
+        if order not in self._lanes:
+            self._lanes[order] = lane_maxima(keys(self.values, order), self.n_lanes)
+        return self._lanes[order]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,12 +58,14 @@ class Block:
         weights: Neuron weights of the outputs.
         slack: Bound on the error of a score, by row of a panel and output.
         unit: Relative rounding of the values themselves.
+        n_lanes: Lanes of its panels.
     """
 
     outputs: Int[Tensor, " output"]
     weights: Float[Tensor, "output d_mlp"]
     slack: Float[Tensor, "row output"]
     unit: float
+    n_lanes: int
     _left: Tensor
     _right: Tensor
     _height: int
@@ -75,7 +85,17 @@ class Block:
             values = values.unflatten(0, (-1, n_outputs))
             corner = values[:, :, : self._height]
             corner.mul_(_upper(corner))
-            yield Panel(start, values)
+            yield Panel(start, values, self.n_lanes)
+
+    def values(
+        self, row: Int[Tensor, " n"], output: Int[Tensor, " n"], column: Int[Tensor, " n"]
+    ) -> Float[Tensor, " n"]:
+        """Coarse values one by one, once the panels are formed. Columns must not come before the row."""
+        n_rows, n_outputs, _ = self._left.shape
+        start = row - row % self._height
+        before = n_outputs * start * (2 * n_rows - start + self._height) // 2  # values of the panels above
+        in_panel = ((row - start) * n_outputs + output) * (n_rows - start) + column - start
+        return self._memory.index_select(0, before + in_panel)
 
 
 class Products:
@@ -115,19 +135,19 @@ class Products:
             if got != want:
                 raise ValueError(f"{name} must have directions of {want} entries to fit the layer, got {got}.")
         self.precision = fastest_precision(read.device) if precision is None else precision
-        if self.precision not in _UNIT:
-            raise ValueError(f"precision must be one of {', '.join(_UNIT)}, got {precision!r}.")
+        if self.precision not in UNIT:
+            raise ValueError(f"precision must be one of {', '.join(UNIT)}, got {precision!r}.")
         self.n_inputs, self.n_outputs = len(read), write.shape[1]
         self.outputs = torch.arange(self.n_outputs, device=read.device) if outputs is None else outputs.to(read.device)
-        self._tensor, self._read, self._write = tensor, read, write
+        self._tensor, self._read, self._write, self._memory = tensor, read, write, Memory()
         on_gpu = read.device.type != "cpu"
-        self._height = min(512 if on_gpu else _PANEL_ROWS, -(-self.n_inputs // _LANES) * _LANES)
-        self._n_outputs_block = 32 if on_gpu else 16
+        self._height = min(512 if on_gpu else _PANEL_ROWS, -(-self.n_inputs // 32) * 32)
+        self._n_lanes = math.gcd(self._height, _LANES)
 
     @property
     def dtype(self) -> torch.dtype:
-        """Precision of exact scores."""
-        return self._read.dtype
+        """Precision of exact scores: that of the bases, float32 at least."""
+        return torch.promote_types(self._read.dtype, torch.float32)
 
     @property
     def n_rows(self) -> int:
@@ -137,41 +157,35 @@ class Products:
     @cached_property
     def factors(self) -> tuple[Float[Tensor, "d_sae_in d_mlp"], Float[Tensor, "d_sae_in d_mlp"]]:
         """D W_gate and D W_in, summed in float64: what exact values are read from."""
-        read, dtype = self._read.double(), self._read.dtype
-        return tuple((read @ W.double()).to(dtype) for W in (self._tensor.W_gate, self._tensor.W_in))  # type: ignore[return-value]
+        read = self._read.double()
+        return tuple((read @ W.double()).to(self.dtype) for W in (self._tensor.W_gate, self._tensor.W_in))  # type: ignore[return-value]
 
     @property
     def groups(self) -> tuple[Int[Tensor, " n"], ...]:
         """Places in `outputs` of those whose forms are made together."""
-        return torch.arange(len(self.outputs), device=self.outputs.device).split(_FORM_GROUP)
+        together = max(1, min(_FORM_GROUP, _FORM_BYTES // (4 * self._tensor.d_in**2)))
+        return torch.arange(len(self.outputs), device=self.outputs.device).split(together)
 
     def blocks(self, group: Int[Tensor, " n"]) -> Iterator[Block]:
         """Blocks of the outputs of a group, in their order."""
         outputs = self.outputs[group]
         with exact_sums():
-            dense = self._forms(group)
+            dense = self._forms(group, self._memory)
         weights = self.neuron_weights(outputs)
-        for at in torch.arange(len(group), device=group.device).split(self._n_outputs_block):
+        for at in torch.arange(len(group), device=group.device).split(self._n_block_outputs):
             with exact_sums():
                 block = self._block(outputs[at], weights[at], dense.Q[at], dense.error[at])
             yield block
 
+    @property
+    def _n_block_outputs(self) -> int:
+        """Outputs of a block."""
+        n_bytes = self.n_rows * (self.n_rows + self._height) // 2 * getattr(torch, self.precision).itemsize
+        return max(1, min(_BLOCK_OUTPUTS, _BLOCK_BYTES.get(self._read.device.type, 1 << 28) // n_bytes))
+
     def neuron_weights(self, outputs: Int[Tensor, " n"]) -> Float[Tensor, "n d_mlp"]:
         """What each neuron counts in each output, summed in float64."""
-        return (self._write[:, outputs].T.double() @ self._tensor.W_out.T.double()).to(self._write.dtype)
-
-    @cached_property
-    def _memory(self) -> Tensor:
-        """Room for the panels of a block: asking for new memory each time takes as long as filling it."""
-        n_panels = self.n_rows // self._height
-        n_values = self._height**2 * (n_panels * (n_panels + 1) // 2) * self._n_outputs_block
-        return torch.empty(n_values, dtype=getattr(torch, self.precision), device=self._read.device)
-
-    @cached_property
-    def _left_memory(self) -> Tensor:
-        """Room for the first product of a block, and for its squares."""
-        n_values = self.n_rows * self._n_outputs_block * self._tensor.d_in
-        return torch.empty(2, n_values, dtype=getattr(torch, self.precision), device=self._read.device)
+        return (self._write[:, outputs].T.double() @ self._tensor.W_out.T.double()).to(self.dtype)
 
     @cached_property
     def _forms(self) -> QuadraticForms:
@@ -182,21 +196,22 @@ class Products:
     ) -> Float[Tensor, " n"]:
         """Scores T_ab, or T_aa / 2, from the factors, in the precision of the weights of the layer."""
         left, right = self.factors
-        products = (left[first] * right[second]).addcmul_(right[first], left[second])
-        score = (products * weights).sum(1) / 2
+        products = left.index_select(0, first).mul_(right.index_select(0, second))
+        products.addcmul_(right.index_select(0, first), left.index_select(0, second))
+        score = products.mul_(weights).sum(1) / 2
         return torch.where(first == second, score / 2, score)
 
     def exact_error(self, weights: Float[Tensor, "n d_mlp"]) -> Float[Tensor, " n"]:
         """Bound on the rounding of `exact`, for any pair of inputs: a tree of sums of at most 2^29 products."""
-        left, right = self.factors
-        largest = left.norm(dim=1).max() * right.norm(dim=1).max()
-        return (16 * torch.finfo(left.dtype).eps * weights.abs().amax(1) + self._weights_error) * largest
+        spread, largest = self._sizes
+        return (16 * torch.finfo(self.dtype).eps * weights.abs().amax(1) + spread) * largest
 
     @cached_property
-    def _weights_error(self) -> float:
-        """Bound on the rounding of the sums in the neuron weights."""
-        spread = (self._write.abs().T @ self._tensor.W_out.abs().T).max().item()
-        return (self._tensor.d_out + 4) * 2.0**-53 * spread
+    def _sizes(self) -> tuple[float, float]:
+        """Bounds on the rounding of the sums in the neuron weights, and on the products of two rows of factors."""
+        spread = (self._write.double().abs().T @ self._tensor.W_out.double().abs().T).max().item()
+        left, right = (factor.norm(dim=1).max().item() for factor in self.factors)
+        return (self._tensor.d_out + 4) * 2.0**-53 * spread, left * right
 
     @cached_property
     def _coarse(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -208,97 +223,26 @@ class Products:
 
     def _block(self, outputs: Tensor, weights: Tensor, Q: Tensor, form_error: Tensor) -> Block:
         coarse, norm, lost = self._coarse
-        low = Q.transpose(0, 1).to(coarse.dtype, memory_format=torch.contiguous_format)
-        q_norm = Q.flatten(1).norm(dim=1) + Q.shape[1] * _SQUARES_UNDERFLOW
-        q_lost = form_error + _spectral_bound(Q - low.transpose(0, 1), coarse.dtype)
-        room = self._left_memory[:, : len(coarse) * low[0].numel()].unflatten(1, (len(coarse), -1))
-        left = torch.mm(coarse, low.flatten(1), out=room[0]).unflatten(1, low.shape[1:])
-        unit, gamma = _UNIT[self.precision], 2 * (self._tensor.d_in + 2) * _UNIT["float32"]
-        length = _row_norms(left, room[1].view_as(left)) / (1 - unit) + Q.shape[1] ** 0.5 * _SQUARES_UNDERFLOW
+        n, d, _ = Q.shape
+        low = self._room("form", (d, n, d)).copy_(Q.transpose(0, 1))
+        # In the order of the memory of `low`, and not in one step: a difference of unlike dtypes is ten times slower.
+        E = self._room("error", (d, n, d), Q.dtype).copy_(low).sub_(Q.transpose(0, 1)).transpose(0, 1)
+        q_norm, q_lost = frobenius_norms(Q), form_error + spectral_bound(E, self._room("powers", (3, n, d, d)))
+        left = torch.mm(coarse, low.flatten(1), out=self._room("left", (len(coarse), n * d))).unflatten(1, (n, d))
+        unit, gamma = UNIT[self.precision], 2 * (self._tensor.d_in + 2) * UNIT["float32"]
+        length = row_norms(left) / (1 - unit) + d**0.5 * SQUARES_UNDERFLOW
         norm, lost = norm[:, None], lost[:, None]
         reach = length + norm * (gamma * q_norm + q_lost)  # |D_a Q| of the rounded D_a
         slack = (unit * length + gamma * (norm * q_norm + length) + q_lost * norm) * norm.max()
         slack += lost * (reach + (q_norm + q_lost) * lost).amax(0) + reach * lost.max() + _UNDERFLOW
-        return Block(outputs, weights, slack.float() * (1 + 2.0**-10), unit, left, coarse.T, self._height, self._memory)
+        slack = slack.float() * (1 + 2.0**-10)
+        n_panels = len(coarse) // self._height
+        values = self._room("values", (self._height**2 * (n_panels * (n_panels + 1) // 2) * n,))
+        return Block(outputs, weights, slack, unit, self._n_lanes, left, coarse.T, self._height, values)
 
-
-@contextmanager
-def exact_sums() -> Iterator[None]:
-    """Products whose sums are in float32, whatever the process has allowed: the bounds on errors rest on it."""
-    cuda = torch.backends.cuda.matmul
-    reduced, cuda.allow_bf16_reduced_precision_reduction = cuda.allow_bf16_reduced_precision_reduction, False
-    try:
-        restore = _highest_precision()
-        try:
-            yield
-        finally:
-            restore()
-    finally:
-        cuda.allow_bf16_reduced_precision_reduction = reduced
-
-
-def _highest_precision() -> Callable[[], None]:
-    """Set products of float32 to full precision; returns what sets them back."""
-    try:
-        before = torch.get_float32_matmul_precision()
-    except RuntimeError:  # torch has none to tell once it was set for a backend by itself
-        backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.mkldnn.matmul)  # type: ignore[attr-defined]
-        own = [backend.fp32_precision for backend in backends]
-        for backend in backends:
-            backend.fp32_precision = "ieee"
-
-        def restore() -> None:
-            for backend, precision in zip(backends, own, strict=True):
-                backend.fp32_precision = precision
-
-        return restore
-    torch.set_float32_matmul_precision("highest")
-    return lambda: torch.set_float32_matmul_precision(before)
-
-
-def fastest_precision(device: torch.device, size: int = 768) -> Precision:
-    """The precision in which a matrix product is faster here, by trying both: processors differ by a factor of 7."""
-    if device.type == "cuda":
-        return "bfloat16"  # tensor cores
-    seconds = {}
-    for name in ("bfloat16", "float32"):
-        factor = torch.ones(size, size, dtype=getattr(torch, name), device=device)
-        timings = []
-        for _ in range(4):
-            started = time.perf_counter()
-            factor @ factor
-            timings.append(time.perf_counter() - started)
-        seconds[name] = min(timings[1:])
-    return "bfloat16" if seconds["bfloat16"] < seconds["float32"] else "float32"
-
-
-def _spectral_bound(E: Float[Tensor, "n d d"], dtype: torch.dtype) -> Float[Tensor, " n"]:
-    """An upper bound on the spectral norms of symmetric matrices, |E|_2 <= tr(E^8)^(1/8), by two coarse squarings.
-
-    For a matrix of rounding errors it is about a seventh of the Frobenius norm at d = 512, and the bound on an
-    interaction is mostly made of it. Each rounding is charged for.
-    """
-    size = E.flatten(1).norm(dim=1) + E.shape[1] * _SQUARES_UNDERFLOW
-    if dtype == torch.float32:
-        return size
-    unit, gamma = _UNIT["bfloat16"] * (1 + 2.0**-6), 2 * (E.shape[1] + 2) * _UNIT["float32"]
-    first = (E / size[:, None, None]).to(dtype)
-    second = first @ first
-    fourth = second @ second
-    norms = [_row_norms(one).norm(dim=1) * (1 + unit) for one in (first, second, fourth)]
-    square = (norms[2] + gamma * norms[1] ** 2).sqrt() + unit * norms[1] + gamma * norms[0] ** 2
-    return size * torch.minimum(square.sqrt() + unit, torch.ones_like(size)) * (1 + 2.0**-10)
-
-
-def _row_norms(
-    rows: Float[Tensor, "row output d"], room: Float[Tensor, "row output d"] | None = None
-) -> Float[Tensor, "row output"]:
-    """An upper bound on the norm of each row, by a product with ones, which is faster than a reduction."""
-    if rows.dtype == torch.float32:
-        return rows.norm(dim=2) * (1 + 2.0**-16)
-    ones = torch.ones(rows.shape[2], 16, dtype=rows.dtype, device=rows.device)
-    squares = (torch.mul(rows, rows, out=room).flatten(0, 1) @ ones)[:, 0].float()
-    return squares.mul_(1 + 4 * _UNIT["bfloat16"]).sqrt_().unflatten(0, rows.shape[:2])
+    def _room(self, name: str, shape: tuple[int, ...], dtype: torch.dtype | None = None) -> Tensor:
+        """Memory of the block before, by default for numbers in the coarse precision."""
+        return self._memory(name, shape, dtype or getattr(torch, self.precision), self._read.device)
 
 
 def _upper(corner: Tensor) -> Float[Tensor, "row 1 column"]:

@@ -1,19 +1,21 @@
 """The exact largest interactions, found among coarse ones by their error bound and computed again in full."""
 
 from dataclasses import dataclass, replace
-from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from bilinear_circuits.sweep.keys import ORDERS, Order, keys, magnitudes, threshold
+from bilinear_circuits.sweep.moments import Moments
 from bilinear_circuits.sweep.products import Block, Panel, Products
 from bilinear_circuits.sweep.results import Certificate, TopInteractions, sorted_by
 
-Order = Literal["magnitude", "positive", "negative"]
-ORDERS = ("magnitude", "positive", "negative")
-_CHUNK = 256  # candidates computed together: what is read for them stays in the cache
-_LANES = 64
+_CHUNK = 128  # candidates computed together: what is read for them stays in the cache
+_LANES_CHUNK = 1 << 17  # lanes looked through together
+_FEW = 1 / 16  # share of rows up to which the largest of each row tell the k-th largest
+_MANY = 3 / 4  # the same for lanes
+_N_BINS = 1 << 15
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +40,8 @@ class _Found:
 class TopSearch:
     """Collects the k largest interactions of a sweep, of all outputs together or of each.
 
-    1. In each row of a panel the largest coarse value is found. The k-th largest of these, less its error, is a floor:
-       k interactions reach it.
+    1. In each row of a panel the largest coarse values of some lanes of columns are found. The k-th largest of these,
+       or of their largest in each row if k is small, less its error, is a floor: k interactions reach it.
     2. Entries whose coarse value plus error reaches the floor are candidates. The k with the largest coarse values
        are computed in full: the least of them is a better floor, which decides what else is computed.
     3. For all outputs together, the k-th largest so far is the floor of the blocks that follow.
@@ -52,6 +54,7 @@ class TopSearch:
         per_output: bool = False,
         order: Order = "magnitude",
         moments: Float[Tensor, "d_sae_in d_sae_in"] | None = None,
+        floor: float = 0.0,
     ) -> None:
         """Prepare the search.
 
@@ -61,19 +64,24 @@ class TopSearch:
             per_output: Whether k are kept of each output.
             order: Largest by magnitude, or only positive or only negative ones.
             moments: Symmetric second moments E[z_a z_b] by which interactions are multiplied before they are compared.
+            floor: Scores of lesser magnitude are not asked for. Where k that reach it are known from elsewhere, as
+                from another part of the sweep, it saves work.
 
         Raises:
-            ValueError: If `k` is not positive, `order` unknown, or `moments` of another shape or with coarse products.
+            ValueError: If `k` is not positive, `order` unknown, `moments` of another shape or with coarse products, or
+                `floor` is no magnitude.
         """
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}.")
         if order not in ORDERS:
             raise ValueError(f"order must be one of {', '.join(ORDERS)}, got {order!r}.")
+        if not 0 <= floor < torch.inf:
+            raise ValueError(f"floor must be a magnitude, 0 or more, got {floor}.")
         self._products, self._k, self._per_output, self._order = products, k, per_output, order
-        self._moments = None if moments is None else _Moments(moments, products)
+        self._moments = None if moments is None else Moments(moments, products)
         self._panels: list[Panel] = []
-        self._peaks: list[Tensor] = []
-        self._floor = 0.0
+        self._lanes: list[Tensor] = []
+        self._given = self._least = floor / 2  # of a score as it is compared: see `Block`
         self._best: list[_Found] = []
         self._n_candidates, self._error, self._unit = 0, 0.0, 0.0
 
@@ -81,11 +89,8 @@ class TopSearch:
         """Take in a panel of the present block: one pass over it."""
         if self._moments is not None:
             panel = self._moments.weighted(panel)
-        keys = _keys(panel.values, self._order)
-        # In two steps: a maximum over rows of whole vector registers is several times faster than one along a row.
-        lanes = keys.unflatten(2, (-1, _LANES)).amax(2) if keys.shape[2] % _LANES == 0 else keys
+        self._lanes.append(panel.lanes(self._order))
         self._panels.append(panel)
-        self._peaks.append(_values(lanes.amax(2), panel.values.dtype))
 
     def finish(self, block: Block) -> None:
         """Take in the end of a block.
@@ -100,29 +105,31 @@ class TopSearch:
             )
         if self._moments is not None:
             block = self._moments.of_rows(block)
-        peaks = torch.cat(self._peaks)
-        floor = self._first_floor(block, peaks)
-        found, coarse, error = self._candidates(block, peaks, floor)
+        lanes, exact_error = torch.cat(self._lanes), self._exact_error(block)
+        peaks = magnitudes(lanes.amax(2))
+        # Twice the rounding of exact scores: once for those that reach the floor, once for those that do not.
+        floor = (self._reached(block, lanes, peaks) - 2 * exact_error).clamp_min(self._least - exact_error)
+        found, coarse, error = self._candidates(block, lanes, peaks, floor)
         self._panels.clear()
-        self._peaks.clear()
+        self._lanes.clear()
         self._error = max(self._error, 2 * block.slack[: self._products.n_inputs].max().item())
         self._unit = block.unit
-        exact = self._refine(block, found, coarse, error)
+        self._best.append(self._refine(block, found, coarse, error, exact_error))
         if self._per_output:
-            self._best.append(_largest(exact, self._k))
-            return
-        self._best = [_largest(_Found.cat([*self._best, exact]), self._k)]
-        if len(self._best[0].score) == self._k:
-            slack = self._exact_error(block)
-            self._floor = max(self._floor, self._best[0].score.abs().min().item() - slack)
+            self._best[-1] = _largest(self._best[-1], self._k)
+        else:
+            self._keep_largest()
 
     def result(self) -> TopInteractions:
         """The interactions found, largest first."""
         best = _Found.cat(self._best)
+        best = best[best.score.abs() >= self._given]
+        if not self._per_output:
+            best = _largest(best, self._k)
         n_outputs, n = len(self._products.outputs), self._products.n_inputs
         short = len(best.score) < (self._k * n_outputs if self._per_output else self._k)
         certificate = Certificate(
-            threshold=0.0 if short else 2 * best.score.abs().min().item(),
+            threshold=2 * (self._given if short else best.score.abs().min().item()),
             error_bound=self._error,
             relative_error=self._unit,
             candidates=self._n_candidates,
@@ -131,115 +138,110 @@ class TopSearch:
         )
         return TopInteractions(best.output, best.first, best.second, 2 * best.value, 2 * best.score, certificate)
 
-    def _first_floor(self, block: Block, peaks: Tensor) -> Float[Tensor, " output"]:
-        """A magnitude that k interactions of each group reach, from the largest coarse value of each row."""
-        lower = (peaks / (1 + block.unit) - block.slack).clamp_min(0)
-        if self._per_output:
-            if self._k > len(lower):
-                return lower.new_zeros(lower.shape[1])
-            return lower.topk(self._k, dim=0, sorted=False).values.amin(0)
-        reached = 0.0
-        if self._k <= lower.numel() and self._floor == 0:
-            reached = lower.flatten().topk(self._k, sorted=False).values.min().item()
-        return torch.full_like(lower[0], max(self._floor, reached))
+    def _reached(self, block: Block, lanes: Tensor, peaks: Tensor) -> Float[Tensor, " output"]:
+        """A magnitude that k interactions of each group reach, from coarse values as fine as k needs; 0 if unknown."""
+        n_outputs = len(block.outputs)
+        n_groups = n_outputs if self._per_output else 1
+        if not self._per_output and self._least > self._given:
+            return block.slack.new_zeros(n_outputs)  # k are known
+        n_rows = self._products.n_inputs * n_outputs // n_groups
+        if self._k <= _FEW * n_rows:
+            coarse = peaks.unsqueeze(2)
+        elif self._k <= _MANY * n_rows * block.n_lanes:
+            coarse = magnitudes(lanes)
+        else:
+            return self._reached_by_all(block, n_groups)
+        lower = (coarse / (1 + block.unit)).sub_(block.slack.unsqueeze(2)).clamp_min_(0)
+        lower = lower.transpose(0, 1).reshape(n_groups, -1)
+        return lower.topk(self._k, dim=1, sorted=False).values.amin(1).expand(n_outputs)
 
-    def _candidates(self, block: Block, peaks: Tensor, floor: Tensor) -> tuple[_Found, Tensor, Tensor]:
+    def _reached_by_all(self, block: Block, n_groups: int) -> Float[Tensor, " output"]:
+        """The same from counts of all coarse values of the block by the leading bits of their magnitudes."""
+        n_outputs = len(block.outputs)
+        counts = torch.zeros(n_groups * _N_BINS, dtype=torch.long, device=block.slack.device)
+        group = torch.arange(n_outputs, device=block.slack.device) * _N_BINS * (n_groups > 1)
+        for panel in self._panels:
+            bins = _bins(keys(panel.values, self._order)) + group[:, None]
+            counts += bins.flatten().bincount(minlength=len(counts))
+        reaching = counts.view(n_groups, _N_BINS).flip(1).cumsum(1).flip(1)
+        last = (reaching >= self._k).sum(1) - 1
+        edge = magnitudes(last.clamp_min(0).to(torch.int16)) * (1 - 2.0**-20) / (1 + block.unit)
+        slack = block.slack.amax(0)
+        return (edge - (slack if n_groups > 1 else slack.max())).clamp_min(0).expand(n_outputs)
+
+    def _candidates(self, block: Block, lanes: Tensor, peaks: Tensor, floor: Tensor) -> tuple[_Found, Tensor, Tensor]:
         """Entries that may reach the floor, their coarse magnitudes, and the bounds on their errors."""
         needed = ((floor - block.slack) * (1 - block.unit)).clamp_min(0)
+        row, output = (peaks >= needed).nonzero(as_tuple=True)
         parts = []
-        for panel in self._panels:
-            height = len(panel.values)
-            rows = slice(panel.start, panel.start + height)
-            row, output = (peaks[rows] >= needed[rows]).nonzero(as_tuple=True)
-            values = panel.values[row, output]
-            keys = _keys(values, self._order)
-            at, column = (keys >= _threshold(needed[rows][row, output], values.dtype)[:, None]).nonzero(as_tuple=True)
-            parts.append(
-                (row[at] + panel.start, output[at], column + panel.start, _values(keys[at, column], values.dtype))
-            )
+        for some in torch.arange(len(row), device=row.device).split(_LANES_CHUNK // block.n_lanes):
+            reach = lanes[row[some], output[some]] >= threshold(needed[row[some], output[some]], lanes.dtype)[:, None]
+            at, lane = reach.nonzero(as_tuple=True)
+            parts.append(self._in_lanes(block, row[some][at], output[some][at], lane, needed))
+        if not parts:
+            parts = [(row, output, row, needed[row, output])]
         first, output, second, coarse = (torch.cat(column) for column in zip(*parts, strict=True))
-        real = (first <= second) & (second < self._products.n_inputs)
-        first, output, second, coarse = first[real], output[real], second[real], coarse[real]
         group = output if self._per_output else torch.zeros_like(output)
         return _Found(group, output, first, second, coarse, coarse), coarse, block.slack[first, output]
 
-    def _refine(self, block: Block, found: _Found, coarse: Tensor, error: Tensor) -> _Found:
+    def _in_lanes(
+        self, block: Block, row: Tensor, output: Tensor, lane: Tensor, needed: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Row, output, column and coarse magnitude of the entries in some lanes that are as large as needed."""
+        column = lane[:, None] + torch.arange(0, len(needed), block.n_lanes, device=lane.device)
+        at, step = ((column >= row[:, None]) & (column < self._products.n_inputs)).nonzero(as_tuple=True)
+        row, output, column = row[at], output[at], column[at, step]
+        values = block.values(row, output, column)
+        if self._moments is not None:
+            values = values * self._moments.at(row, column)
+        found = keys(values, self._order)
+        large = found >= threshold(needed[row, output], found.dtype)
+        return row[large], output[large], column[large], magnitudes(found[large])
+
+    def _refine(self, block: Block, found: _Found, coarse: Tensor, error: Tensor, exact_error: float) -> _Found:
         """Exact scores of those candidates that the k coarsely largest do not rule out."""
         leading = _rank_in_group(found) < self._k
         exact = self._exact(block, found[leading])
-        self._n_candidates += len(exact.score)
-        exact = exact[_in_order(exact.score, self._order)]
-        n_groups = len(block.outputs) if self._per_output else 1
-        floor = _floors(exact, n_groups, self._k) - self._exact_error(block)
-        floor = floor.clamp_min(self._floor)
+        floor = _floors(exact, len(block.outputs) if self._per_output else 1, self._k)
+        floor = floor.clamp_min(self._least) - exact_error
         rest = ~leading & (coarse / (1 - block.unit) + error >= floor[found.group])
-        others = self._exact(block, found[rest])
-        self._n_candidates += len(others.score)
-        both = _Found.cat([exact, others[_in_order(others.score, self._order)]])
+        both = _Found.cat([exact, self._exact(block, found[rest])])
         return replace(both, output=block.outputs[both.output])
 
     def _exact(self, block: Block, found: _Found) -> _Found:
+        """Candidates with their exact scores, those of the wrong sign left out."""
         chunks = zip(*(column.split(_CHUNK) for column in (found.output, found.first, found.second)), strict=True)
-        scores = [self._products.exact(block.weights[output], first, second) for output, first, second in chunks]
+        scores = [
+            self._products.exact(block.weights.index_select(0, output), first, second)
+            for output, first, second in chunks
+        ]
+        self._n_candidates += len(found.score)
         value = torch.cat(scores) if scores else block.weights.new_empty(0)
         score = value if self._moments is None else value * self._moments.at(found.first, found.second)
-        return replace(found, score=score, value=value)
+        return replace(found, score=score, value=value)[_in_order(score, self._order)]
 
     def _exact_error(self, block: Block) -> float:
         """Bound on the rounding of an exact score of the block."""
         error = self._products.exact_error(block.weights).max().item()
         return error if self._moments is None else error * self._moments.largest
 
-
-class _Moments:
-    """Second moments by which interactions are multiplied, padded to whole panels."""
-
-    def __init__(self, moments: Tensor, products: Products) -> None:
-        n = products.n_inputs
-        if moments.shape != (n, n) or not torch.allclose(moments, moments.T):
-            raise ValueError(f"moments must be a symmetric ({n}, {n}) matrix, got shape {tuple(moments.shape)}.")
-        if products.precision != "float32":
-            raise ValueError(
-                f"moments must go with products in float32, got {products.precision}: a bound on coarse products says"
-                " little about entries multiplied by numbers of very different sizes."
-            )
-        missing = products.n_rows - n
-        self._padded = torch.nn.functional.pad(moments.to(products.dtype), (0, missing, 0, missing))
-        self._of_row = self._padded.abs().amax(1, keepdim=True)
-        self.largest = self._of_row.max().item()
-
-    def weighted(self, panel: Panel) -> Panel:
-        """A panel times the moments."""
-        rows = slice(panel.start, panel.start + len(panel.values))
-        return Panel(panel.start, panel.values * self._padded[rows, None, panel.start :])
-
-    def of_rows(self, block: Block) -> Block:
-        """The block with the bounds that hold for its weighted panels."""
-        return replace(block, slack=block.slack * self._of_row, unit=2 * block.unit)
-
-    def at(self, first: Tensor, second: Tensor) -> Tensor:
-        """Moments of pairs."""
-        return self._padded[first, second]
+    def _keep_largest(self) -> None:
+        """Forget what k others are above."""
+        best = _Found.cat(self._best)
+        if len(best.score) >= self._k:
+            size = best.score.abs()
+            self._least = max(self._least, size.topk(self._k, sorted=False).values.min().item())
+            best = best[size >= self._least]
+            if len(best.score) > 2 * self._k:  # ties
+                best = _largest(best, self._k)
+        self._best = [best]
 
 
-def _keys(values: Tensor, order: Order) -> Tensor:
-    """Numbers in the order of what is searched for, 0 for the wrong sign: bit patterns of bfloat16, or magnitudes."""
-    if values.dtype == torch.bfloat16:
-        bits = values.view(torch.int16)
-        if order == "magnitude":
-            return bits & 0x7FFF
-        return (bits if order == "positive" else bits ^ -0x8000).clamp_min(0)
-    return {"magnitude": values.abs, "positive": values.relu, "negative": values.neg().relu}[order]()
-
-
-def _values(keys: Tensor, dtype: torch.dtype) -> Tensor:
-    """What the keys are the magnitude of, in float32."""
-    return keys.view(torch.bfloat16).float() if dtype == torch.bfloat16 else keys
-
-
-def _threshold(magnitude: Tensor, dtype: torch.dtype) -> Tensor:
-    """The largest key not above a magnitude: the high half of the bits of a float32."""
-    return (magnitude.view(torch.int32) >> 16).to(torch.int16) if dtype == torch.bfloat16 else magnitude
+def _bins(some: Tensor) -> Int[Tensor, "*n"]:
+    """The leading 15 bits of the magnitudes of keys."""
+    if some.dtype == torch.int16:
+        return some.long()
+    return (some.float().view(torch.int32).long() >> 16) & (_N_BINS - 1)
 
 
 def _in_order(score: Tensor, order: Order) -> Tensor:

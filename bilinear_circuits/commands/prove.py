@@ -1,0 +1,132 @@
+"""Prove circuits edge by edge: take out single pair terms, nodes, the circuit or all but it, and run the model.
+
+Reads circuit.json of `bilinear-circuits circuits`, takes its circuits apart on stories that played no part in the
+search, prints short tables and writes proof.json (numbers for readers), result.json and result.safetensors.
+"""
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from simple_parsing import field
+
+from bilinear_circuits.commands import common
+from bilinear_circuits.commands.circuit_file import CircuitFeature, CircuitFile, read_circuit_file
+
+if TYPE_CHECKING:
+    from bilinear_circuits.interactions import FeatureInteractions
+    from bilinear_circuits.interventions import CircuitProofs, ProofSettings
+
+
+@dataclass(kw_only=True)
+class Arguments(common.CommonArguments):
+    """Options of `prove`."""
+
+    circuit: str = field(positional=True, metavar="CIRCUIT.json")
+    """Circuits to prove: circuit.json of bilinear-circuits circuits."""
+
+    features: list[str] | None = None
+    """Circuits of the file to prove, such as 4/143; by default all."""
+
+    n_edges: int = 32
+    """Edges of a circuit: the pairs of input features with the largest mean contribution at the triggers."""
+
+    n_exact: int = 64
+    """Single edges measured on the feature's pre-activation, each at one site."""
+
+    n_draws: int = 5
+    """Random subsets of the circuit's complement, of each size."""
+
+    n_controls: int = 6
+    """Control features of either kind."""
+
+    n_nonsense: int = 1000
+    """Random pairs of poles."""
+
+    out: str
+    """Folder for proof.json, result.json and result.safetensors."""
+
+
+def run(arguments: Arguments) -> None:
+    """Prove, print tables, write the numbers."""
+    started = time.perf_counter()
+    asked = read_circuit_file(arguments.circuit)
+    chosen = asked.select(arguments.features)
+    common.check_out(arguments.out)
+    settings = _settings(arguments)
+    saes = common.saes_of(arguments)
+    asked.check_source(arguments)
+    layers = common.check_layers(sorted({one.layer for one in chosen}), saes)
+    corpus = common.corpus_of(arguments)
+    if common.file_hash(Path(corpus)) != asked.corpus_hash:
+        common.note("the corpus is not that of the search: edges and sites are chosen on other stories")
+
+    from bilinear_circuits.commands.prove_tables import tables
+    from bilinear_circuits.data import read_stories
+    from bilinear_circuits.saving import save_result
+
+    stories = read_stories(corpus, asked.n_stories)
+    known = [layer for layer in common.check_layers(None, saes) if layer >= layers[0]]
+    model, interactions = common.load_interactions(arguments, known)
+    proofs = _prove(model, interactions, asked, chosen, stories, settings, arguments.seed)
+    resolved = replace(arguments, saes=saes, corpus=common.display_name(corpus), features=[one.name for one in chosen])
+    source = common.provenance(resolved, interactions, corpus, len(stories), time.perf_counter() - started)
+    source |= {"circuits": {"sha256": common.file_hash(Path(arguments.circuit)), "seed": asked.seed}}
+    with common.written_whole(arguments.out) as folder:
+        save_result(proofs, folder, source)
+        (folder / "proof.json").write_text(common.to_json(_payload(proofs, source)), encoding="utf-8")
+    print(tables(proofs, model.tokenizer))
+    print(f"\n{time.perf_counter() - started:.0f} s. Written:")
+    for name in ("proof.json", "result.json", "result.safetensors"):
+        print(f"  {Path(arguments.out) / name}")
+
+
+def _settings(arguments: Arguments) -> "ProofSettings":
+    """How much is measured.
+
+    Raises:
+        ValueError: If a number is below 1.
+    """
+    from bilinear_circuits.interventions import ProofSettings
+
+    names = ("n_edges", "n_exact", "n_draws", "n_controls", "n_nonsense")
+    return ProofSettings(**{name: getattr(arguments, name) for name in names})
+
+
+def _prove(
+    model: Any,
+    interactions: "Sequence[FeatureInteractions]",
+    asked: CircuitFile,
+    chosen: Sequence[CircuitFeature],
+    stories: Sequence[str],
+    settings: "ProofSettings",
+    seed: int,
+) -> "CircuitProofs":
+    """The circuits chosen, on the stories that the search held out."""
+    from bilinear_circuits.interventions import Target, prove_circuits
+
+    targets = [Target(one.layer, one.feature, one.sign, (one.first, one.second)) for one in chosen]
+
+    return prove_circuits(
+        model, interactions, asked.query, targets,
+        stories, asked.settings, asked.seed, settings, seed, progress=common.bar,
+    )  # fmt: skip
+
+
+def _payload(proofs: "CircuitProofs", source: dict[str, Any]) -> dict[str, Any]:
+    """The proofs as a JSON document, null where a number could not be measured."""
+    from bilinear_circuits.report.payload import plain
+
+    content = {
+        **asdict(proofs),
+        "proofs": [{"name": one.name, **asdict(one), "exactness": _exactness(one.exactness)} for one in proofs.proofs],
+    }
+    return plain({"schema_version": 1, "kind": "circuit proof", "provenance": source, **content})
+
+
+def _exactness(exactness: Any) -> dict[str, Any]:
+    """With what follows from the measurements."""
+    names = ("differenced_correlation", "written_correlation", "worst_error")
+    return {**asdict(exactness), **{name: getattr(exactness, name) for name in names}}

@@ -1,0 +1,152 @@
+"""The circuits of a search, each proved by interventions on stories that the search did not rank on."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from bilinear_circuits.activity import LayerActivity, collect_activity
+from bilinear_circuits.circuits.experiments import Sites
+from bilinear_circuits.circuits.query import CircuitQuery, QueryTokens
+from bilinear_circuits.circuits.rank import screen_features
+from bilinear_circuits.circuits.search import SearchSettings, story_parts
+from bilinear_circuits.data import StoryTokens
+from bilinear_circuits.interactions import FeatureInteractions
+from bilinear_circuits.interventions.controls import other_sites
+from bilinear_circuits.interventions.joint import JointRemoval, joint_removal
+from bilinear_circuits.interventions.proof import prove_interventions, removal_of
+from bilinear_circuits.interventions.results import CircuitProofs, InterventionProof, ProofSettings, Target
+from bilinear_circuits.interventions.sites import SiteRuns
+from bilinear_circuits.profiles import input_label
+from bilinear_circuits.progress import Progress, silent
+from bilinear_circuits.running import capture_mlp, context_length, model_device, unembedding
+
+
+@torch.no_grad()
+def prove_circuits(
+    model: Any,
+    interactions: Sequence[FeatureInteractions],
+    query: CircuitQuery,
+    targets: Sequence[Target],
+    stories: Sequence[str],
+    search: SearchSettings,
+    search_seed: int,
+    settings: ProofSettings,
+    seed: int = 0,
+    tokenizer: Any = None,
+    progress: Progress = silent,
+) -> CircuitProofs:
+    """Prove circuits by every intervention of this package.
+
+    With the stories, settings and seed of the search, the sites are in the stories that the search held out too.
+
+    Args:
+        model: A TransformerBridge, a HookedTransformer or a Hugging Face Llama.
+        interactions: The layers of the circuits, and any later ones whose features are to be compared.
+        query: Triggers and poles.
+        targets: The circuits.
+        stories: Texts, those of the search.
+        search: Settings of the search.
+        search_seed: Seed of the search.
+        settings: How much is measured.
+        seed: Seed of everything random here.
+        tokenizer: The model's own by default.
+        progress: Wraps the loops.
+
+    Raises:
+        ValueError: If a layer is not among the interactions, there is no such feature, or the stories hold too few
+            triggers at which it is active.
+    """
+    tokenizer = tokenizer if tokenizer is not None else getattr(model, "tokenizer", None)
+    if tokenizer is None:
+        raise ValueError(f"tokenizer must be given for a {type(model).__name__}, which carries none.")
+    tokens = QueryTokens.resolve(query, tokenizer)
+    context = min(search.context, context_length(model))
+    ranking, _, held_out = story_parts(stories, tokenizer, search, context, search_seed)
+    sites = Sites.choose(held_out, tokens, search.sites, search.site_position)
+    elsewhere = other_sites(held_out, tokens, search.sites, search.site_position, seed)
+    activity = {one.interactions.mlp.layer: one for one in _activity(model, interactions, targets, ranking, progress)}
+    directions = unembedding(model).to(next(iter(activity.values())).x)
+    proofs: dict[int, InterventionProof] = {}
+    for layer, corpus in activity.items():
+        runs, other = (SiteRuns(model, layer, some, tokens) for some in (sites, elsewhere))
+        screen = screen_features(corpus, tokens, directions)
+        here = [index for index, target in enumerate(targets) if target.layer == layer]
+        for index in progress(here, f"prove layer {layer}"):
+            target = targets[index]
+            proofs[index] = prove_interventions(
+                runs, other, corpus, screen, target.feature, target.groups, interactions, directions, search.rank,
+                settings, seed,
+            )  # fmt: skip
+    ordered = tuple(proofs[index] for index in range(len(targets)))
+    joint = _joint(model, activity, sites, tokens, targets, ordered, seed)
+    n_tokens = len(next(iter(activity.values())).x)
+    return CircuitProofs(query, settings, seed, n_tokens, ordered, joint, _labels(activity, ordered, tokenizer))
+
+
+def _labels(
+    activity: Mapping[int, LayerActivity], proofs: Sequence[InterventionProof], tokenizer: Any
+) -> dict[str, dict[str, str]]:
+    """Names of the input features of all edges."""
+    labels: dict[str, dict[str, str]] = {}
+    for proof in proofs:
+        names = labels.setdefault(str(proof.layer), {})
+        for one in torch.cat([proof.effects.first, proof.effects.second]).unique().tolist():
+            if str(one) not in names:
+                names[str(one)] = input_label(activity[proof.layer], one, tokenizer)
+    return labels
+
+
+def _joint(
+    model: Any,
+    activity: Mapping[int, LayerActivity],
+    sites: Sites,
+    tokens: QueryTokens,
+    targets: Sequence[Target],
+    proofs: Sequence[InterventionProof],
+    seed: int,
+) -> tuple[JointRemoval, ...]:
+    """The circuits of either pole removed together."""
+    found = []
+    for sign in (1, -1):
+        some = [proof for target, proof in zip(targets, proofs, strict=True) if target.sign == sign]
+        if len(some) < 2:
+            continue
+        active = torch.zeros(len(sites), dtype=torch.bool)
+        edits = {}
+        for proof in some:
+            interactions = activity[proof.layer].interactions
+            active |= _active(model, interactions, proof.feature, sites)
+            edits[proof.name] = proof.layer, removal_of(interactions, proof.feature, proof.edges)
+        here = Sites(sites.ids[active], sites.position[active])
+        found.append(joint_removal(model, here, tokens, edits, seed))
+    return tuple(found)
+
+
+def _active(model: Any, interactions: FeatureInteractions, feature: int, sites: Sites) -> Bool[Tensor, " site"]:
+    """Where a feature is active."""
+    layer, dictionary, device = interactions.mlp.layer, interactions.sae_out, model_device(model)
+    out = []
+    for batch in sites.batches():
+        y = capture_mlp(model, batch.ids.to(device), [layer])[layer].y[torch.arange(len(batch)), batch.position]
+        out.append((dictionary.encode(y.to(dictionary.W_enc.dtype))[:, feature] != 0).cpu())
+    return torch.cat(out)
+
+
+def _activity(
+    model: Any,
+    interactions: Sequence[FeatureInteractions],
+    targets: Sequence[Target],
+    ranking: StoryTokens,
+    progress: Progress,
+) -> tuple[LayerActivity, ...]:
+    """The layers of the targets on the ranking stories."""
+    known = {one.mlp.layer: one for one in interactions}
+    for target in targets:
+        if target.layer not in known:
+            raise ValueError(f"interactions must hold layer {target.layer}, got layers {sorted(known)}.")
+        known[target.layer].check_feature(target.feature)
+    layers = sorted({target.layer for target in targets})
+    return collect_activity(model, [known[layer] for layer in layers], ranking, progress)
