@@ -17,7 +17,8 @@ from bilinear_circuits.data import StoryTokens
 from bilinear_circuits.dictionaries import Activation, Dictionary
 from bilinear_circuits.hooked import BilinearMLP
 from bilinear_circuits.interactions import FeatureInteractions
-from bilinear_circuits.lowrank import LowRankCorrelation, low_rank_correlation, pearson
+from bilinear_circuits.interventions.predictions import rank_correlation
+from bilinear_circuits.lowrank import LowRankCorrelation, low_rank_correlation
 from bilinear_circuits.progress import Progress, silent
 from bilinear_circuits.running import capture_mlp, model_blocks, model_device
 from sae.evaluate import Reconstruction, SpliceLoss, _batches, _Tally, cross_entropy
@@ -152,9 +153,7 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float:
     values = torch.tensor([list(first), list(second)], dtype=torch.double)
     if values.shape[1] < _LEAST_POINTS or values.isnan().any():
         return float("nan")
-    rows, columns = values.unsqueeze(2), values.unsqueeze(1)
-    ranks = (columns < rows).sum(2) + ((columns == rows).sum(2) + 1) / 2
-    return pearson(ranks[:1].T, ranks[1]).item()
+    return rank_correlation(values[0], values[1])
 
 
 def _named(progress: Progress, name: str) -> Progress:

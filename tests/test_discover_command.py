@@ -58,7 +58,7 @@ def test_what_is_printed_is_what_is_written(world, tmp_path, capsys):
         best = [one.name for one in search.discoveries if one.motif == motif][:2]
         assert (not best) == (f"\n{motif}:\n" not in printed)
         assert not best or listed == best
-    rows = list(csv.DictReader((out / "discoveries.csv").open()))
+    rows = list(csv.DictReader((out / "discoveries.csv").read_text().splitlines()))
     assert [int(row["feature"]) for row in rows if row["status"] == "discovery"] == [
         o.feature for o in search.discoveries
     ]

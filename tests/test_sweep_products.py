@@ -193,7 +193,7 @@ def test_panels_hold_the_upper_half_once_and_zeros_elsewhere(n_inputs, precision
 
 
 def test_there_are_panels_enough_for_their_borders_to_be_tested():
-    starts = [panel.start for panel in next(blocks_of(Products(*random_layer(6, 7, 5, 200, 3)))).panels()]
+    starts = [panel.start for panel in next(blocks_of(Products(*random_layer(6, 7, 5, 300, 3)))).panels()]
     assert starts[0] == 0
     assert len(starts) > 2
 
@@ -223,7 +223,7 @@ def test_blocks_cover_all_outputs_once_in_their_order(monkeypatch):
 def test_blocks_and_groups_are_as_large_as_memory_allows(precision, monkeypatch):
     layer = random_layer(6, 7, 5, 150, 40)
     assert [len(block.outputs) for block in blocks_of(Products(*layer, precision=precision))] == [32, 8]
-    n_bytes = (64 * 192 + 64 * 128 + 64 * 64) * getattr(torch, precision).itemsize
+    n_bytes = (128 * 256 + 128 * 128) * getattr(torch, precision).itemsize
     monkeypatch.setitem(products_module._BLOCK_BYTES, "cpu", 9 * n_bytes)
     monkeypatch.setattr(products_module, "_FORM_BYTES", 4 * 36 * 20)
     products = Products(*layer, precision=precision)

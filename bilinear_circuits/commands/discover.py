@@ -16,7 +16,7 @@ from bilinear_circuits.commands import common
 
 if TYPE_CHECKING:
     from bilinear_circuits.activity import LayerActivity
-    from bilinear_circuits.discovery import Block, Discovery, DiscoverySearch, PlanePair
+    from bilinear_circuits.discovery import Block, Discovery, DiscoverySearch, Interference, PlanePair
 
 
 @dataclass(kw_only=True)
@@ -41,6 +41,9 @@ class Arguments(common.CommonArguments):
     n_listed: int = 5
     """Discoveries of each motif that are printed."""
 
+    n_largest: int = 1000
+    """Largest interactions of a layer that are checked for inputs that never meet."""
+
     out: str | None = None
     """Folder for result.json and result.safetensors, pairs.json and discoveries.csv; not written by default."""
 
@@ -50,7 +53,14 @@ def run(arguments: Arguments) -> None:
     started = time.perf_counter()
     common.check_out(arguments.out)
 
-    from bilinear_circuits.discovery import NULLS, DiscoverySettings, FeatureActivity, discover, plane_pairs
+    from bilinear_circuits.discovery import (
+        NULLS,
+        DiscoverySettings,
+        FeatureActivity,
+        discover,
+        interference,
+        plane_pairs,
+    )
 
     if unknown := set(arguments.nulls) - set(NULLS):
         raise ValueError(f"nulls must be among {', '.join(NULLS)}, got {', '.join(sorted(unknown))}.")
@@ -59,7 +69,7 @@ def run(arguments: Arguments) -> None:
         replicates=arguments.replicates,
         fdr=arguments.fdr,
     )
-    for name in ("n_listed", "n_stories"):
+    for name in ("n_listed", "n_stories", "n_largest"):
         if getattr(arguments, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(arguments, name)}.")
     layers = common.check_layers(arguments.layers, common.saes_of(arguments))
@@ -80,13 +90,18 @@ def run(arguments: Arguments) -> None:
         for one, data in zip(interactions, features, strict=True)
         for pair in plane_pairs(one, data, settings, arguments.seed, common.bar)
     ]
+    unmet = [
+        interference(one, data.inputs, len(data.x), arguments.n_largest, arguments.seed, common.bar)
+        for one, data in zip(interactions, features, strict=True)
+    ]
     labels = _Labels(activity, model.tokenizer)
     print(summary(search, labels, arguments.n_listed))
     print(pair_table(pairs, labels, settings.fdr, arguments.n_listed))
+    print(interference_table(unmet))
     if arguments.out is not None:
         resolved = replace(arguments, saes=common.saes_of(arguments), layers=layers)
         source = common.provenance(resolved, interactions, corpus, len(stories), time.perf_counter() - started)
-        _write(arguments.out, search, pairs, labels, source)
+        _write(arguments.out, search, pairs, unmet, labels, source)
         print(f"written: {arguments.out}/result.json, discoveries.csv, pairs.json")
 
 
@@ -169,8 +184,28 @@ def pair_table(pairs: "Sequence[PlanePair]", labels: _Labels, fdr: float, n_list
     return "\n".join(lines) + "\n"
 
 
+def interference_table(unmet: "Sequence[Interference]") -> str:
+    """How many of the largest interactions never meet, as text."""
+    lines = []
+    for one in unmet:
+        lines.append(
+            f"layer {one.layer}: of the {one.k} largest interactions of two input features {100 * one.never:.0f} % join"
+            f" features never active together (random pairs: {100 * one.never_random:.0f} %);"
+        )
+        lines.append(
+            f"  weighted by co-activation their ranks correlate {one.rank_correlation:+.2f}, and {100 * one.kept:.0f} %"
+            f" of the largest {one.k} of {10 * one.k} stay among them"
+        )
+    return "\n".join(lines) + "\n"
+
+
 def _write(
-    out: str, search: "DiscoverySearch", pairs: "Sequence[PlanePair]", labels: _Labels, source: dict[str, object]
+    out: str,
+    search: "DiscoverySearch",
+    pairs: "Sequence[PlanePair]",
+    unmet: "Sequence[Interference]",
+    labels: _Labels,
+    source: dict[str, object],
 ) -> None:
     import csv
     import io
@@ -193,4 +228,5 @@ def _write(
         (folder / "discoveries.csv").write_text(table.getvalue(), encoding="utf-8")
         document = {"schema_version": 1, "kind": "plane pairs", "provenance": source}
         rows = [asdict(pair) for pair in pairs]
-        (folder / "pairs.json").write_text(common.to_json(plain({**document, "pairs": rows})), encoding="utf-8")
+        document |= {"pairs": rows, "interference": [asdict(one) for one in unmet]}
+        (folder / "pairs.json").write_text(common.to_json(plain(document)), encoding="utf-8")

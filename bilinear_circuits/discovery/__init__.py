@@ -1,6 +1,7 @@
 """Circuits found without a query: motifs of all output features, with nulls and error control."""
 
 from bilinear_circuits.discovery.errors import benjamini_hochberg, empirical_p_values, q_values
+from bilinear_circuits.discovery.interference import Interference, interference
 from bilinear_circuits.discovery.motifs import MOTIFS, Motif, MotifScores, motif_scores
 from bilinear_circuits.discovery.nulls import NULLS, Null, randomised_layer, refitted_encoders
 from bilinear_circuits.discovery.pairs import PlanePair, plane_pairs
@@ -17,6 +18,7 @@ __all__ = [
     "DiscoverySearch",
     "DiscoverySettings",
     "FeatureActivity",
+    "Interference",
     "LayerScores",
     "Motif",
     "MotifScores",
@@ -28,6 +30,7 @@ __all__ = [
     "benjamini_hochberg",
     "discover",
     "empirical_p_values",
+    "interference",
     "motif_scores",
     "plane_pairs",
     "plant",

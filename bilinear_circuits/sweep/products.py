@@ -19,7 +19,7 @@ from bilinear_circuits.tensor import InteractionTensor
 _UNDERFLOW = 2.0**-120  # what flushing of subnormal numbers to zero can take away, with room to spare
 _FORM_GROUP, _FORM_BYTES = 256, 1 << 30
 _BLOCK_OUTPUTS, _BLOCK_BYTES = 32, {"cpu": 1 << 28, "cuda": 1 << 32}  # at most, of the coarse values of a block
-_PANEL_ROWS = 64
+_PANEL_ROWS = 128
 _LANES = 64
 
 
