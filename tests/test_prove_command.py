@@ -122,6 +122,16 @@ def test_prove_measures_and_prints(world, proved):
     assert "Written:" in shown
 
 
+def test_bounds_and_completeness_are_those_of_the_circuit(world, proved):
+    out, shown = proved
+    for proof in load_result(CircuitProofs, out).proofs:
+        assert (proof.truncation.layer, proof.truncation.feature) == (proof.layer, proof.feature)
+        assert proof.truncation.n_violations == 0
+        assert proof.explained.n_edges == len(proof.edges)
+        totals = (proof.explained.circuit_total, proof.explained.pairs_total)
+        assert f"circuit {totals[0]:.2f}, all pairs of input features {totals[1]:.2f}" in shown
+
+
 def test_what_several_tests_measure_agrees(proved):
     for one in load_result(CircuitProofs, proved[0]).proofs:
         assert one.exactness.differenced_correlation > 1 - 1e-6

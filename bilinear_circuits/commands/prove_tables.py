@@ -18,7 +18,7 @@ def tables(proofs: "CircuitProofs", tokenizer: Any) -> str:
         lines += _exactness(proof) + _largest(proof, proofs.labels[str(proof.layer)])
         for part in (_places, _ablations, _doses, _complement, _controls):
             lines += part(proof)
-        lines += _later(proof, tokenizer)
+        lines += _later(proof, tokenizer) + _weights(proof)
     for joint in proofs.joint:
         lines += ["", f"== {' + '.join(joint.names)}, circuits of one pole"]
         lines += [_line("removed together", joint.together), _line("sum of each removed alone", joint.sum)]
@@ -133,6 +133,18 @@ def _later(proof: "InterventionProof", tokenizer: Any) -> list[str]:
         )
     divergence = proof.later.divergence
     return [*lines, f"divergence from the original: {divergence.mean:.4f} nats"]
+
+
+def _weights(proof: "InterventionProof") -> list[str]:
+    bound, explained = proof.truncation, proof.explained
+    limits = "" if bound.any_input is None else f"; any input {bound.any_input[0]:+.2f} to {bound.any_input[1]:+.2f}"
+    return [
+        f"rank-{bound.rank} form on {explained.n_active} active tokens: mean error {bound.size.mean:.3f},"
+        f" certified bound {bound.bound.mean:.2f} ({bound.looseness:.1f} times){limits};"
+        f" violations {bound.n_violations}",
+        f"share of the activation: circuit {explained.circuit_total:.2f}, all pairs of input features"
+        f" {explained.pairs_total:.2f}",
+    ]
 
 
 def _line(name: str, effect: "Effect") -> str:

@@ -14,9 +14,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bilinear_circuits.activity import LayerActivity
+from bilinear_circuits.bounds import truncation_error
 from bilinear_circuits.circuits.effects import Effect, bootstrap
 from bilinear_circuits.circuits.experiments import Edit
 from bilinear_circuits.circuits.rank import Screen
+from bilinear_circuits.completeness import circuit_completeness
 from bilinear_circuits.interactions import FeatureInteractions
 from bilinear_circuits.interventions.ablations import (
     NodeAblation,
@@ -102,7 +104,13 @@ def prove_interventions(
             here, corpus, screen, feature, reference, settings.n_edges, settings.n_controls, seed
         ),
         nonsense=nonsense_task(moved, runs.tokens, frequency, settings.n_nonsense, seed),
+        truncation=truncation_error(corpus, feature, rank),
+        explained=circuit_completeness(corpus, feature, _pairs(top), seed=seed),
     )
+
+
+def _pairs(edges: Edges) -> set[tuple[int, int]]:
+    return set(zip(edges.first.tolist(), edges.second.tolist(), strict=True))
 
 
 def _check_groups(interactions: FeatureInteractions, feature: int, groups: tuple[Sequence[int], Sequence[int]]) -> None:

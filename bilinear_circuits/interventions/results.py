@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 
+from bilinear_circuits.bounds import TruncationError
 from bilinear_circuits.circuits.effects import Effect
 from bilinear_circuits.circuits.query import CircuitQuery
+from bilinear_circuits.completeness import CircuitCompleteness
 from bilinear_circuits.interventions.ablations import CircuitAblation, Dose, NodeAblation
 from bilinear_circuits.interventions.complement import ComplementTests
 from bilinear_circuits.interventions.controls import NonsenseTask, OtherFeature
@@ -91,6 +93,8 @@ class InterventionProof:
         later: The circuit removed, further on.
         other_features: Control features.
         nonsense: Random poles.
+        truncation: What the low-rank form can be wrong by, and is, on the ranking stories.
+        explained: Share of the activation that the circuit explains there.
     """
 
     layer: int
@@ -108,6 +112,8 @@ class InterventionProof:
     later: LaterEffects
     other_features: tuple[OtherFeature, ...]
     nonsense: NonsenseTask
+    truncation: TruncationError
+    explained: CircuitCompleteness
 
     @property
     def name(self) -> str:
