@@ -16,7 +16,7 @@ import plotly.graph_objects as go
 import sweep
 from plotly.subplots import make_subplots
 
-SIZES = (1024, 2048, 4096, 8192)
+SIZES = (512, 1024, 2048, 4096)
 N_OUTPUTS = 512
 COLOURS = {"ours": "#1f77b4", "reference": "#d62728"}
 
