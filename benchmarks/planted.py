@@ -157,8 +157,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def figure(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
-    """Recall, false discoveries and edge precision against noise and superposition, as HTML."""
+def figure(rows: Sequence[Mapping[str, Any]]) -> Any:
+    """Recall, false discoveries and edge precision against noise and superposition."""
     from plotly.subplots import make_subplots
 
     titles = {"noise": "noise (norm over that of a circuit)", "features": "features per dimension"}
@@ -176,7 +176,7 @@ def figure(rows: Sequence[Mapping[str, Any]], out: Path) -> None:
             )  # fmt: skip
     page.update_yaxes(range=[-0.02, 1.02])
     page.update_layout(template="plotly_white", width=1000, height=420, legend={"orientation": "h", "y": -0.2})
-    page.write_html(out, include_plotlyjs=True)
+    return page
 
 
 def main() -> None:
@@ -205,7 +205,7 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "planted.json").write_text(json.dumps(rows, indent=1) + "\n")
     (arguments.out / "planted.md").write_text(table(rows) + "\n")
-    figure(rows, arguments.out / "planted.html")
+    figure(rows).write_html(arguments.out / "planted.html", include_plotlyjs=True)
     print(f"written: {arguments.out}/planted.md, planted.json, planted.html")
 
 
