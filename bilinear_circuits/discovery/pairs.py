@@ -89,7 +89,12 @@ def plane_pairs(
         key = tuple(sorted((place, int(partner[place]))))
         if key not in pairs or q[place] < q[pairs[key]]:
             pairs[key] = place
-    found = [_pair(interactions, features, key, best[at], p[at], q[at]) for key, at in pairs.items()]
+    forms = interactions.mlp.tensor.matrix(encoders.T)
+    correlations = quadratic_form_similarity(forms, forms, kind="correlation")
+    found = [
+        _pair(interactions, features, key, correlations[key].item(), best[at], p[at], q[at])
+        for key, at in pairs.items()
+    ]
     return tuple(sorted(found, key=lambda one: -one.overlap))
 
 
@@ -117,13 +122,12 @@ def _pair(
     interactions: FeatureInteractions,
     features: Int[Tensor, " feature"],
     places: tuple[int, ...],
+    correlation: float,
     overlap: Tensor,
     p: Tensor,
     q: Tensor,
 ) -> PlanePair:
     first, second = sorted(int(features[place]) for place in places)
-    one, other = (interactions.form(feature).matrix for feature in (first, second))
-    correlation = quadratic_form_similarity(one, other, kind="correlation").item()
     rows = interactions.sae_out.W_dec
     return PlanePair(
         layer=interactions.mlp.layer,
