@@ -89,8 +89,8 @@ def plane_pairs(
         key = tuple(sorted((place, int(partner[place]))))
         if key not in pairs or q[place] < q[pairs[key]]:
             pairs[key] = place
-    forms = interactions.mlp.tensor.matrix(encoders.T)
-    correlations = quadratic_form_similarity(forms, forms, kind="correlation")
+    matrices = interactions.mlp.tensor.matrix(encoders.T)
+    correlations = quadratic_form_similarity(matrices, matrices, kind="correlation")
     found = [
         _pair(interactions, features, key, correlations[key].item(), best[at], p[at], q[at])
         for key, at in pairs.items()
