@@ -35,7 +35,7 @@ BASE = {"features": 2.0, "noise": 0.5, "d_model": 128}
 SERIES: dict[str, Sequence[float]] = {
     "noise": (0.0, 0.5, 1.0, 2.0, 4.0),
     "features": (1.0, 2.0, 4.0),
-    "d_model": (64, 128, 256),
+    "d_model": (64, 128),
 }
 
 

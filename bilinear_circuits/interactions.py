@@ -179,7 +179,9 @@ class FeatureInteractions:
             ValueError: If there is no such feature, or `k` is not between 1 and d_in.
         """
         products = self.products(features)
-        forms = QuadraticForms(self.mlp.tensor, self.sae_out.W_enc[:, products.outputs])
+        # Eigenvalues to 1e-6 need no more; a full decomposition is the check.
+        sums = torch.float64 if full else torch.float32
+        forms = QuadraticForms(self.mlp.tensor, self.sae_out.W_enc[:, products.outputs], sums)
         iterate = False if full else None
         groups = progress(products.groups, "spectra")
         return LeadingSpectra.cat([leading_spectra(forms(group).Q, k, iterate=iterate) for group in groups])

@@ -110,6 +110,6 @@ def forms_in_groups(
     tensor: InteractionTensor, encoders: Float[Tensor, "d_out feature"], group: int
 ) -> Iterator[Float[Tensor, "feature d_in d_in"]]:
     """Dense forms of output directions, some at a time."""
-    forms = QuadraticForms(tensor, encoders.to(tensor.W_out.dtype))
+    forms = QuadraticForms(tensor, encoders.to(tensor.W_out.dtype), torch.float32)
     for index in torch.arange(encoders.shape[1], device=tensor.W_out.device).split(group):
         yield forms(index).Q

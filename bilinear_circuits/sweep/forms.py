@@ -40,16 +40,26 @@ class QuadraticForms:
         from_table: Whether the mixture is used.
     """
 
-    def __init__(self, tensor: InteractionTensor, directions: Float[Tensor, "d_out f"]) -> None:
-        """Prepare the forms of the columns of `directions`; the mixture's matrices are made here."""
+    def __init__(
+        self, tensor: InteractionTensor, directions: Float[Tensor, "d_out f"], sums: torch.dtype = torch.float64
+    ) -> None:
+        """Prepare the forms of the columns of `directions`; the mixture's matrices are made here.
+
+        Args:
+            tensor: The layer.
+            directions: Output directions.
+            sums: Precision of the sums over neurons in the mixture's matrices, at least that of the layer. In float32
+                they take less time, and the bound on the error is too large to find candidates by.
+        """
         self._tensor, self._directions = tensor, directions
         self._dtype = torch.promote_types(tensor.W_gate.dtype, torch.float32)
         self._unit = torch.finfo(self._dtype).eps / 2
         n_bytes = self._dtype.itemsize * tensor.d_out * tensor.d_in * (tensor.d_in + 1) // 2
         self.from_table = n_bytes <= _TABLE_BYTES and 2 * directions.shape[1] >= tensor.d_out
         if self.from_table:
-            self._slabs, self._norms = _table(tensor, self._dtype)
-            self._sums = _sums_error(tensor)
+            sums = torch.promote_types(sums, self._dtype)
+            self._slabs, self._norms = _table(tensor, self._dtype, sums)
+            self._sums = _sums_error(tensor, sums)
 
     def __call__(self, index: Int[Tensor, " n"], memory: Memory | None = None) -> DenseForms:
         """Forms of some directions: n d^2 numbers, in the memory of those before where some is given."""
@@ -88,15 +98,15 @@ def _short_sums(left: Tensor, right: Tensor, out: Tensor) -> Tensor:
     return total
 
 
-def _sums_error(tensor: InteractionTensor) -> Float[Tensor, " d_out"]:
+def _sums_error(tensor: InteractionTensor, sums: torch.dtype) -> Float[Tensor, " d_out"]:
     """Bound on the rounding of the sums over neurons in each B_o, in the Frobenius norm."""
     sizes = tensor.W_gate.double().norm(dim=0) * tensor.W_in.double().norm(dim=0)
-    return (tensor.d_mlp + 4) * 2.0**-53 * (sizes @ tensor.W_out.double().abs())
+    return (tensor.d_mlp + 4) * torch.finfo(sums).eps / 2 * (sizes @ tensor.W_out.double().abs())
 
 
-def _table(tensor: InteractionTensor, dtype: torch.dtype) -> tuple[list[tuple[int, Tensor]], Tensor]:
+def _table(tensor: InteractionTensor, dtype: torch.dtype, sums: torch.dtype) -> tuple[list[tuple[int, Tensor]], Tensor]:
     """Rows of all B_o from the diagonal on, as (first row, (d_out, rows, columns)), and the norms of the B_o."""
-    gate, linear, out = (W.double().contiguous() for W in (tensor.W_gate.T, tensor.W_in.T, tensor.W_out.T))
+    gate, linear, out = (W.to(sums).contiguous() for W in (tensor.W_gate.T, tensor.W_in.T, tensor.W_out.T))
     d_mlp, d = gate.shape
     room = out.new_empty(d_mlp * max(d, _PRODUCT_COLUMNS))
     slabs, squares = [], out.new_zeros(len(out))

@@ -70,7 +70,7 @@ def leading_spectra(
     if iterate is None:
         iterate = d >= _SMALLEST and k <= _STEPS[-1] // 4
     # Squares of the entries must stay in the range of the dtype. Powers of two change no digit.
-    largest = Q.abs().amax((1, 2))
+    largest = torch.maximum(Q.amax((1, 2)), -Q.amin((1, 2)))
     scale = largest.where(largest > 0, 1).log2().round().exp2()
     if ordinary := bool(((scale > 2.0**-30) & (scale < 2.0**30)).all()):
         scale = torch.ones_like(scale)
