@@ -7,7 +7,9 @@ import torch
 from planted import interactions_of, random_stories, tiny_llama, word_tokenizer
 
 from bilinear_circuits import zoo
-from bilinear_circuits.circuits import CircuitQuery, SearchSettings, find_circuits
+from bilinear_circuits.circuits import CircuitQuery, CircuitSearch, SearchSettings, find_circuits
+from bilinear_circuits.report import search_payload
+from bilinear_circuits.saving import load_result, save_result
 
 QUERY = CircuitQuery("negation", ("not", "never"), ("good", "nice"), ("bad", "sad"))
 SMALL = SearchSettings(
@@ -30,6 +32,16 @@ def search():
     result = find_circuits(model, layers, QUERY, random_stories(260), word_tokenizer(), SMALL, seed=3)
     assert count_hooks(model) == before
     return result
+
+
+def test_a_search_is_saved_and_comes_back_whole(search, tmp_path):
+    save_result(search, tmp_path, {"seed": 3})
+    back = load_result(CircuitSearch, tmp_path)
+    assert search_payload(back, {}) == search_payload(search, {})
+    for one, other in zip(back.circuits, search.circuits, strict=True):
+        assert one.evidence == other.evidence
+        assert repr(one.proof) == repr(other.proof)  # intervals of one story are NaN
+        assert one.profile.spectrum.eigenvectors.equal(other.profile.spectrum.eigenvectors)
 
 
 def count_hooks(model):
