@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bilinear_circuits.circuits import CircuitQuery, CircuitSearch, find_circuits
     from bilinear_circuits.dictionaries import Dictionary, UnsupportedSAEError
+    from bilinear_circuits.discovery import discover
     from bilinear_circuits.hooked import BilinearMLP, NotBilinearError
     from bilinear_circuits.interactions import FeatureInteractions
     from bilinear_circuits.ledger import Ledger
     from bilinear_circuits.lowrank import LowRankCorrelation, low_rank_correlation
     from bilinear_circuits.matrix import InteractionMatrix
+    from bilinear_circuits.saving import load_result, save_result
     from bilinear_circuits.similarity import layer_similarity, quadratic_form_similarity
     from bilinear_circuits.spectra import Spectrum
     from bilinear_circuits.tensor import InteractionTensor, QuadraticForm
@@ -35,12 +37,15 @@ _HOME = {
     "QuadraticForm": "tensor",
     "Spectrum": "spectra",
     "UnsupportedSAEError": "dictionaries",
+    "discover": "discovery",
     "find_circuits": "circuits",
     "layer_similarity": "similarity",
     "load_dictionaries": "zoo",
     "load_model": "zoo",
+    "load_result": "saving",
     "low_rank_correlation": "lowrank",
     "quadratic_form_similarity": "similarity",
+    "save_result": "saving",
 }
 
 __all__ = [
@@ -57,12 +62,15 @@ __all__ = [
     "QuadraticForm",
     "Spectrum",
     "UnsupportedSAEError",
+    "discover",
     "find_circuits",
     "layer_similarity",
     "load_dictionaries",
     "load_model",
+    "load_result",
     "low_rank_correlation",
     "quadratic_form_similarity",
+    "save_result",
 ]
 
 
