@@ -55,6 +55,14 @@ class ActiveTokens:
         total = torch.zeros(len(self.counts), dtype=torch.double, device=self.value.device)
         return total.index_add(0, self.feature, (self.value.abs() * weight[self.token]).double())
 
+    def columns(self, features: Int[Tensor, " n"], n_tokens: int) -> Float[Tensor, "token n"]:
+        """Activations of some features at all tokens, dense, in float64."""
+        dense = torch.zeros(n_tokens, len(features), dtype=torch.double, device=self.value.device)
+        for index, feature in enumerate(features.tolist()):
+            token, value = self[feature]
+            dense[token, index] = value.double()
+        return dense
+
     @torch.no_grad()
     def weighted_sums(self, values: Float[Tensor, "token d"]) -> Float[Tensor, "d_sae d"]:
         """Sum over tokens of the activation times a vector of the token, for each feature: token d_sae d operations."""

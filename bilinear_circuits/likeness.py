@@ -161,11 +161,7 @@ def same_mlp(first: LayerActivity, second: LayerActivity) -> bool:
 
 def activations(activity: LayerActivity, features: Int[Tensor, " n"]) -> Float[Tensor, "token n"]:
     """Activations of some output features at all tokens, dense, in float64."""
-    dense = torch.zeros(len(activity.x), len(features), dtype=torch.double, device=activity.outputs.value.device)
-    for column, feature in enumerate(features.tolist()):
-        token, value = activity.outputs[feature]
-        dense[token, column] = value.double()
-    return dense
+    return activity.outputs.columns(features, len(activity.x))
 
 
 def correlation_with_all(z: Float[Tensor, "token n"], active: ActiveTokens) -> Float[Tensor, "n d_sae"]:

@@ -12,7 +12,7 @@ from bilinear_circuits.interactions import FeatureInteractions
 from bilinear_circuits.interventions import edges_of, random_edges, terms_at, top_edges
 from bilinear_circuits.interventions import terms as module
 from bilinear_circuits.interventions.edges import write_direction
-from bilinear_circuits.interventions.terms import coactivation, columns
+from bilinear_circuits.interventions.terms import coactivation
 from bilinear_circuits.tensor import InteractionTensor
 
 FEATURE = 4
@@ -151,7 +151,7 @@ def test_columns_and_coactivation_are_those_of_the_dense_activations():
     x = randn(20, 5, seed=6)
     z = interactions.sae_in.encode(x)
     active = active_tokens(interactions.sae_in, x)
-    assert_near(columns(active, torch.tensor([4, 0, 9]), 20), z[:, [4, 0, 9]])
+    assert_near(active.columns(torch.tensor([4, 0, 9]), 20), z[:, [4, 0, 9]])
     edges = edges_of(interactions, FEATURE, torch.tensor([0, 3, 4]), torch.tensor([5, 3, 10]))
     assert_near(coactivation(active, edges, 20), (z[:, edges.first] * z[:, edges.second]).mean(0))
 

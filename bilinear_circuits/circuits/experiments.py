@@ -40,6 +40,11 @@ class Sites:
     def __len__(self) -> int:
         return len(self.position)
 
+    @property
+    def at(self) -> tuple[Int[Tensor, " site"], Int[Tensor, " site"]]:
+        """Index of every trigger in a (site, pos) array."""
+        return torch.arange(len(self)), self.position
+
     @classmethod
     def choose(cls, stories: StoryTokens, tokens: QueryTokens, n: int, max_position: int) -> "Sites":
         """The first trigger of each story within `max_position` tokens, for the first n stories that have one."""
@@ -75,7 +80,7 @@ class SiteExperiment:
 
     def y_at_sites(self) -> Float[Tensor, "site d_model"]:
         """MLP output at every trigger."""
-        return torch.cat([run.y[_at(batch)] for run, batch in zip(self._runs, self._batches, strict=True)])
+        return torch.cat([run.y[batch.at] for run, batch in zip(self._runs, self._batches, strict=True)])
 
     def select(self, chosen: Bool[Tensor, " site"]) -> "SiteExperiment":
         """The same on some of the sites."""
@@ -97,9 +102,8 @@ class SiteExperiment:
     def _difference(self, edit: Edit) -> Tensor:
         out = [torch.zeros(0, dtype=torch.double)]
         for run, batch in zip(self._runs, self._batches, strict=True):
-            logits = run.logits(run.y + edit(run.x, run.y), _at(batch)).double()
-            positive, negative = self._tokens.positive, self._tokens.negative
-            out.append((logits[:, positive].mean(1) - logits[:, negative].mean(1)).cpu())
+            logits = run.logits(run.y + edit(run.x, run.y), batch.at).double()
+            out.append(self._tokens.difference(logits).cpu())
         return torch.cat(out)
 
 
@@ -141,7 +145,3 @@ def ablation_edit(interactions: FeatureInteractions, feature: int) -> Edit:
     """Subtract the feature's own contribution z_f d_f."""
     row = interactions.sae_out.W_dec[feature]
     return lambda x, y: (-interactions.sae_out.encode(y.to(row.dtype))[..., feature].unsqueeze(-1) * row).to(y.dtype)
-
-
-def _at(batch: Sites) -> tuple[Tensor, Tensor]:
-    return torch.arange(len(batch)), batch.position

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -86,6 +86,10 @@ class QueryTokens:
             shared = ", ".join(str(tokenizer.convert_ids_to_tokens(token)) for token in sorted(both))
             raise ValueError(f"positive and negative must not share tokens, got {shared} in both.")
         return cls(ids["triggers"], ids["positive"], ids["negative"], tuple(missing))
+
+    def difference(self, logits: Float[Tensor, "*n d_vocab"]) -> Float[Tensor, "*n"]:
+        """Mean logit of the positive pole less that of the negative."""
+        return logits[..., self.positive].mean(-1) - logits[..., self.negative].mean(-1)
 
     def is_trigger(self, token_ids: Int[Tensor, "*n"]) -> Bool[Tensor, "*n"]:
         """Which tokens are triggers."""

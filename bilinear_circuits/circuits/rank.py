@@ -83,8 +83,7 @@ def pole_shift(
     shifts = []
     for rows in dictionary.W_dec.split(512):
         logits = rows @ unembedding.to(rows.dtype)
-        difference = logits[:, tokens.positive].mean(1) - logits[:, tokens.negative].mean(1)
-        shifts.append(difference / logits.std(1).clamp_min(1e-12))
+        shifts.append(tokens.difference(logits) / logits.std(1).clamp_min(1e-12))
     return torch.cat(shifts)
 
 

@@ -13,7 +13,6 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bilinear_circuits.discovery.groups import Groups, group_directions
-from bilinear_circuits.spectra import Spectrum
 from bilinear_circuits.sweep.leading import leading_spectra
 
 Motif = Literal["and", "flip", "xor", "contrast", "square", "suppression"]
@@ -91,11 +90,9 @@ def motif_scores(Q: Float[Tensor, "feature d d"], rows: Float[Tensor, "n_feature
 
     Cost: the leading eigenpairs of each form, and 8 pursuits, of 16 n_features d operations a step.
     """
-    spectrum = leading_spectra(Q, min(_N_LEADING, Q.shape[-1])).spectrum
-    values, vectors = leading_plane(spectrum)
+    values, vectors, norm = leading_plane(Q)
     groups = group_directions(_ends(values, vectors), rows.to(Q))
     g = groups.direction
-    norm = spectrum.frobenius_norm.clamp_min(torch.finfo(Q.dtype).tiny)
     blocks = torch.einsum("fid,fde,fje->fij", g, Q, g) / norm[:, None, None]
     cosines = _cosines(blocks, g @ g.mT)
     score, place = [], []
@@ -107,8 +104,11 @@ def motif_scores(Q: Float[Tensor, "feature d d"], rows: Float[Tensor, "n_feature
     return MotifScores(torch.stack(score, 1), torch.stack(place, 1), groups, values / norm[:, None])
 
 
-def leading_plane(spectrum: Spectrum) -> tuple[Float[Tensor, "feature 2"], Float[Tensor, "feature d 2"]]:
-    """The largest eigenvalue of either sign and its eigenvector; zero where there is none of this sign."""
+def leading_plane(
+    Q: Float[Tensor, "feature d d"],
+) -> tuple[Float[Tensor, "feature 2"], Float[Tensor, "feature d 2"], Float[Tensor, " feature"]]:
+    """The largest eigenvalue of either sign and its eigenvector, zero where there is none; the norm of each form."""
+    spectrum = leading_spectra(Q, min(_N_LEADING, Q.shape[-1])).spectrum
     values, vectors = [], []
     for sign in (1, -1):
         signed = (sign * spectrum.eigenvalues).clamp_min(0)
@@ -118,7 +118,8 @@ def leading_plane(spectrum: Spectrum) -> tuple[Float[Tensor, "feature 2"], Float
         chosen = spectrum.eigenvectors[torch.arange(len(at), device=at.device), :, at]
         values.append(sign * largest * real)
         vectors.append(chosen * real.unsqueeze(1))
-    return torch.stack(values, 1), torch.stack(vectors, 2)
+    norm = spectrum.frobenius_norm.clamp_min(torch.finfo(Q.dtype).tiny)
+    return torch.stack(values, 1), torch.stack(vectors, 2), norm
 
 
 def _ends(values: Tensor, vectors: Tensor) -> Float[Tensor, "feature 8 d"]:

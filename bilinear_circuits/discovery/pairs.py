@@ -16,9 +16,7 @@ from bilinear_circuits.discovery.scoring import FORMS_TOGETHER, FeatureActivity,
 from bilinear_circuits.interactions import FeatureInteractions
 from bilinear_circuits.progress import Progress, silent
 from bilinear_circuits.similarity import quadratic_form_similarity
-from bilinear_circuits.sweep.leading import leading_spectra
 
-_N_LEADING = 8
 _ROWS = 512
 _ALIKE = 0.5
 
@@ -100,7 +98,7 @@ def plane_pairs(
 
 def _planes(forms: Iterable[Float[Tensor, "feature d d"]]) -> Float[Tensor, "feature d 2"]:
     """Leading eigenvectors of either sign of every form."""
-    return torch.cat([leading_plane(leading_spectra(Q, min(_N_LEADING, Q.shape[1])).spectrum)[1] for Q in forms])
+    return torch.cat([leading_plane(Q)[1] for Q in forms])
 
 
 def _best_overlap(planes: Float[Tensor, "n d 2"]) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:

@@ -51,11 +51,6 @@ class LayerScores:
     p: Float[Tensor, "feature motif"]
     norms: Float[Tensor, " feature"]
 
-    def p_value(self, score: float, motif: int) -> float:
-        """The largest of the p-values of a score of a motif against each null."""
-        one = torch.tensor([score], dtype=torch.double, device=self.null.device)
-        return max(empirical_p_values(one, null[:, motif]).item() for null in self.null)
-
 
 @torch.no_grad()
 def score_layer(
@@ -91,8 +86,9 @@ def score_layer(
         forms = null_draws(null, interactions, activity, features, seed + draw)
         null_scores.append(torch.cat([motif_scores(Q, directions).score for Q, directions in forms]))
     by_null = torch.stack(null_scores).view(len(settings.nulls), -1, scores.score.shape[1])
-    p = torch.stack([_p_values(scores.score, one) for one in by_null]).amax(0)
-    return LayerScores(features, scores, by_null, p, tensor.matrix(encoders.T).frobenius_norm())
+    return LayerScores(
+        features, scores, by_null, p_values(scores.score, by_null), tensor.matrix(encoders.T).frobenius_norm()
+    )
 
 
 def tested_features(activity: FeatureActivity, settings: DiscoverySettings) -> Int[Tensor, " feature"]:
@@ -115,8 +111,12 @@ def unit_rows(interactions: FeatureInteractions, inputs: ActiveTokens) -> Float[
     return rows * (inputs.counts > 0).unsqueeze(1)
 
 
-def _p_values(scores: Float[Tensor, "feature motif"], null: Float[Tensor, "null_feature motif"]) -> Tensor:
-    return torch.stack([empirical_p_values(scores[:, m], null[:, m]) for m in range(scores.shape[1])], 1)
+def p_values(
+    scores: Float[Tensor, "feature motif"], null: Float[Tensor, "null null_feature motif"]
+) -> Float[Tensor, "feature motif"]:
+    """The largest of the p-values of each score against the scores of its motif under each null."""
+    by_null = [torch.stack([empirical_p_values(s, n) for s, n in zip(scores.T, one.T, strict=True)], 1) for one in null]
+    return torch.stack(by_null).amax(0)
 
 
 def null_draws(

@@ -12,7 +12,7 @@ from bilinear_circuits.discovery.echoes import echoes
 from bilinear_circuits.discovery.errors import q_values
 from bilinear_circuits.discovery.motifs import MOTIFS, TEMPLATES
 from bilinear_circuits.discovery.results import Block, Discovery, DiscoverySearch, DiscoverySettings
-from bilinear_circuits.discovery.scoring import FeatureActivity, LayerScores, score_layer
+from bilinear_circuits.discovery.scoring import FeatureActivity, LayerScores, p_values, score_layer
 from bilinear_circuits.interactions import FeatureInteractions
 from bilinear_circuits.progress import Progress, silent
 
@@ -51,7 +51,8 @@ def discover(
         score_layer(one, data, settings, seed, progress) for one, data in zip(interactions, activity, strict=True)
     ]
     flat = q_values(torch.cat([layer.p.flatten() for layer in layers]))
-    q = [part.view_as(layer.p) for part, layer in zip(_split(flat, layers), layers, strict=True)]
+    parts = flat.split([layer.p.numel() for layer in layers])
+    q = [part.view_as(layer.p) for part, layer in zip(parts, layers, strict=True)]
     # The smallest significant score of each motif, of all layers.
     lowest = torch.stack(
         [one.scores.score.where(own <= settings.fdr, torch.inf).amin(0) for one, own in zip(layers, q, strict=True)]
@@ -94,10 +95,6 @@ def _judged(found: Sequence[Discovery], n_tests: int, fdr: float) -> tuple[Disco
     return tuple(replace(one, q=own) for one, own in zip(found, q, strict=True) if own <= fdr)
 
 
-def _split(flat: Tensor, layers: Sequence[LayerScores]) -> tuple[Tensor, ...]:
-    return flat.split([layer.p.numel() for layer in layers])
-
-
 class _Describer:
     """The significant motifs of one layer in words of features."""
 
@@ -130,11 +127,14 @@ class _Describer:
             self._layer.norms[chosen],
             *self._templates(chosen, motif[chosen]),
         )
-        for place, (one, corrected, origin) in enumerate(zip(found, left.tolist(), source.tolist(), strict=True)):
+        # What is left, against the null scores of the feature's own motif.
+        p = p_values(left.unsqueeze(1).expand(-1, len(MOTIFS)).to(best.device), self._layer.null)
+        p = p.gather(1, motif[chosen].unsqueeze(1)).squeeze(1)
+        columns = (left.tolist(), p.tolist(), source.tolist())
+        for place, (one, corrected, own_p, origin) in enumerate(zip(found, *columns, strict=True)):
             if one.meets:
-                p = self._layer.p_value(corrected, MOTIFS.index(one.motif))
                 echo_of = None if origin < 0 else int(features[origin])
-                found[place] = replace(one, corrected=corrected, p=p, echo_of=echo_of)
+                found[place] = replace(one, corrected=corrected, p=own_p, echo_of=echo_of)
         return found
 
     def _templates(self, chosen: Tensor, motif: Tensor) -> tuple[Tensor, Tensor]:
@@ -176,7 +176,7 @@ class _Describer:
         g, h = groups.direction[place, first], groups.direction[place, second]
         strength = self._interactions.form(feature).matrix(g.unsqueeze(0), h.unsqueeze(0)) / self._layer.norms[place]
         T = self._interactions.matrix(feature).block(torch.tensor(members), torch.tensor(others))
-        z, other_z = self._activations(members), self._activations(others)
+        z, other_z = (self._inputs.columns(torch.tensor(one), self._n_tokens) for one in (members, others))
         enough = (z != 0).to(z.dtype).T @ (other_z != 0).to(z.dtype) >= self._settings.min_together
         mass = T.abs() * torch.outer(T.new_tensor(weights), T.new_tensor(other_weights))
         return Block(
@@ -187,12 +187,5 @@ class _Describer:
             strength=strength.item(),
             together=int(((z != 0).any(1) & (other_z != 0).any(1)).sum()),
             meeting=(mass[enough].sum() / mass.sum()).item(),
-            weighted=(T * (z.T @ other_z / self._n_tokens)).sum().item(),
+            weighted=(T.double() * (z.T @ other_z / self._n_tokens)).sum().item(),
         )
-
-    def _activations(self, features: Sequence[int]) -> Float[Tensor, "token n"]:
-        z = self._inputs.value.new_zeros(self._n_tokens, len(features))
-        for column, feature in enumerate(features):
-            token, value = self._inputs[feature]
-            z[token, column] = value
-        return z

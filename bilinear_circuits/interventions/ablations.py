@@ -18,7 +18,7 @@ from bilinear_circuits.circuits.effects import Effect, bootstrap
 from bilinear_circuits.interactions import FeatureInteractions
 from bilinear_circuits.interventions.edges import write_direction, written
 from bilinear_circuits.interventions.sites import SiteRuns
-from bilinear_circuits.interventions.terms import Edges, columns
+from bilinear_circuits.interventions.terms import Edges
 
 Method = Literal["zero", "mean", "resample"]
 METHODS: tuple[Method, ...] = get_args(Method)
@@ -73,7 +73,7 @@ def node_ablations(
     changes = []
     for _, members, method in cases:
         chosen = torch.tensor(members, dtype=torch.long, device=z.device)
-        instead = replacement(columns(corpus.inputs, chosen, len(corpus.x)), len(x), method, generator)
+        instead = replacement(corpus.inputs.columns(chosen, len(corpus.x)), len(x), method, generator)
         other = x + (instead.to(z) - z[:, chosen]) @ interactions.sae_in.W_dec[chosen]
         changes += [written(form(other) - form(x), row), interactions.mlp(other) - interactions.mlp(x)]
     effects = [bootstrap(one, generator) for one in runs.effects(torch.stack(changes))]
@@ -125,7 +125,7 @@ def circuit_sum(runs: SiteRuns, interactions: FeatureInteractions, edges: Edges)
 def _corpus_sum(corpus: LayerActivity, edges: Edges) -> Float[Tensor, " token"]:
     """The same at every token of a corpus."""
     features, place = torch.stack([edges.first, edges.second]).unique(return_inverse=True)
-    z = columns(corpus.inputs, features, len(corpus.x))
+    z = corpus.inputs.columns(features, len(corpus.x))
     return (z[:, place[0]] * z[:, place[1]]) @ edges.weight.to(z)
 
 

@@ -129,7 +129,7 @@ def nonsense_task(
     eligible = frequency.cpu() > 0
     eligible[own] = False
     draws = torch.stack([_draw(change, tokens, frequency.cpu(), eligible, generator) for _ in range(n)])
-    effect = (change[tokens.positive].mean() - change[tokens.negative].mean()).item()
+    effect = tokens.difference(change).item()
     as_large = int((draws.abs() >= abs(effect)).sum())
     return NonsenseTask(draws, effect, (1 + as_large) / (1 + n), draws.std(correction=0).item())
 

@@ -230,7 +230,7 @@ def edge_effects(
     terms = edges.contributions(z).T.cpu()
     row = write_direction(interactions, feature)
     direct = (row.double() @ directions.double()).cpu()
-    poles = (direct[runs.tokens.positive].mean() - direct[runs.tokens.negative].mean()).item()
+    poles = runs.tokens.difference(direct).item()
     predicted = -terms * poles / scale
     measured, logit_correlation = _measured(runs, -terms, row, -terms / scale, direct)
     active = terms != 0

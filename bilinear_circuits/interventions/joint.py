@@ -48,10 +48,9 @@ def edited_difference(
     blocks, device = model_blocks(model), model_device(model)
     out = [torch.zeros(0, dtype=torch.double)]
     for batch in sites.batches():
-        at = torch.arange(len(batch)), batch.position
-        with hooked([(blocks[layer].mlp, _edits_at(edit, at)) for layer, edit in edits]):
-            logits = run_logits(model, batch.ids.to(device))[at].double()
-        out.append((logits[:, tokens.positive].mean(1) - logits[:, tokens.negative].mean(1)).cpu())
+        with hooked([(blocks[layer].mlp, _edits_at(edit, batch.at)) for layer, edit in edits]):
+            logits = run_logits(model, batch.ids.to(device))[batch.at]
+        out.append(tokens.difference(logits.double()).cpu())
     return torch.cat(out)
 
 

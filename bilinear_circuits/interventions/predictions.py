@@ -14,7 +14,7 @@ from bilinear_circuits.running import hooked, is_plain_llama, unembedding
 
 def pole_direction(directions: Float[Tensor, "d_model d_vocab"], tokens: QueryTokens) -> Float[Tensor, " d_model"]:
     """Direction of the normalised residual stream that moves the positive pole against the negative, in float64."""
-    return directions[:, tokens.positive].double().mean(1) - directions[:, tokens.negative].double().mean(1)
+    return tokens.difference(directions.double())
 
 
 @torch.no_grad()

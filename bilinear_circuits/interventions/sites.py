@@ -53,7 +53,7 @@ class SiteRuns:
         self._batches = sites.batches()
         device = model_device(model)
         self._runs = [Downstream(model, batch.ids.to(device), layer) for batch in self._batches]
-        ats = [_at(batch) for batch in self._batches]
+        ats = [batch.at for batch in self._batches]
         self.x = torch.cat([run.x[at] for run, at in zip(self._runs, ats, strict=True)])
         self.y = torch.cat([run.y[at] for run, at in zip(self._runs, ats, strict=True)])
         self.logits = torch.cat([run.logits(run.y, at) for run, at in zip(self._runs, ats, strict=True)])
@@ -99,12 +99,11 @@ class SiteRuns:
         """Run the whole model, for hooks that watch it; the place of the sites in every batch that it is given."""
         for batch in self._batches:
             run_logits(self.model, batch.ids.to(model_device(self.model)))
-        return [_at(batch) for batch in self._batches]
+        return [batch.at for batch in self._batches]
 
     def difference(self, logits: Float[Tensor, "*n d_vocab"]) -> Float[Tensor, "*n"]:
         """Mean logit of the positive pole less that of the negative, in float64."""
-        logits = logits.double()
-        return logits[..., self.tokens.positive].mean(-1) - logits[..., self.tokens.negative].mean(-1)
+        return self.tokens.difference(logits.double())
 
     @torch.no_grad()
     def rerun(
@@ -184,8 +183,8 @@ class SiteRuns:
         for run, batch in zip(self._runs, self._batches, strict=True):
             change = edit(run.x, run.y).clone()
             if not at_site:
-                change[_at(batch)] = 0
-            changed.append(run.logits(run.y + change, _at(batch)))
+                change[batch.at] = 0
+            changed.append(run.logits(run.y + change, batch.at))
         return (self.difference(torch.cat(changed)) - self.difference(self.logits)).cpu()
 
     @torch.no_grad()
@@ -198,7 +197,7 @@ class SiteRuns:
         device = model_device(self.model)
         parts = change.split([len(batch) for batch in self._batches])
         for batch, part in zip(self._batches, parts, strict=True):
-            at = _at(batch)
+            at = batch.at
             with hooked([(module, _changes(at, None, part))]):
                 captured = capture_mlp(self.model, batch.ids.to(device), layers)
             for layer, one in captured.items():
@@ -251,7 +250,3 @@ def _changes(
         return output
 
     return hook
-
-
-def _at(batch: Sites) -> tuple[Tensor, Tensor]:
-    return torch.arange(len(batch)), batch.position

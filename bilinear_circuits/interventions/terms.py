@@ -169,17 +169,8 @@ def _first_occurrences(pairs: Int[Tensor, "n 2"]) -> Int[Tensor, " kept"]:
     return torch.tensor(kept, dtype=torch.long, device=pairs.device)
 
 
-def columns(active: ActiveTokens, features: Int[Tensor, " n"], n_tokens: int) -> Float[Tensor, "token n"]:
-    """Activations of some features at all tokens, dense, in float64."""
-    dense = torch.zeros(n_tokens, len(features), dtype=torch.double, device=active.value.device)
-    for index, feature in enumerate(features.tolist()):
-        token, value = active[feature]
-        dense[token, index] = value.double()
-    return dense
-
-
 def coactivation(active: ActiveTokens, edges: Edges, n_tokens: int) -> Float[Tensor, " edge"]:
     """E[z_a z_b] over tokens for every edge, in float64."""
     features, place = torch.stack([edges.first, edges.second]).unique(return_inverse=True)
-    z = columns(active, features, n_tokens)
+    z = active.columns(features, n_tokens)
     return torch.stack([(z[:, a] * z[:, b]).sum() for a, b in place.T.tolist()]) / max(1, n_tokens)

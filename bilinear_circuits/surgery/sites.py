@@ -71,9 +71,8 @@ def pole_difference(model: Any, sites: Sites, tokens: QueryTokens) -> Float[Tens
     """Mean logit of the positive pole less that of the negative at every site, by whole forward passes of a model."""
     differences = [torch.zeros(0, dtype=torch.double)]
     for batch in sites.batches():
-        at = torch.arange(len(batch)), batch.position
-        logits = run_logits(model, batch.ids.to(model_device(model)))[at].double()
-        differences.append((logits[:, tokens.positive].mean(1) - logits[:, tokens.negative].mean(1)).cpu())
+        logits = run_logits(model, batch.ids.to(model_device(model)))[batch.at]
+        differences.append(tokens.difference(logits.double()).cpu())
     return torch.cat(differences)
 
 
@@ -85,11 +84,10 @@ def active_at(
     by_layer = {one.mlp.layer: one for one in interactions}
     active: list[list[Tensor]] = [[] for _ in edits]
     for batch in sites.batches():
-        at = torch.arange(len(batch)), batch.position
         captured = capture_mlp(model, batch.ids.to(model_device(model)), sorted({edit.layer for edit in edits}))
         for layer, activations in captured.items():
             dictionary = by_layer[layer].sae_out
-            z = dictionary.encode(activations.y[at].to(dictionary.W_enc.dtype))
+            z = dictionary.encode(activations.y[batch.at].to(dictionary.W_enc.dtype))
             for index, edit in enumerate(edits):
                 if edit.layer == layer:
                     active[index].append((z[:, edit.feature] != 0).cpu())
