@@ -3,10 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import plotly.graph_objects as go
-
-from bilinear_circuits.report.figures import ACTIVATION, GREY, GROUPS, NEGATIVE, POSITIVE, _figure
-from bilinear_circuits.report.html import _render
+from bilinear_circuits.report.figures import ACTIVATION, GREY, GROUPS, NEGATIVE, POSITIVE, Spec, base_figure
+from bilinear_circuits.report.html import render
 from sae.splice import Side
 
 _COLOURS = (POSITIVE, NEGATIVE, *GROUPS, ACTIVATION, GREY)
@@ -23,11 +21,11 @@ def progress_page(document: Mapping[str, Any]) -> str:
         document: As progress.json holds it.
     """
     panels = progress_panels(document)
-    titles = {name: figure.layout.yaxis.title.text for name, figure in panels.items()}
-    return _render("progress.html.j2", panels, document=document, titles=titles)
+    titles = {name: panel["layout"]["yaxis"]["title"]["text"] for name, panel in panels.items()}
+    return render("progress.html.j2", figures=panels, document=document, titles=titles)
 
 
-def progress_panels(document: Mapping[str, Any]) -> dict[str, go.Figure]:
+def progress_panels(document: Mapping[str, Any]) -> dict[str, Spec]:
     """Panels of one figure over training tokens: shares of low-rank features at each rank, then quality.
 
     One line per dictionary: the colour is the layer; dotted is an MLP input, a full line an MLP output.
@@ -47,7 +45,7 @@ def progress_panels(document: Mapping[str, Any]) -> dict[str, go.Figure]:
             if one["low_rank"]
         ]
         panels[f"share-{rank}"] = _panel(stages, shares, f"above {document['threshold']:g} at rank {rank} (%)")
-        panels[f"share-{rank}"].update_yaxes(range=[0, 100])
+        panels[f"share-{rank}"]["layout"]["yaxis"]["range"] = [0, 100]
     for key, title in (("fvu", "FVU"), ("ce_recovered", "CE recovered"), ("n_dead", "dead features")):
         points = [(one["name"], (one["training_tokens"], one[key], None, None)) for one in stages]
         panels[key] = _panel(stages, points, title)
@@ -58,7 +56,7 @@ def _percent(share: Mapping[str, Any]) -> list[float | None]:
     return [None if share[key] is None else 100 * share[key] for key in ("value", "low", "high")]
 
 
-def _panel(stages: Sequence[Mapping[str, Any]], points: Sequence[tuple[str, _Point]], title: str) -> go.Figure:
+def _panel(stages: Sequence[Mapping[str, Any]], points: Sequence[tuple[str, _Point]], title: str) -> Spec:
     layers = list(dict.fromkeys(Side.of(one["name"]).layer for one in stages))
     lines: dict[str, list[_Point]] = {}
     for name, point in points:
@@ -67,24 +65,27 @@ def _panel(stages: Sequence[Mapping[str, Any]], points: Sequence[tuple[str, _Poi
     for name, line in lines.items():
         side = Side.of(name)
         traces.append(_line(side, line, _COLOURS[layers.index(side.layer) % len(_COLOURS)]))
-    figure = _figure(traces, height=_HEIGHT)
-    figure.update_xaxes(title_text="training tokens", type="log", dtick="D2", tickformat="~s")
-    figure.update_yaxes(title_text=title, rangemode="tozero")
-    figure.update_layout(showlegend=True, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0})
-    return figure
+    return base_figure(
+        traces,
+        _HEIGHT,
+        xaxis={"title": {"text": "training tokens"}, "type": "log", "dtick": "D2", "tickformat": "~s"},
+        yaxis={"title": {"text": title}, "rangemode": "tozero"},
+        layout={"showlegend": True, "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}},
+    )
 
 
-def _line(side: Side, points: Sequence[_Point], colour: str) -> go.Scatter:
+def _line(side: Side, points: Sequence[_Point], colour: str) -> dict[str, Any]:
     name = f"layer {side.layer} {_SIDE_NAMES[side.side]}"
     above = [None if value is None or high is None else high - value for _, value, _, high in points]
     below = [None if value is None or low is None else value - low for _, value, low, _ in points]
-    return go.Scatter(
-        x=[tokens for tokens, *_ in points],
-        y=[value for _, value, *_ in points],
-        mode="lines+markers",
-        name=name,
-        line={"color": colour, "dash": _DASHES[side.side], "width": 2},
-        marker={"color": colour, "size": 6},
-        error_y={"type": "data", "array": above, "arrayminus": below, "thickness": 1, "width": 3},
-        hovertemplate=f"{name}<br>%{{x:,}} tokens: %{{y:.4g}}<extra></extra>",
-    )
+    return {
+        "type": "scatter",
+        "x": [tokens for tokens, *_ in points],
+        "y": [value for _, value, *_ in points],
+        "mode": "lines+markers",
+        "name": name,
+        "line": {"color": colour, "dash": _DASHES[side.side], "width": 2},
+        "marker": {"color": colour, "size": 6},
+        "error_y": {"type": "data", "array": above, "arrayminus": below, "thickness": 1, "width": 3},
+        "hovertemplate": f"{name}<br>%{{x:,}} tokens: %{{y:.4g}}<extra></extra>",
+    }

@@ -3,8 +3,10 @@
 from bilinear_circuits.report.figures import (
     effect_forest,
     eigenvector_plane,
+    feature_figures,
     interaction_heatmap,
     rank2_scatter,
+    search_figures,
     spectrum_bars,
 )
 from bilinear_circuits.report.html import circuits_page, feature_page
@@ -17,10 +19,12 @@ __all__ = [
     "circuits_page",
     "effect_forest",
     "eigenvector_plane",
+    "feature_figures",
     "feature_page",
     "interaction_heatmap",
     "profile_payload",
     "rank2_scatter",
+    "search_figures",
     "search_payload",
     "spectrum_bars",
     "verdict",

@@ -1,23 +1,30 @@
-"""One self-contained HTML file: text, tables, figures and the code that draws them. It loads nothing from anywhere."""
+"""Pages: text, tables, figures and the code that draws them. A page loads nothing from any network.
+
+Most pages are one self-contained file, with plotly packed into it. The pages of a large report share one plotly.min.js
+beside them instead (`plotly_asset`).
+"""
 
 import base64
 import gzip
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from importlib.resources import files
+from typing import Any, Literal
 
-import plotly.graph_objects as go
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from bilinear_circuits.circuits.search import CircuitSearch
 from bilinear_circuits.profiles import FeatureProfile
 from bilinear_circuits.report import columns, figures, text
+from bilinear_circuits.report.figures import Spec
 from bilinear_circuits.report.payload import profile_payload, search_payload
 
+PLOTLY_ASSET = "plotly.min.js"
+_OWN = "bilinear_circuits.report"
 _FILTERS: tuple[Callable[..., Any], ...] = (
     text.visible, text.visible_label, text.number, text.signed, text.interval, text.largest, text.share, text.flatten,
 )  # fmt: skip
@@ -31,10 +38,8 @@ def circuits_page(search: CircuitSearch, provenance: Mapping[str, Any]) -> str:
         search: The answer.
         provenance: What it was computed with; shown as a table.
     """
-    drawn = {"forest": figures.effect_forest(search.circuits)}
-    for circuit in search.circuits:
-        drawn |= _feature_figures(circuit.profile)
-    return _render("circuits.html.j2", drawn, document=search_payload(search, provenance))
+    document = search_payload(search, provenance)
+    return render("circuits.html.j2", figures=figures.search_figures(search), document=document)
 
 
 def feature_page(profile: FeatureProfile, provenance: Mapping[str, Any]) -> str:
@@ -44,7 +49,49 @@ def feature_page(profile: FeatureProfile, provenance: Mapping[str, Any]) -> str:
         profile: The feature.
         provenance: What it was computed with; shown as a table.
     """
-    return _render("feature.html.j2", _feature_figures(profile), document=profile_payload(profile, provenance))
+    document = profile_payload(profile, provenance)
+    return render("feature.html.j2", figures=figures.feature_figures(profile), document=document)
+
+
+def render(
+    template: str,
+    *,
+    figures: Mapping[str, Spec] | None = None,
+    data: Mapping[str, Any] | None = None,
+    scripts: Sequence[str] = (),
+    plotly: Literal["inline", "asset"] | None = "inline",
+    asset_root: str = "",
+    live: bool = False,
+    packages: Sequence[str] = (),
+    **context: Any,
+) -> str:
+    """A template that extends page.html.j2, filled.
+
+    Args:
+        template: Its name.
+        figures: By name; page.js draws each where the template has `parts.plot(name, ...)`.
+        data: JSON values that scripts read with `page.data(name)`.
+        scripts: Further scripts of the templates folders, run in this order after page.js; no Jinja inside.
+        plotly: Whether plotly is packed into the page, loaded from a file beside it, or not needed.
+        asset_root: Where that file lies, seen from the page: "" or "../".
+        live: Allow requests to the server the page came from.
+        packages: Packages with templates of their own, looked up before those of this one.
+        context: What the template reads.
+    """
+    loaded = [_source(name, tuple(packages)) for name in ("page.js", *scripts)]
+    return _environment(tuple(packages)).get_template(template).render(
+        **context,
+        blocks={
+            **{f"figure-{name}": script_json(spec) for name, spec in (figures or {}).items()},
+            **{name: script_json(value) for name, value in (data or {}).items()},
+        },
+        scripts=[Markup(script) for script in loaded],
+        plotly_bundle=Markup(packed_plotly()) if plotly == "inline" else None,
+        plotly_asset=asset_root + PLOTLY_ASSET if plotly == "asset" else None,
+        policy=_policy(loaded, plotly, live),
+        columns=columns,
+        colours=_COLOURS,
+    )  # fmt: skip
 
 
 def script_json(value: Any) -> Markup:
@@ -53,44 +100,58 @@ def script_json(value: Any) -> Markup:
 
 
 @lru_cache
+def plotly_asset() -> str:
+    """Plotly's own JavaScript, to be written as `PLOTLY_ASSET` where many pages share it."""
+    return str(get_plotlyjs())
+
+
+@lru_cache
 def packed_plotly() -> str:
-    """Plotly's own JavaScript, gzip in base64; the same bytes every time."""
-    return base64.b64encode(gzip.compress(get_plotlyjs().encode(), mtime=0)).decode()
+    """The same as gzip in base64; the same bytes every time."""
+    return base64.b64encode(gzip.compress(plotly_asset().encode(), mtime=0)).decode()
 
 
-def _feature_figures(profile: FeatureProfile) -> dict[str, go.Figure]:
-    name = f"{profile.layer}-{profile.feature}"
-    return {
-        f"{name}-heatmap": figures.interaction_heatmap(profile),
-        f"{name}-plane": figures.eigenvector_plane(profile),
-        f"{name}-spectrum": figures.spectrum_bars(profile),
-        f"{name}-scatter": figures.rank2_scatter(profile),
-    }
+_COLOURS = {"positive": figures.POSITIVE, "negative": figures.NEGATIVE, "activation": figures.ACTIVATION}
 
 
-def _render(template: str, drawn: Mapping[str, go.Figure], **context: Any) -> str:
-    environment = _environment()
-    page_script = environment.get_template("page.js.j2").render()
-    return environment.get_template(template).render(
-        **context,
-        figures={name: script_json(figure.to_plotly_json()) for name, figure in drawn.items()},
-        page_script=Markup(page_script),
-        plotly_bundle=Markup(packed_plotly()),
-        # Only these two scripts may run, should a token ever get past the escaping.
-        script_hashes=[_csp_hash(page_script), _csp_hash(get_plotlyjs())],
-        columns=columns,
-        colours={"positive": figures.POSITIVE, "negative": figures.NEGATIVE, "activation": figures.ACTIVATION},
+def _policy(scripts: Sequence[str], plotly: str | None, live: bool) -> str:
+    """Content security policy: only these scripts may run, should a token ever get past the escaping."""
+    allowed = [f"'{_hash(script)}'" for script in scripts]
+    if plotly == "inline":
+        allowed.append(f"'{_plotly_hash()}'")
+    if plotly == "asset":
+        allowed += ["'self'", "file:"]
+    connect = "; connect-src 'self'" if live else ""
+    # Plotly writes style elements and draws images of its own from data.
+    return (
+        f"default-src 'none'; style-src 'unsafe-inline'; img-src data: blob:; script-src {' '.join(allowed)}{connect}"
+        "; base-uri 'none'; form-action 'none'"
     )
 
 
-def _csp_hash(script: str) -> str:
+def _hash(script: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
 
 
 @lru_cache
-def _environment() -> Environment:
+def _plotly_hash() -> str:
+    return _hash(plotly_asset())
+
+
+@lru_cache
+def _source(name: str, packages: tuple[str, ...]) -> str:
+    """A script as it stands in the templates folder of the first package that has it."""
+    for package in (*packages, _OWN):
+        file = files(package) / "templates" / name
+        if file.is_file():
+            return file.read_text(encoding="utf-8")
+    raise FileNotFoundError(f"scripts must be files of a templates folder, got {name}.")
+
+
+@lru_cache
+def _environment(packages: tuple[str, ...]) -> Environment:
     environment = Environment(
-        loader=PackageLoader("bilinear_circuits.report", "templates"),
+        loader=ChoiceLoader([PackageLoader(package, "templates") for package in (*packages, _OWN)]),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,

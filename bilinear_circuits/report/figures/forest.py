@@ -1,0 +1,82 @@
+"""The causal effects of circuits, with their intervals and their controls."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from bilinear_circuits.circuits.effects import Effect
+from bilinear_circuits.circuits.search import Circuit, CircuitSearch
+from bilinear_circuits.report.figures.base import GREY, Spec, base_figure, sign_colour
+from bilinear_circuits.report.figures.feature import feature_figures
+from bilinear_circuits.report.payload import plain
+from bilinear_circuits.report.text import signed
+
+
+def search_figures(search: CircuitSearch) -> dict[str, Spec]:
+    """Every figure of a circuit search, by the names its page uses."""
+    drawn = {"forest": effect_forest(search.circuits)}
+    for circuit in search.circuits:
+        drawn |= feature_figures(circuit.profile)
+    return drawn
+
+
+def effect_forest(circuits: Sequence[Circuit]) -> Spec:
+    """Causal effects of every circuit with their 95 % intervals, and every control as a small dot."""
+    ticks: list[str] = []
+    effects: list[tuple[int, str, Effect]] = []
+    dots: list[tuple[int, str, float]] = []
+    for circuit in circuits:
+        name, proof = circuit.evidence.name, circuit.proof
+        ticks.append(f"<b>{name}</b>, pushes to {'+' if circuit.evidence.sign > 0 else '−'}")
+        for label, effect in (
+            ("removal", proof.removal),
+            ("removal, all trigger sites", proof.removal_all_sites),
+            ("ablation", proof.ablation),
+            ("ablation, all trigger sites", proof.ablation_all_sites),
+            ("controls, mean", proof.control),
+        ):
+            effects.append((len(ticks), f"{name} {label}", effect))
+            ticks.append(label)
+        ticks.append("controls at triggers")
+        for row, controls in ((len(ticks) - 2, proof.controls), (len(ticks) - 1, proof.trigger_controls)):
+            dots += [(row, f"{name} control: feature {one.feature}", one.effect.mean) for one in controls]
+    rows = {"tickvals": list(range(len(ticks))), "ticktext": ticks, "range": [len(ticks) - 0.3, -0.7]}
+    return base_figure(
+        [_control_dots(dots), _effect_points(effects)],
+        110 + 24 * len(ticks),
+        xaxis={"title": {"text": "change of logit(+ words) − logit(− words)"}, "zeroline": True},
+        yaxis={**rows, "zeroline": False},
+    )
+
+
+def _effect_points(effects: Sequence[tuple[int, str, Effect]]) -> dict[str, Any]:
+    means = plain([effect.mean for _, _, effect in effects])
+    above = plain([effect.high - effect.mean for _, _, effect in effects])
+    below = plain([effect.mean - effect.low for _, _, effect in effects])
+    return {
+        "type": "scatter",
+        "x": means,
+        "y": [row for row, _, _ in effects],
+        "mode": "markers",
+        "marker": {"color": [sign_colour(mean) for mean in means], "size": 9},
+        "error_x": {"type": "data", "array": above, "arrayminus": below, "color": GREY, "thickness": 1.5, "width": 4},
+        "text": [f"{label}<br>{_interval(effect)}" for _, label, effect in effects],
+        "hovertemplate": "%{text}<extra></extra>",
+    }
+
+
+def _control_dots(dots: Sequence[tuple[int, str, float]]) -> dict[str, Any]:
+    return {
+        "type": "scatter",
+        "x": plain([mean for _, _, mean in dots]),
+        # Three heights, so that dots of like effect do not hide each other.
+        "y": [row + 0.22 * (index % 3 - 1) for index, (row, _, _) in enumerate(dots)],
+        "mode": "markers",
+        "marker": {"color": GREY, "size": 4, "opacity": 0.6},
+        "text": [f"{label}<br>{signed(plain(mean))}" for _, label, mean in dots],
+        "hovertemplate": "%{text}<extra></extra>",
+    }
+
+
+def _interval(effect: Effect) -> str:
+    mean, low, high = (signed(plain(value)) for value in (effect.mean, effect.low, effect.high))
+    return f"{mean} [{low}, {high}], n = {effect.n}"

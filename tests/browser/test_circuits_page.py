@@ -1,0 +1,74 @@
+"""The report of a circuit search in a real browser: figures, theme, tooltips."""
+
+import pytest
+from reports import PROVENANCE, make_search, modules
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory):
+    file = tmp_path_factory.mktemp("report") / "report.html"
+    bc = modules()
+    file.write_text(bc.report.circuits_page(make_search(bc), PROVENANCE), encoding="utf-8")
+    return file.as_uri()
+
+
+def open_drawn(page, address):
+    page.goto(address)
+    page.wait_for_selector("html[data-drawn]", timeout=30_000)
+
+
+def test_every_figure_is_drawn(browser_page, screenshot, address):
+    open_drawn(browser_page, address)
+    assert browser_page.get_attribute("html", "data-drawn") == "9"
+    assert browser_page.locator(".js-plotly-plot .main-svg").count() >= 9
+    assert browser_page.locator(".waiting").count() == 0
+    screenshot("circuits-light")
+
+
+def test_theme_is_switched_by_a_button_and_remembered(browser_page, screenshot, address):
+    open_drawn(browser_page, address)
+    colours = "() => [getComputedStyle(document.body).backgroundColor, page.colour('--ink')]"
+    tick = "() => getComputedStyle(document.querySelector('.xtick text')).fill"
+    light, light_tick = browser_page.evaluate(colours), browser_page.evaluate(tick)
+    browser_page.get_by_role("button", name="Switch to the dark theme").click()
+    dark = browser_page.evaluate(colours)
+    assert all(one != other for one, other in zip(light, dark, strict=True))
+    browser_page.wait_for_function(f"(before) => ({tick})() !== before", arg=light_tick)  # plotly is drawn again
+    screenshot("circuits-dark")
+    browser_page.reload()
+    assert browser_page.evaluate(colours) == dark
+
+
+def test_token_tells_its_activation_on_hover_and_on_focus(browser_page, address):
+    open_drawn(browser_page, address)
+    token = browser_page.locator(".example .token.on").first
+    token.hover()
+    tip = browser_page.get_by_role("tooltip")
+    assert tip.inner_text() == "0.500"
+    browser_page.keyboard.press("Escape")
+    assert not tip.is_visible()
+    browser_page.locator(".example .token.on").nth(1).focus()
+    assert tip.inner_text() == "1.00"
+
+
+def test_hostile_tokens_stay_text(browser_page, address):
+    open_drawn(browser_page, address)
+    assert browser_page.locator("img, main script").count() == 0
+    assert "<img src=x onerror=alert(1)>" in browser_page.inner_text("main")
+
+
+def test_text_helpers_write_as_the_report_does(browser_page, address):
+    open_drawn(browser_page, address)
+    text = modules().text
+    for token in ("", " ", " not", "\n", "a\u2028b", "\u202ereversed", "plain", " two words  "):
+        assert browser_page.evaluate("(token) => page.visible(token)", token) == text.visible(token)
+    for value in (None, 0, 5, -1234567, 0.6, -0.12345, 12.5, 0.00321):
+        assert browser_page.evaluate("(value) => page.number(value)", value) == text.number(value)
+        assert browser_page.evaluate("(value) => page.signed(value)", value) == text.signed(value)
+
+
+def test_phone_scrolls_in_one_direction_only(browser_page, screenshot, address):
+    browser_page.set_viewport_size({"width": 390, "height": 844})
+    open_drawn(browser_page, address)
+    assert browser_page.evaluate("document.documentElement.scrollWidth") <= 390
+    screenshot("circuits-phone")
