@@ -6,11 +6,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from bilinear_circuits.display import Drawn
 from bilinear_circuits.spectra import Spectrum
 
 
 @dataclass(frozen=True, eq=False)
-class InteractionMatrix:
+class InteractionMatrix(Drawn):
     """Q = sum_m weights[m] sym(left[:, m] right[:, m]^T), never formed unless asked.
 
     A batch of matrices shares its two factors and differs in the weights alone: one number per

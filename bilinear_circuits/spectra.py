@@ -8,9 +8,11 @@ from einops import einsum
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from bilinear_circuits.display import Drawn
+
 
 @dataclass(frozen=True, eq=False)
-class Spectrum:
+class Spectrum(Drawn):
     """Leading eigenpairs of a symmetric matrix, or of a batch of them.
 
     The sign of an eigenvalue is kept: an interaction matrix is indefinite, and a pair of

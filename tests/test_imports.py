@@ -1,6 +1,7 @@
 """Imports run inwards only, and importing the package loads nothing heavy."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -35,9 +36,9 @@ def inner_parts(names):
 def allowed_for(module):
     """What of the package a module of the algebra may import."""
     return {
-        "spectra": set(),
-        "matrix": {"spectra"},
-        "tensor": {"matrix", "spectra"},
+        "spectra": {"display"},
+        "matrix": {"display", "spectra"},
+        "tensor": {"display", "matrix", "spectra"},
         "similarity": {"matrix", "tensor"},
     }[module]
 
@@ -53,6 +54,15 @@ def test_the_algebra_imports_nothing_further_out(module):
 @pytest.mark.parametrize("module", [name for name in MODULES if name.split("/")[0] not in (*OUTER, "__init__")])
 def test_analyses_import_no_outer_layer(module):
     assert inner_parts(imported(MODULES[module].read_text())).isdisjoint(OUTER)
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.split("/")[0] not in (*OUTER, "__init__")])
+def test_no_analysis_names_a_report_but_the_one_that_notebooks_ask(module):
+    """`display` looks the notebook's tables and figures up by name, once a notebook asks for them."""
+    code = ast.parse(MODULES[module].read_text())
+    texts = {node.value for node in ast.walk(code) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+    named = {text for text in texts if re.match(r"bilinear_circuits\.(report|commands|cli)\b", text)}
+    assert named == ({"bilinear_circuits.report.notebook"} if module == "display" else set())
 
 
 @pytest.mark.parametrize("module", MODULES)
