@@ -1,0 +1,277 @@
+"""Attribution graphs in the format of circuit-tracer and Neuronpedia, schema version 1.
+
+The published format has one dictionary for each layer; here a layer has two, at the input and at the output of its MLP.
+So layer L takes two rows, 2L for input features and 2L + 1 for output features, and node ids, `layer` and the Cantor
+numbers are made of rows. Links into an output feature are the shares of `bilinear_circuits.attribution`. They add up
+to its pre-activation, also where small ones are left out: those are summed into one node. Pairs, which a graph has no
+place for, stand under the key "bilinear_circuits", which viewers ignore.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import bilinear_circuits
+from bilinear_circuits.attribution import Attribution, PromptAttribution
+from bilinear_circuits.naming import token_text
+from bilinear_circuits.report.payload import plain
+
+GRAPH_VERSION = 1
+MAX_LINKS, MAX_PAIRS = 2000, 2000
+Side = Literal["in", "out"]
+_ERROR, _BIAS, _REST = -1, -2, -3  # numbers that no feature has
+_PARTS = {
+    _ERROR: ("mlp reconstruction error", "what the input dictionary misses"),
+    _BIAS: ("bias", "decoder bias of the input dictionary and constant"),
+    _REST: ("sum of small inputs", "input features left out of this graph, summed"),
+}
+_DESCRIPTION = (
+    "Output features of bilinear MLPs. Layer L of the model takes two rows: 2L holds features of its MLP input, 2L + 1"
+    " features of its MLP output. Links into an output feature add up to its pre-activation: each product of two input"
+    " features, or of one with the bias or the error, is split half and half between the two. Links into a logit are"
+    " the direct path alone: activation times decoder row through the unembedding, with the final norm's scale held"
+    " fixed. Not in the graph: attention, later layers, other output features, and what makes the input features"
+    " active, hence no links from embeddings. Pairs of input features: key bilinear_circuits."
+)
+
+
+@dataclass(frozen=True)
+class GraphSource:
+    """What a graph says of where it comes from.
+
+    Attributes:
+        prompt: The prompt as it was written.
+        slug: Short name of the graph, for file names and addresses.
+        scan: Name of the model.
+        dictionaries: Names of the dictionaries.
+        creator: Who made the graph, if that should be told.
+        provenance: What it was computed with; kept as it is.
+    """
+
+    prompt: str
+    slug: str
+    scan: str
+    dictionaries: tuple[str, ...] = ()
+    creator: str | None = None
+    provenance: Mapping[str, Any] | None = None
+
+
+def cantor_pair(row: int, feature: int) -> int:
+    """One number for a row and a feature, as circuit-tracer has it.
+
+    Example:
+        >>> cantor_pair(0, 0), cantor_pair(1, 0), cantor_pair(0, 1), cantor_pair(9, 143)
+        (0, 1, 2, 11771)
+    """
+    return (row + feature) * (row + feature + 1) // 2 + feature
+
+
+def graph_row(layer: int, side: Side) -> int:
+    """Row of a dictionary in the graph: 2L for the input of an MLP, 2L + 1 for its output."""
+    return 2 * layer + (side == "out")
+
+
+def graph_payload(
+    graph: PromptAttribution,
+    source: GraphSource,
+    tokenizer: Any,
+    name: Callable[[int, int, Side], str],
+    max_links: int = MAX_LINKS,
+    max_pairs: int = MAX_PAIRS,
+) -> dict[str, Any]:
+    """An attribution graph as a JSON document; link weights keep all their digits, so that sums hold.
+
+    Args:
+        graph: The prompt's attribution.
+        source: What the graph says of itself.
+        tokenizer: Gives token ids their text.
+        name: Name of a feature, from its layer, its number and "in" or "out"; asked once for each.
+        max_links: Most links from input features, shared equally among the output features and tokens; the largest of
+            each are kept, and the others summed.
+        max_pairs: Most pairs listed, shared in the same way.
+
+    Raises:
+        ValueError: If one of the two limits is not positive.
+    """
+    for limit, value in (("max_links", max_links), ("max_pairs", max_pairs)):
+        if value < 1:
+            raise ValueError(f"{limit} must be at least 1, got {value}.")
+    texts = [token_text(tokenizer, token_id) for token_id in graph.token_ids.tolist()]
+    draft = _Draft(len(texts), name)
+    for position, token_id in enumerate(graph.token_ids.tolist()):
+        draft.add(f"E_{token_id}_{position}", "E", position, position, "embedding", texts[position])
+    share = max(1, len(graph.attributions))
+    for one in graph.attributions:
+        draft.add_target(one, max(1, max_links // share))
+    _add_logits(draft, graph, tokenizer)
+    draft.set_influence()
+    targets = [_node_id(graph_row(one.layer, "out"), one.feature, one.position) for one in graph.attributions]
+    caps = {"max_n_logits": len(graph.logit_ids), "max_links": max_links, "max_pairs": max_pairs}
+    return {
+        "metadata": _metadata(source, texts, caps),
+        "qParams": {
+            "pinnedIds": targets,
+            "supernodes": [],
+            "linkType": "both",
+            "clickedId": targets[0],
+            "sg_pos": "",
+        },
+        "nodes": list(draft.nodes.values()),
+        "links": draft.links,
+        "bilinear_circuits": {
+            "schema_version": GRAPH_VERSION,
+            "targets": [_target(one, max(1, max_pairs // share)) for one in graph.attributions],
+            "pair_columns": ["first", "second", "weight", "contribution"],
+            "provenance": plain(source.provenance or {}),
+        },
+    }
+
+
+class _Draft:
+    """Nodes and links of a graph in the making."""
+
+    def __init__(self, n_tokens: int, name: Callable[[int, int, Side], str]) -> None:
+        self.nodes: dict[str, dict[str, Any]] = {}
+        self.links: list[dict[str, Any]] = []
+        self._n_tokens, self._name = n_tokens, name
+        self._names: dict[tuple[int, int, Side], str] = {}
+
+    def add(
+        self,
+        node_id: str,
+        layer: str,
+        feature: int,
+        position: int,
+        feature_type: str,
+        clerp: str,
+        activation: float | None = None,
+    ) -> str:
+        """A node, unless it is there; its id."""
+        first, number, _ = node_id.split("_")
+        reverse = self._n_tokens - 1 - position
+        self.nodes.setdefault(
+            node_id,
+            {
+                "node_id": node_id,
+                "feature": feature,
+                "layer": layer,
+                "ctx_idx": position,
+                "feature_type": feature_type,
+                "token_prob": 0.0,
+                "is_target_logit": False,
+                "run_idx": 0,
+                "reverse_ctx_idx": reverse,
+                "jsNodeId": f"{'L' if feature_type == 'logit' else first}_{number}-{reverse}",
+                "clerp": clerp,
+                "influence": None,
+                "activation": activation,
+            },
+        )
+        return node_id
+
+    def link(self, source: str, target: str, weight: float) -> None:
+        self.links.append({"source": source, "target": target, "weight": weight})
+
+    def add_target(self, one: Attribution, n_links: int) -> None:
+        """An output feature at one token, with everything that feeds it."""
+        target = self._feature(one.layer, one.feature, "out", one.position, one.activation)
+        shares = one.shares.tolist()
+        kept = zip(one.inputs.tolist(), one.values.tolist(), shares[:n_links], strict=False)
+        for feature, value, weight in kept:
+            self.link(self._feature(one.layer, feature, "in", one.position, value), target, weight)
+        parts = {_ERROR: one.error, _BIAS: one.bias}
+        if len(shares) > n_links:
+            parts[_REST] = sum(shares[n_links:])
+        row = graph_row(one.layer, "in")
+        for number, weight in parts.items():
+            feature_type, clerp = _PARTS[number]
+            node_id = _node_id(row, number, one.position)
+            self.link(self.add(node_id, str(row), number, one.position, feature_type, clerp), target, weight)
+
+    def _feature(self, layer: int, feature: int, side: Side, position: int, activation: float) -> str:
+        key = (layer, feature, side)
+        if key not in self._names:
+            self._names[key] = self._name(*key)
+        row = graph_row(layer, side)
+        return self.add(
+            _node_id(row, feature, position),
+            str(row),
+            cantor_pair(row, feature),
+            position,
+            "cross layer transcoder",
+            f"{side} {layer}/{feature}: {self._names[key]}",
+            activation,
+        )
+
+    def set_influence(self) -> None:
+        """Viewers hide nodes above a threshold: the cumulated share of what feeds output features, largest first."""
+        fed: dict[str, float] = defaultdict(float)
+        for link in self.links:
+            fed[link["target"]] += abs(link["weight"])
+        weight: dict[str, float] = defaultdict(float)
+        for link in self.links:
+            if self.nodes[link["target"]]["feature_type"] != "logit" and fed[link["target"]]:
+                weight[link["source"]] += abs(link["weight"]) / fed[link["target"]]
+        total, so_far = sum(weight.values()), 0.0
+        for node_id in sorted(weight, key=lambda one: -weight[one]):
+            so_far += weight[node_id]
+            self.nodes[node_id]["influence"] = min(1.0, round(so_far / total, 6)) if total else 0.0
+
+
+def _node_id(row: int, feature: int, position: int) -> str:
+    return f"{row}_{feature}_{position}"
+
+
+def _add_logits(draft: _Draft, graph: PromptAttribution, tokenizer: Any) -> None:
+    """The most likely next tokens, and the direct effects on them of what is active at the last token."""
+    layer, last = 2 * graph.n_layers + 1, len(graph.token_ids) - 1  # one row is left free, as circuit-tracer does
+    for index, (token_id, p) in enumerate(zip(graph.logit_ids.tolist(), graph.probabilities.tolist(), strict=True)):
+        # Viewers read the probability from behind the first "(p=".
+        text = token_text(tokenizer, token_id).replace("(p=", "(p =")
+        node_id = _node_id(layer, token_id, last)
+        draft.add(node_id, str(layer), token_id, last, "logit", f'Output "{text}" (p={p:.3f})')
+        draft.nodes[node_id] |= {"token_prob": p, "is_target_logit": index == 0}
+        for one in graph.attributions:
+            if one.direct is not None:
+                target = _node_id(graph_row(one.layer, "out"), one.feature, one.position)
+                draft.link(target, node_id, one.direct[index].item())
+
+
+def _metadata(source: GraphSource, texts: Sequence[str], caps: Mapping[str, int]) -> dict[str, Any]:
+    info: dict[str, Any] = {
+        "description": _DESCRIPTION,
+        "generator": {"name": "bilinear-circuits", "version": bilinear_circuits.__version__},
+    }
+    if source.creator:
+        info["creator_name"] = source.creator
+    return {
+        "slug": source.slug,
+        "scan": source.scan,
+        "transcoder_list": list(source.dictionaries),
+        "prompt_tokens": list(texts),
+        "prompt": source.prompt,
+        "node_threshold": 1.0,
+        "schema_version": GRAPH_VERSION,
+        "info": info,
+        "generation_settings": dict(caps),
+    }
+
+
+def _target(one: Attribution, n_pairs: int) -> dict[str, Any]:
+    """What the graph has no place for: the pairs before they are split, and the ledger."""
+    pairs = one.pairs
+    columns = (pairs.first, pairs.second, pairs.weights, pairs.contributions)
+    return {
+        "node_id": _node_id(graph_row(one.layer, "out"), one.feature, one.position),
+        "layer": one.layer,
+        "feature": one.feature,
+        "position": one.position,
+        "activation": one.activation,
+        "pre_activation": one.pre_activation,
+        "completeness": plain(one.ledger.completeness.item()),
+        "terms": {term: value.item() for term, value in one.ledger.terms.items()},
+        "pairs": [plain(list(row)) for row in zip(*(column[:n_pairs].tolist() for column in columns), strict=True)],
+        "n_pairs": len(pairs.contributions),
+        "rest": pairs.contributions[n_pairs:].sum().item(),
+    }
