@@ -236,3 +236,22 @@ def read_ranking(path: str) -> dict[str, int]:
             raise ValueError(f"sign of {where} must be 1 or -1, got {sign}.")
         ranking.setdefault(f"{layer}/{feature}", sign)
     return ranking
+
+
+def read_proofs(path: str) -> dict[str, dict[str, Any]]:
+    """What the search proved of every circuit of the file, by name: verdict, effects, pole and its words.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no JSON, or not what `bilinear-circuits circuits` writes.
+    """
+    document = _document(path)
+    query = _typed(document, "query", dict, path)
+    proofs = {}
+    for index, one in enumerate(_typed(document, "circuits", list, path)):
+        where = f"circuits[{index}] of {path}"
+        known, verdict, proof = _feature(one, where), *(_typed(one, key, dict, where) for key in ("verdict", "proof"))
+        pole = "positive" if known.sign > 0 else "negative"
+        effects = {name: _typed(proof, name, dict, where) for name in ("removal", "control", "ce_removal")}
+        proofs[known.name] = {**verdict, "pole": pole, "words": _typed(query, pole, list, path), **effects}
+    return proofs
