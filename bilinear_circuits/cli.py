@@ -10,11 +10,15 @@ from typing import Any, NoReturn
 
 VERBS = {
     "circuits": "bilinear_circuits.commands.circuits",
+    "explore": "bilinear_circuits.commands.explore",
+    "serve": "bilinear_circuits.commands.serve",
     "prove": "bilinear_circuits.commands.prove",
     "edit": "bilinear_circuits.commands.edit",
     "compare": "bilinear_circuits.commands.compare",
     "discover": "bilinear_circuits.commands.discover",
     "inspect": "bilinear_circuits.commands.inspect",
+    "features": "sae.commands.features",
+    "graph": "bilinear_circuits.commands.graph",
     "interactions": "bilinear_circuits.commands.interactions",
     "lowrank": "bilinear_circuits.commands.lowrank",
     "sample": "bilinear_circuits.commands.sample",

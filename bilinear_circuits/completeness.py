@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bilinear_circuits.activity import LayerActivity
 from bilinear_circuits.bounds import Summary
+from bilinear_circuits.display import Shown
 from bilinear_circuits.ledger import PairContributions
 from bilinear_circuits.progress import Progress, silent
 
@@ -16,7 +17,7 @@ Edge = tuple[int, int]
 
 
 @dataclass(frozen=True)
-class CircuitCompleteness:
+class CircuitCompleteness(Shown):
     """How much of an output feature the interactions of a circuit explain, where the feature is active.
 
     Shares are of the pre-activation before TopK or ReLU, the total of the ledger. They can exceed 1 or be negative:

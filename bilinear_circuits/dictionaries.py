@@ -10,6 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bilinear_circuits.display import Shown
+
 if TYPE_CHECKING:
     from sae_lens import SAE
 
@@ -54,7 +56,7 @@ class Activation:
 
 
 @dataclass(frozen=True, eq=False)
-class Dictionary:
+class Dictionary(Shown):
     """A sparse dictionary: z = activation(x W_enc + b_enc), x ~ z W_dec + b_dec.
 
     `from_sae` folds everything an SAE does around these (decoder bias on the input, decoder-norm rescaling, gates)

@@ -6,11 +6,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from bilinear_circuits.display import Drawn
 from bilinear_circuits.tensor import QuadraticForm
 
 
 @dataclass(frozen=True, eq=False)
-class Ledger:
+class Ledger(Drawn):
     """Where the pre-activation of an output feature comes from.
 
     The MLP input is split as x = features + bias + error: the active decoder rows weighted by their activations, the
@@ -61,7 +62,7 @@ class Ledger:
 
 
 @dataclass(frozen=True, eq=False)
-class PairContributions:
+class PairContributions(Drawn):
     """What each pair of active input features adds to one pre-activation; they sum to `feature_feature`.
 
     Attributes:

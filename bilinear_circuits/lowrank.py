@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bilinear_circuits.activity import ActiveTokens, active_tokens
+from bilinear_circuits.display import Drawn
 from bilinear_circuits.interactions import FeatureInteractions
 from bilinear_circuits.progress import Progress, silent
 from bilinear_circuits.sweep.forms import QuadraticForms
@@ -37,7 +38,7 @@ class Share:
 
 
 @dataclass(frozen=True, eq=False)
-class LowRankCorrelation:
+class LowRankCorrelation(Drawn):
     """Active-only Pearson correlation of rank-r forms with a dictionary's own activations.
 
     Attributes:

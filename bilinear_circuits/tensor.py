@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bilinear_circuits.display import Shown
 from bilinear_circuits.matrix import InteractionMatrix
 
 _BIASES = {"b_gate": "d_mlp", "b_in": "d_mlp", "b_out": "d_out"}
@@ -31,7 +32,7 @@ class QuadraticForm:
 
 
 @dataclass(frozen=True, eq=False)
-class InteractionTensor:
+class InteractionTensor(Shown):
     """The layer x -> ((x W_gate + b_gate) * (x W_in + b_in)) W_out + b_out, with `*` elementwise.
 
     Its quadratic part is the tensor B[o, i, j] = sum_m W_out[m, o] sym(W_gate[i, m] W_in[j, m]), of shape

@@ -1,5 +1,6 @@
 """The command line as a user meets it, on the shipped model."""
 
+import csv
 import json
 import os
 import subprocess
@@ -56,14 +57,13 @@ def test_help_teaches_without_loading_anything_heavy(verb):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "usage: bilinear-circuits" in done.stdout
-    assert all(f"\n  {name}" in done.stdout for name in VERBS) if not verb else "--out" in done.stdout
+    # Every verb writes to a folder, but for the one that serves.
+    option = "--port" if verb == ("serve",) else "--out"
+    assert all(f"\n  {name}" in done.stdout for name in VERBS) if not verb else option in done.stdout
 
 
 MISTAKES = {
-    (
-        "nonsense",
-    ): "verb must be one of circuits, prove, edit, compare, discover, inspect, interactions, lowrank, sample,"
-    " train, train-sae, evaluate-sae, sae-progress, import, got nonsense",
+    ("nonsense",): f"verb must be one of {', '.join(VERBS)}, got nonsense",
     ("circuits",): "the following arguments are required: QUERY.yaml",
     ("circuits", "missing.yaml"): "query must be a YAML file, got missing.yaml: no such file",
     ("circuits", QUERY, "--layers", "9"): "layer must have dictionaries in ts-17m (layers 3, 4), got 9",
@@ -162,7 +162,10 @@ def test_sample_writes_stories_that_the_other_verbs_read(tmp_path, capsys):
     assert result["layers"]["3"]["ranks"] == [1, 2, 4, 8, 16, 384]
     assert len(result["layers"]["3"]["correlation"]) == 3072
     assert len(result["provenance"]["model"]["sha256"]) == 64
-    assert [path.name for path in out.iterdir()] == ["lowrank.json"]
+    assert sorted(path.name for path in out.iterdir()) == ["lowrank.csv", "lowrank.json", "lowrank.parquet"]
+    header, first = (out / "lowrank.csv").read_text().splitlines()[:2]
+    assert header == "layer,feature,n_active,rank_1,rank_2,rank_4,rank_8,rank_16,rank_384"
+    assert first.startswith("3,0,")
 
 
 def test_inspect_shows_a_feature_and_writes_its_page(tmp_path, capsys):
@@ -189,4 +192,7 @@ def test_circuits_writes_a_report_and_its_numbers(tmp_path):
     assert {circuit["evidence"]["sign"] for circuit in result["circuits"]} == {1, -1}
     assert result["provenance"]["config"]["seed"] == 0
     assert (tmp_path / "out/report.html").stat().st_size < 5_000_000
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["circuit.json", "report.html"]
+    names = ["circuit.json", "ranking.csv", "ranking.parquet", "report.html"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == names
+    ranking = list(csv.DictReader((tmp_path / "out/ranking.csv").read_text().splitlines()))
+    assert [row["name"] for row in ranking] == [one["name"] for one in result["ranking"]]

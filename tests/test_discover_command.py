@@ -69,6 +69,7 @@ def test_what_is_printed_is_what_is_written(world, tmp_path, capsys):
     assert json.loads((out / "pairs.json").read_text())["kind"] == "plane pairs"
     assert sorted(file.name for file in out.iterdir()) == [
         "discoveries.csv",
+        "discoveries.parquet",
         "pairs.json",
         "result.json",
         "result.safetensors",

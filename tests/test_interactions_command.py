@@ -1,5 +1,6 @@
 """The largest interactions of a layer on the command line: in shards, after a kill, in several processes."""
 
+import csv
 import json
 import os
 import signal
@@ -22,7 +23,7 @@ from bilinear_circuits.commands.shards import ShardFolder, _at_sigterm
 
 ROOT = Path(__file__).parents[1]
 COLUMNS = ("output", "first", "second", "weights", "scores")
-FILES = ["interactions.json", "interactions.safetensors"]
+FILES = [f"interactions.{ending}" for ending in ("csv", "json", "parquet", "safetensors")]
 
 
 def write_dictionaries(folder, d_sae_in=40, d_sae_out=70):
@@ -63,7 +64,29 @@ def run(world, out, **options):
 
 
 def read(out):
-    return load_file(Path(out) / FILES[1]), json.loads((Path(out) / FILES[0]).read_text())
+    folder = Path(out)
+    return load_file(folder / "interactions.safetensors"), json.loads((folder / "interactions.json").read_text())
+
+
+def test_the_tables_hold_what_the_search_found(world, layer, tmp_path):
+    from pyarrow import parquet
+
+    run(world, tmp_path / "out", k=30)
+    top = layer.top(30)
+    rows = list(csv.DictReader((tmp_path / "out/interactions.csv").read_text().splitlines()))
+    assert [(int(row["output"]), int(row["first"]), int(row["second"])) for row in rows] == [one[:3] for one in top]
+    table = parquet.read_table(tmp_path / "out/interactions.parquet").to_pydict()
+    assert list(table) == ["output", "first", "second", "weight", "score"]
+    assert table["weight"] == pytest.approx(top.weights.tolist(), rel=1e-5)
+
+
+def test_a_table_too_long_to_look_at_is_left_out(layer, tmp_path, monkeypatch):
+    from bilinear_circuits.commands import tables
+
+    columns = tables.interactions(layer.top(5))
+    monkeypatch.setattr(tables, "MOST_ROWS", 4)
+    assert tables.write(tmp_path, "interactions", columns) == []
+    assert list(tmp_path.iterdir()) == []
 
 
 def check_table(table, top):

@@ -20,6 +20,7 @@ from bilinear_circuits.activity import LayerActivity
 from bilinear_circuits.circuits.effects import Effect, bootstrap, bootstrap_rows
 from bilinear_circuits.circuits.experiments import LossExperiment, SiteExperiment, ablation_edit, removal_edit
 from bilinear_circuits.circuits.rank import Evidence, Screen
+from bilinear_circuits.display import Drawn
 from bilinear_circuits.progress import Progress, silent
 
 
@@ -43,7 +44,7 @@ class Control:
 
 
 @dataclass(frozen=True)
-class CausalProof:
+class CausalProof(Drawn):
     """What removing one circuit does. Effects are changes of the pole logit difference, in nats, at trigger tokens.
 
     Attributes:

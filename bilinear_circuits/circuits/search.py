@@ -20,6 +20,7 @@ from bilinear_circuits.circuits.prove import CausalProof, prove
 from bilinear_circuits.circuits.query import CircuitQuery, QueryTokens
 from bilinear_circuits.circuits.rank import Evidence, Screen, rank_features, screen_features
 from bilinear_circuits.data import StoryTokens, tokenize_stories
+from bilinear_circuits.display import Drawn
 from bilinear_circuits.interactions import FeatureInteractions
 from bilinear_circuits.profiles import FeatureProfile, profile_feature
 from bilinear_circuits.progress import Progress, silent
@@ -63,7 +64,7 @@ class SearchSettings:
 
 
 @dataclass(frozen=True, eq=False)
-class Circuit:
+class Circuit(Drawn):
     """One circuit found: why it was chosen, what it looks like, what removing it does."""
 
     evidence: Evidence
@@ -72,7 +73,7 @@ class Circuit:
 
 
 @dataclass(frozen=True, eq=False)
-class CircuitSearch:
+class CircuitSearch(Drawn):
     """The answer to a query.
 
     Attributes:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from simple_parsing import field
 
-from bilinear_circuits.commands import common
+from bilinear_circuits.commands import common, images, tables
 
 if TYPE_CHECKING:
     from bilinear_circuits.circuits import CircuitQuery, CircuitSearch, SearchSettings
@@ -32,7 +32,10 @@ class Arguments(common.CommonArguments):
     """Stories read from the corpus; by default what the query says."""
 
     out: str = "out/circuits"
-    """Folder for report.html and circuit.json."""
+    """Folder for report.html, circuit.json, and the ranking as ranking.csv and ranking.parquet."""
+
+    images: list[str] | None = None
+    """Write the figures to OUT/images, too: png, svg or both."""
 
 
 @dataclass(frozen=True)
@@ -73,10 +76,12 @@ def run(arguments: Arguments) -> None:
     from bilinear_circuits.circuits import find_circuits
     from bilinear_circuits.data import read_stories
     from bilinear_circuits.report import circuits_page, search_payload
+    from bilinear_circuits.report.figures import search_figures
 
     started = time.perf_counter()
     asked = read_query(arguments.query)
     common.check_out(arguments.out)
+    images.check(arguments.images, arguments.out)
     n_stories = asked.n_stories if arguments.n_stories is None else arguments.n_stories
     layers = common.check_layers(arguments.layers, common.saes_of(arguments))
     corpus = common.corpus_of(arguments, asked.corpus)
@@ -91,10 +96,12 @@ def run(arguments: Arguments) -> None:
     with common.written_whole(arguments.out) as folder:
         (folder / "circuit.json").write_text(common.to_json(search_payload(search, source)), encoding="utf-8")
         (folder / "report.html").write_text(circuits_page(search, source), encoding="utf-8")
+        files = ["report.html", "circuit.json", *tables.write(folder, "ranking", tables.ranking(search))]
+    drawn = images.written(search_figures(search), arguments.out, arguments.images)
     print(summary(search))
     print(f"\n{time.perf_counter() - started:.0f} s. Written:")
-    for name in ("report.html", "circuit.json"):
-        print(f"  {Path(arguments.out) / name}")
+    for file in (*(Path(arguments.out) / name for name in files), *drawn):
+        print(f"  {file}")
 
 
 def summary(search: "CircuitSearch") -> str:

@@ -179,7 +179,7 @@ def bar(items: Sequence[T], description: str, /) -> Iterable[T]:
     return tqdm(items, desc=description, file=sys.stderr, delay=1, leave=False)
 
 
-def read_yaml(path: str, what: str) -> dict[str, Any]:
+def read_yaml(path: str, what: str) -> dict[Any, Any]:
     """Read a YAML mapping.
 
     Raises:

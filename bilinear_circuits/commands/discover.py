@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from bilinear_circuits.commands import common
+from bilinear_circuits.commands import common, tables
 
 if TYPE_CHECKING:
     from bilinear_circuits.activity import LayerActivity
@@ -45,7 +45,7 @@ class Arguments(common.CommonArguments):
     """Largest interactions of a layer that are checked for inputs that never meet."""
 
     out: str | None = None
-    """Folder for result.json and result.safetensors, pairs.json and discoveries.csv; not written by default."""
+    """Folder for result.json and .safetensors, pairs.json, discoveries.csv and .parquet; not written by default."""
 
 
 def run(arguments: Arguments) -> None:
@@ -102,7 +102,7 @@ def run(arguments: Arguments) -> None:
         resolved = replace(arguments, saes=common.saes_of(arguments), layers=layers)
         source = common.provenance(resolved, interactions, corpus, len(stories), time.perf_counter() - started)
         _write(arguments.out, search, pairs, unmet, labels, source)
-        print(f"written: {arguments.out}/result.json, discoveries.csv, pairs.json")
+        print(f"written: {arguments.out}/result.json, discoveries.csv, discoveries.parquet, pairs.json")
 
 
 class _Labels:
@@ -207,26 +207,28 @@ def _write(
     labels: _Labels,
     source: dict[str, object],
 ) -> None:
-    import csv
-    import io
     from dataclasses import asdict
 
     from bilinear_circuits.report.payload import plain
     from bilinear_circuits.saving import save_result
 
-    table = io.StringIO()
-    writer = csv.writer(table)
-    writer.writerow(["layer", "feature", "status", "motif", "score", "corrected", "p", "q", "echo_of", "at", "blocks"])
-    for status, part in (("discovery", search.discoveries), ("echo", search.echoes), ("apart", search.apart)):
-        for one in part:
-            numbers = [f"{value:.6g}" for value in (one.score, one.corrected, one.p, one.q)]
-            blocks = "; ".join(_block(block, one.layer, labels) for block in one.blocks)
-            at = labels.output(one.layer, one.feature)
-            writer.writerow([one.layer, one.feature, status, one.motif, *numbers, one.echo_of, at, blocks])
     with common.written_whole(out) as folder:
         save_result(search, folder, source)
-        (folder / "discoveries.csv").write_text(table.getvalue(), encoding="utf-8")
+        tables.write(folder, "discoveries", _columns(search, labels))
         document = {"schema_version": 1, "kind": "plane pairs", "provenance": source}
         rows = [asdict(pair) for pair in pairs]
         document |= {"pairs": rows, "interference": [asdict(one) for one in unmet]}
         (folder / "pairs.json").write_text(common.to_json(plain(document)), encoding="utf-8")
+
+
+def _columns(search: "DiscoverySearch", labels: _Labels) -> tables.Columns:
+    """One row for each significant feature."""
+    parts = {"discovery": search.discoveries, "echo": search.echoes, "apart": search.apart}
+    rows = [(status, one) for status, part in parts.items() for one in part]
+    columns: tables.Columns = {name: [getattr(one, name) for _, one in rows] for name in ("layer", "feature")}
+    columns["status"] = [status for status, _ in rows]
+    for name in ("motif", "score", "corrected", "p", "q", "echo_of"):
+        columns[name] = [getattr(one, name) for _, one in rows]
+    columns["at"] = [labels.output(one.layer, one.feature) for _, one in rows]
+    columns["blocks"] = ["; ".join(_block(block, one.layer, labels) for block in one.blocks) for _, one in rows]
+    return columns

@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from bilinear_circuits.commands import common
+from bilinear_circuits.commands import common, images
 
 if TYPE_CHECKING:
     from bilinear_circuits.profiles import FeatureProfile
@@ -29,11 +29,15 @@ class Arguments(common.CommonArguments):
     out: str | None = None
     """Folder for report.html and feature.json; not written by default."""
 
+    images: list[str] | None = None
+    """Write the figures to OUT/images, too: png, svg or both."""
+
 
 def run(arguments: Arguments) -> None:
     """Measure and print one feature."""
     started = time.perf_counter()
     common.check_out(arguments.out)
+    images.check(arguments.images, arguments.out)
     layers = common.check_layers([arguments.layer], common.saes_of(arguments))
     corpus = common.corpus_of(arguments)
 
@@ -41,6 +45,7 @@ def run(arguments: Arguments) -> None:
     from bilinear_circuits.data import read_stories, tokenize_stories
     from bilinear_circuits.profiles import input_label, profile_feature
     from bilinear_circuits.report import feature_page, profile_payload
+    from bilinear_circuits.report.figures import feature_figures
     from bilinear_circuits.running import context_length, unembedding
 
     stories = read_stories(corpus, arguments.n_stories)
@@ -61,7 +66,9 @@ def run(arguments: Arguments) -> None:
         with common.written_whole(arguments.out) as folder:
             (folder / "feature.json").write_text(common.to_json(profile_payload(profile, source)), encoding="utf-8")
             (folder / "report.html").write_text(feature_page(profile, source), encoding="utf-8")
-        print(f"\nwritten: {arguments.out}/report.html, {arguments.out}/feature.json")
+        drawn = images.written(feature_figures(profile), arguments.out, arguments.images)
+        files = [f"{arguments.out}/report.html", f"{arguments.out}/feature.json", *drawn]
+        print(f"\nwritten: {', '.join(files)}")
 
 
 def describe(profile: "FeatureProfile") -> str:

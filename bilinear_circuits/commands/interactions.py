@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from simple_parsing import field
 
 from bilinear_circuits import processes, zoo
-from bilinear_circuits.commands import common
+from bilinear_circuits.commands import common, tables
 from bilinear_circuits.commands.shards import ShardFolder
 from bilinear_circuits.progress import silent
 
@@ -41,7 +41,7 @@ class Arguments(common.CommonArguments):
     """Layer of the MLP."""
 
     out: str
-    """Folder for interactions.safetensors and interactions.json: a new one, or that of a killed search."""
+    """Folder for interactions.safetensors, .json, .csv and .parquet: a new one, or that of a killed search."""
 
     k: int = 1000
     """Number of interactions."""
@@ -293,4 +293,5 @@ def _write(top: "TopInteractions", out: str, record: dict[str, Any]) -> None:
     with common.written_whole(out) as folder:
         save_file(columns, folder / "interactions.safetensors")
         (folder / "interactions.json").write_text(common.to_json(record), encoding="utf-8")
-    print(f"written: {out}/interactions.safetensors, {out}/interactions.json")
+        files = ["interactions.json", *tables.write(folder, "interactions", tables.interactions(top))]
+    print(f"written: {out}/interactions.safetensors, {', '.join(files)}")

@@ -9,7 +9,7 @@ import time
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from bilinear_circuits.commands import common
+from bilinear_circuits.commands import common, tables
 
 if TYPE_CHECKING:
     from bilinear_circuits.lowrank import LowRankCorrelation
@@ -34,7 +34,7 @@ class Arguments(common.CommonArguments):
     """Features with at most this many active tokens are left out."""
 
     out: str | None = None
-    """Folder for lowrank.json, with the correlation of every feature; not written by default."""
+    """Folder for lowrank.json, lowrank.csv and lowrank.parquet: all correlations; not written by default."""
 
 
 def run(arguments: Arguments) -> None:
@@ -74,7 +74,8 @@ def run(arguments: Arguments) -> None:
         with common.written_whole(arguments.out) as folder:
             text = common.to_json(plain({"schema_version": 1, "layers": rows, "provenance": source}))
             (folder / "lowrank.json").write_text(text, encoding="utf-8")
-        print(f"written: {arguments.out}/lowrank.json")
+            files = tables.write(folder, "lowrank", tables.low_rank(results))
+        print(f"written: {arguments.out}/lowrank.json, {', '.join(files)}")
 
 
 def table(layer: int, result: "LowRankCorrelation", n_tokens: int, seed: int) -> str:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from bilinear_circuits.discovery.motifs import Motif
 from bilinear_circuits.discovery.nulls import NULLS, Null
+from bilinear_circuits.display import Drawn, Shown
 
 _MEETING = 0.5
 
@@ -68,7 +69,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Discovery:
+class Discovery(Shown):
     """One output feature and the motif its form is nearest to, of those that are significant.
 
     Attributes:
@@ -107,7 +108,7 @@ class Discovery:
 
 
 @dataclass(frozen=True)
-class DiscoverySearch:
+class DiscoverySearch(Drawn):
     """What a search found.
 
     Attributes:

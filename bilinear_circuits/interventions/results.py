@@ -6,6 +6,7 @@ from bilinear_circuits.bounds import TruncationError
 from bilinear_circuits.circuits.effects import Effect
 from bilinear_circuits.circuits.query import CircuitQuery
 from bilinear_circuits.completeness import CircuitCompleteness
+from bilinear_circuits.display import Shown
 from bilinear_circuits.interventions.ablations import CircuitAblation, Dose, NodeAblation
 from bilinear_circuits.interventions.complement import ComplementTests
 from bilinear_circuits.interventions.controls import NonsenseTask, OtherFeature
@@ -74,7 +75,7 @@ class Places:
 
 
 @dataclass(frozen=True, eq=False)
-class InterventionProof:
+class InterventionProof(Shown):
     """All interventions on one circuit. Effects are changes of the pole logit difference, in nats.
 
     Attributes:

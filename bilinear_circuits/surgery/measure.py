@@ -22,6 +22,7 @@ from bilinear_circuits.circuits.experiments import Sites
 from bilinear_circuits.circuits.query import QueryTokens
 from bilinear_circuits.circuits.rank import screen_features
 from bilinear_circuits.data import StoryTokens
+from bilinear_circuits.display import Shown
 from bilinear_circuits.progress import Progress, silent
 from bilinear_circuits.running import unembedding
 from bilinear_circuits.surgery.edits import FormEdit
@@ -67,7 +68,7 @@ class ControlSet:
 
 
 @dataclass(frozen=True, eq=False)
-class EditReport:
+class EditReport(Shown):
     """What an edit does. Effects are changes of the pole logit difference at trigger tokens, in nats.
 
     Attributes:

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from bilinear_circuits.display import Drawn
+
 
 @dataclass(frozen=True)
 class Certificate:
@@ -33,7 +35,7 @@ class Certificate:
 
 
 @dataclass(frozen=True, eq=False)
-class TopInteractions:
+class TopInteractions(Drawn):
     """The largest interactions, each pair of input features once.
 
     Attributes:

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from bilinear_circuits.display import Drawn
 from bilinear_circuits.sweep.products import Block, Panel, Products
 
 _SHIFT = 21  # bits of a float32 that a bin forgets: exponent and two bits of the fraction are left
@@ -15,7 +16,7 @@ KINDS = ("self", "cross")
 
 
 @dataclass(frozen=True, eq=False)
-class InteractionStatistics:
+class InteractionStatistics(Drawn):
     """The distribution of the coefficients of all interactions, T_aa and 2 T_ab, each pair of inputs once.
 
     Everything is of coarse coefficients: in bfloat16 each is rounded by at most 0.4 %, and its error is bounded by

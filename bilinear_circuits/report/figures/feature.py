@@ -9,7 +9,6 @@ from bilinear_circuits.profiles import FeatureProfile
 from bilinear_circuits.report.figures.base import (
     ACTIVATION,
     DIVERGING,
-    FAINT,
     GREY,
     GROUPS,
     LEADER,
@@ -18,13 +17,11 @@ from bilinear_circuits.report.figures.base import (
     colour_limit,
     escaped,
     short_values,
-    sign_colour,
 )
-from bilinear_circuits.report.payload import plain
+from bilinear_circuits.report.figures.results import N_EIGENVALUES, eigenvalue_bars
 from bilinear_circuits.report.text import number, shorten, visible_label
 
 _TICK_LENGTH, _LABEL_LENGTH = 30, 26
-_SPECTRUM_LENGTH = 64
 
 
 def feature_figures(profile: FeatureProfile, n_others: int | None = None) -> dict[str, Spec]:
@@ -126,29 +123,9 @@ def eigenvector_plane(profile: FeatureProfile, n_others: int | None = None) -> S
     )
 
 
-def spectrum_bars(profile: FeatureProfile, n: int = _SPECTRUM_LENGTH) -> Spec:
+def spectrum_bars(profile: FeatureProfile, n: int = N_EIGENVALUES) -> Spec:
     """The n leading eigenvalues by magnitude, with their sign, over the band of the semicircle null."""
-    values = short_values(profile.spectrum.eigenvalues[:n])
-    edge = plain(profile.spectrum.semicircle_edge())
-    bars = {
-        "type": "bar",
-        "x": list(range(1, len(values) + 1)),
-        "y": values,
-        "marker": {"color": [sign_colour(value) for value in values], "line": {"width": 0}},
-        "hovertemplate": "eigenvalue %{x}: %{y:.4g}<extra></extra>",
-    }
-    band = {"type": "rect", "xref": "paper", "x0": 0, "x1": 1, "y0": -edge, "y1": edge}
-    note = {"text": f"null: ±{number(edge)}", "xref": "paper", "x": 1, "y": edge, "showarrow": False}
-    return base_figure(
-        [bars],
-        340,
-        xaxis={"title": {"text": "rank by magnitude"}, "showgrid": False},
-        yaxis={"title": {"text": "eigenvalue"}, "zeroline": True},
-        layout={
-            "shapes": [{**band, "fillcolor": FAINT, "line": {"width": 0}, "layer": "below"}],
-            "annotations": [{**note, "xanchor": "right", "yanchor": "bottom"}],
-        },
-    )
+    return eigenvalue_bars(profile.spectrum, n)
 
 
 def rank2_scatter(profile: FeatureProfile) -> Spec:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from bilinear_circuits.circuits.effects import Effect
+from bilinear_circuits.circuits.prove import CausalProof
 from bilinear_circuits.circuits.search import Circuit, CircuitSearch
 from bilinear_circuits.report.figures.base import GREY, Spec, base_figure, sign_colour
 from bilinear_circuits.report.figures.feature import feature_figures
@@ -21,12 +22,17 @@ def search_figures(search: CircuitSearch) -> dict[str, Spec]:
 
 def effect_forest(circuits: Sequence[Circuit]) -> Spec:
     """Causal effects of every circuit with their 95 % intervals, and every control as a small dot."""
+    names = [(one.evidence.name, f"pushes to {'+' if one.evidence.sign > 0 else '−'}") for one in circuits]
+    return proof_forest([(*name, one.proof) for name, one in zip(names, circuits, strict=True)])
+
+
+def proof_forest(proofs: Sequence[tuple[str, str, CausalProof]]) -> Spec:
+    """The same of bare proofs, each with a name and what is said beside it."""
     ticks: list[str] = []
     effects: list[tuple[int, str, Effect]] = []
     dots: list[tuple[int, str, float]] = []
-    for circuit in circuits:
-        name, proof = circuit.evidence.name, circuit.proof
-        ticks.append(f"<b>{name}</b>, pushes to {'+' if circuit.evidence.sign > 0 else '−'}")
+    for name, said, proof in proofs:
+        ticks.append(f"<b>{name}</b>, {said}")
         for label, effect in (
             ("removal", proof.removal),
             ("removal, all trigger sites", proof.removal_all_sites),
