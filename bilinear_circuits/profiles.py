@@ -1,41 +1,35 @@
 """Everything a page about one output feature shows: spectrum, input groups, scatter, examples, completeness."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from bilinear_circuits.activity import LayerActivity, top_token_ids
+from bilinear_circuits.by_token import ActiveFeatures
+from bilinear_circuits.display import Drawn
+from bilinear_circuits.examples import Example, ExampleFinder, evenly
+from bilinear_circuits.ledger import Ledger
 from bilinear_circuits.lowrank import pearson
+from bilinear_circuits.naming import TokenTexts, all_labels, input_label, token_text
 from bilinear_circuits.shape import AndShape, and_shape
 from bilinear_circuits.spectra import Spectrum
+from bilinear_circuits.sweep.forms import QuadraticForms
+from bilinear_circuits.tensor import QuadraticForm
+
+__all__ = ["Example", "FeatureForm", "FeatureProfile", "Profiler", "input_label", "profile_feature", "token_text"]
 
 _SCATTER_POINTS = 400
 _LEDGER_TOKENS = 400
-_TOKENS_BEFORE, _TOKENS_AFTER = 14, 6
-
-
-@dataclass(frozen=True)
-class Example:
-    """A stretch of a story around a token at which a feature is active.
-
-    Attributes:
-        tokens: Token texts.
-        values: Activation of the feature at each of them.
-        centre: Index of the token the example was chosen for.
-        quantile: Where its activation lies among the feature's active tokens, 1 for the strongest.
-    """
-
-    tokens: tuple[str, ...]
-    values: tuple[float, ...]
-    centre: int
-    quantile: float
+_FORMS_TOGETHER = 32
 
 
 @dataclass(frozen=True, eq=False)
-class FeatureProfile:
+class FeatureProfile(Drawn):
     """One output feature of a layer, measured on a corpus.
 
     Attributes:
@@ -89,7 +83,7 @@ def profile_feature(
     n_tokens: int = 10,
     n_examples: int = 9,
 ) -> FeatureProfile:
-    """Measure one output feature.
+    """Measure one output feature. For many, one `Profiler` computes once what they share.
 
     Args:
         activity: Its layer on a corpus.
@@ -102,113 +96,186 @@ def profile_feature(
     Raises:
         ValueError: If there is no such feature, or it is active at fewer than two tokens of the corpus.
     """
-    interactions = activity.interactions
-    form = interactions.form(feature)
-    token, value = activity.outputs[feature]
-    if len(token) < 2:
+    activity.interactions.check_feature(feature)
+    check_active(activity, feature)
+    profiler = Profiler(activity, unembedding, TokenTexts(tokenizer), [feature])
+    (form,) = profiler.forms([feature])
+    return profiler.profile(form, n_tokens, n_examples)
+
+
+def check_active(activity: LayerActivity, feature: int) -> None:
+    """Refuse a feature that a correlation cannot be measured of.
+
+    Raises:
+        ValueError: If it is active at fewer than two tokens.
+    """
+    if (n_active := int(activity.outputs.counts[feature])) < 2:
         raise ValueError(
             f"feature must be active at two tokens of the corpus or more, got {feature} of layer"
-            f" {interactions.mlp.layer}, active at {len(token)} of {len(activity.x)}. Use a larger corpus."
+            f" {activity.interactions.mlp.layer}, active at {n_active} of {len(activity.x)}. Use a larger corpus."
         )
-    x = activity.x[token]
-    spectrum = _turned_to(value @ x, form.matrix.eigh())
-    shape = and_shape(activity, feature, spectrum)
-    predicted = spectrum.truncate(2)(x) + x @ form.linear
-    sample = _evenly(len(token), _SCATTER_POINTS)
-    ledger = interactions.ledger(x[_evenly(len(token), _LEDGER_TOKENS)], feature)
-    logits = interactions.sae_out.W_dec[feature] @ unembedding.to(value.dtype)
-    projections = interactions.sae_in.W_dec @ spectrum.eigenvectors[:, :2]
-    return FeatureProfile(
-        layer=interactions.mlp.layer,
-        feature=feature,
-        frequency=len(token) / len(activity.x),
-        top_tokens=tuple(
-            token_text(tokenizer, i) for i in top_token_ids(activity.outputs, activity.token_ids, feature, 5)
-        ),
-        promoted=_extreme_tokens(logits, n_tokens, tokenizer),
-        suppressed=_extreme_tokens(-logits, n_tokens, tokenizer, -1),
-        spectrum=spectrum,
-        shape=shape,
-        input_labels=tuple(
-            input_label(activity, member, tokenizer) for member in torch.cat([shape.first, shape.second]).tolist()
-        ),
-        projections=projections,
-        eigenvector_labels=tuple(_eigenvector_labels(activity, token, column, tokenizer) for column in projections.T),
-        predicted=predicted[sample],
-        actual=value[sample],
-        rank2_correlation=pearson(predicted.unsqueeze(1), value).item(),
-        terms={name: term.mean().item() for name, term in ledger.terms.items()},
-        completeness=ledger.completeness.median().item(),
-        examples=_examples(activity, token, value, tokenizer, n_examples),
-    )
 
 
-def token_text(tokenizer: Any, token_id: int) -> str:
-    """Text of one token, as the tokenizer writes it; marks of byte-level and SentencePiece tokenizers are resolved."""
-    raw = str(tokenizer.convert_ids_to_tokens(int(token_id)))
-    if raw.isascii():
-        return raw
-    decoded = str(tokenizer.decode([int(token_id)], clean_up_tokenization_spaces=False))
-    return raw.replace("Ġ", " ").replace("▁", " ") if "▁" in raw or "\ufffd" in decoded else decoded
+@dataclass(frozen=True, eq=False)
+class FeatureForm:
+    """The quadratic form of one output feature, dense, and its spectrum.
+
+    Attributes:
+        feature: Output feature.
+        Q: Interaction matrix of its encoder direction.
+        spectrum: All eigenpairs of Q.
+    """
+
+    feature: int
+    Q: Float[Tensor, "d_in d_in"]
+    spectrum: Spectrum
 
 
-def input_label(activity: LayerActivity, feature: int, tokenizer: Any) -> str:
-    """Name of an input feature: the tokens that tell most about its activation."""
-    ids = top_token_ids(activity.inputs, activity.token_ids, feature)
-    return " · ".join(token_text(tokenizer, token_id) for token_id in ids) or "(not active)"
+class Profiler:
+    """Measures many output features of a layer.
+
+    Input labels, activations in rows and the forms' common parts are computed once; each feature then takes one
+    decomposition of its form and work in proportion to its active tokens.
+
+    Attributes:
+        activity: The layer on a corpus.
+        texts: Texts of token ids.
+        rows: Activations of the input dictionary by token.
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        activity: LayerActivity,
+        unembedding: Float[Tensor, "d_model d_vocab"],
+        texts: TokenTexts,
+        features: Sequence[int],
+    ) -> None:
+        """Prepare what the features share.
+
+        Args:
+            activity: Their layer on a corpus.
+            unembedding: Unembedding with the final norm weight folded in.
+            texts: Texts of token ids.
+            features: Output features that may be asked for.
+        """
+        self.activity, self.texts = activity, texts
+        interactions = activity.interactions
+        self._unembedding = unembedding.to(interactions.sae_out.W_dec.dtype)
+        self._place = {feature: place for place, feature in enumerate(features)}
+        directions = interactions.sae_out.W_enc[:, list(features)]
+        self._forms = QuadraticForms(interactions.mlp.tensor, directions)
+        self._token_ids = activity.token_ids
+        self.rows = ActiveFeatures.of(activity.inputs, len(activity.x))
+
+    @cached_property
+    def input_labels(self) -> tuple[str, ...]:
+        """Names of all input features."""
+        return all_labels(self.activity.inputs, self._token_ids, self.texts)
+
+    @torch.no_grad()
+    def forms(self, features: Sequence[int]) -> Iterator[FeatureForm]:
+        """Forms of some of the features, decomposed a group at a time."""
+        for start in range(0, len(features), _FORMS_TOGETHER):
+            some = features[start : start + _FORMS_TOGETHER]
+            device = self.activity.x.device
+            Q = self._forms(torch.tensor([self._place[feature] for feature in some], device=device)).Q
+            spectra = Spectrum.of_dense(Q)
+            for index, feature in enumerate(some):
+                yield FeatureForm(feature, Q[index], spectra[index])
+
+    @torch.no_grad()
+    def profile(self, form: FeatureForm, n_tokens: int = 10, n_examples: int = 9) -> FeatureProfile:
+        """Measure one feature, active at two tokens or more.
+
+        Args:
+            form: Its form.
+            n_tokens: Tokens listed as promoted and suppressed.
+            n_examples: Examples shown.
+
+        Raises:
+            ValueError: If it is active at fewer than two tokens.
+        """
+        activity, interactions, feature = self.activity, self.activity.interactions, form.feature
+        check_active(activity, feature)
+        token, value = activity.outputs[feature]
+        x = activity.x[token]
+        spectrum = _turned_to(value @ x, form.spectrum)
+        usage = self.rows.mean_magnitudes(token).to(interactions.sae_in.W_dec.dtype)
+        shape = and_shape(activity, feature, spectrum, usage=usage)
+        own = interactions.mlp.tensor.quadratic_form(interactions.sae_out.W_enc[:, feature])
+        predicted = spectrum.truncate(2)(x) + x @ own.linear
+        sample = evenly(len(token), _SCATTER_POINTS)
+        ledger = self._ledger(form.Q, own, token[evenly(len(token), _LEDGER_TOKENS)], feature)
+        projections = interactions.sae_in.W_dec @ spectrum.eigenvectors[:, :2]
+        logits = interactions.sae_out.W_dec[feature] @ self._unembedding
+        return FeatureProfile(
+            layer=interactions.mlp.layer,
+            feature=feature,
+            frequency=len(token) / len(activity.x),
+            top_tokens=tuple(map(self.texts, top_token_ids(activity.outputs, self._token_ids, feature, 5))),
+            promoted=self._extreme_tokens(logits, n_tokens),
+            suppressed=self._extreme_tokens(-logits, n_tokens, -1),
+            spectrum=spectrum,
+            shape=shape,
+            input_labels=tuple(self.input_labels[one] for one in torch.cat([shape.first, shape.second]).tolist()),
+            projections=projections,
+            eigenvector_labels=tuple(self._eigenvector_labels(usage, column) for column in projections.T),
+            predicted=predicted[sample],
+            actual=value[sample],
+            rank2_correlation=pearson(predicted.unsqueeze(1), value).item(),
+            terms={name: term.mean().item() for name, term in ledger.terms.items()},
+            completeness=ledger.completeness.median().item(),
+            examples=self._examples(token, value, n_examples),
+        )
+
+    def _ledger(self, Q: Tensor, own: QuadraticForm, token: Tensor, feature: int) -> Ledger:
+        """The account of a pre-activation, as `FeatureInteractions.ledger` gives it, from the dense form.
+
+        Forms are dense here and the dictionary's activations are known: d_in^2 operations per token instead of d_in
+        d_mlp and an encoding.
+        """
+        sae_in = self.activity.interactions.sae_in
+        matrix, linear = Q.double(), own.linear.double()
+        x = self.activity.x[token].double()
+        features = self.rows.decoded(token, self._decoder)
+        bias = sae_in.b_dec.double()
+        error = x - features - bias
+        along_bias, of_features, of_error = matrix @ bias, features @ matrix, error @ matrix
+        constant = own.constant + self.activity.interactions.sae_out.b_enc[feature]
+        return Ledger(
+            feature_feature=(of_features * features).sum(1),
+            feature_bias=2 * features @ along_bias,
+            feature_error=2 * (of_features * error).sum(1),
+            bias_bias=(bias @ along_bias).expand(len(x)),
+            bias_error=2 * error @ along_bias,
+            error_error=(of_error * error).sum(1),
+            feature_linear=features @ linear,
+            bias_linear=(bias @ linear).expand(len(x)),
+            error_linear=error @ linear,
+            constant=constant.double().expand(len(x)),
+        )
+
+    @cached_property
+    def _decoder(self) -> Float[Tensor, "d_sae_in d_in"]:
+        return self.activity.interactions.sae_in.W_dec.double()
+
+    def _extreme_tokens(self, logits: Tensor, n: int, sign: int = 1) -> tuple[tuple[str, float], ...]:
+        best = logits.topk(min(n, len(logits)))
+        pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        return tuple((self.texts(token_id), sign * logit) for token_id, logit in pairs)
+
+    def _eigenvector_labels(self, usage: Tensor, projection: Tensor, n: int = 10) -> tuple[tuple[int, str, float], ...]:
+        """Input features that move along an eigenvector most while the output feature is active."""
+        best = (usage * projection.abs()).topk(min(n, len(projection))).indices.tolist()
+        return tuple((one, self.input_labels[one], projection[one].item()) for one in best)
+
+    def _examples(self, token: Tensor, value: Tensor, n: int) -> tuple[Example, ...]:
+        """Examples at evenly spaced quantiles of activation, strongest first."""
+        return ExampleFinder(self.activity, token, value, self.texts).find(n) if n else ()
 
 
 def _turned_to(centre: Float[Tensor, " d"], spectrum: Spectrum) -> Spectrum:
     """Turn eigenvectors, whose sign is arbitrary, to have a positive product with a direction."""
     signs = torch.where(centre @ spectrum.eigenvectors < 0, -1, 1)
     return replace(spectrum, eigenvectors=spectrum.eigenvectors * signs)
-
-
-def _evenly(n: int, most: int) -> Int[Tensor, " m"]:
-    """Up to `most` indices below n, evenly spread."""
-    return torch.linspace(0, n - 1, min(n, most)).long()
-
-
-def _extreme_tokens(logits: Tensor, n: int, tokenizer: Any, sign: int = 1) -> tuple[tuple[str, float], ...]:
-    best = logits.topk(min(n, len(logits)))
-    return tuple(
-        (token_text(tokenizer, token_id), sign * logit)
-        for token_id, logit in zip(best.indices.tolist(), best.values.tolist(), strict=True)
-    )
-
-
-def _eigenvector_labels(
-    activity: LayerActivity, token: Tensor, projection: Tensor, tokenizer: Any, n: int = 10
-) -> tuple[tuple[int, str, float], ...]:
-    """Input features that move along an eigenvector most while the output feature is active."""
-    chosen = torch.zeros(len(activity.x), device=activity.x.device)
-    chosen[token] = 1
-    used = activity.inputs.sum_over_tokens(chosen).to(projection.dtype)
-    best = (used * projection.abs()).topk(min(n, len(projection))).indices.tolist()
-    return tuple((f, input_label(activity, f, tokenizer), projection[f].item()) for f in best)
-
-
-def _examples(activity: LayerActivity, token: Tensor, value: Tensor, tokenizer: Any, n: int) -> tuple[Example, ...]:
-    """Examples at evenly spaced quantiles of activation, strongest first, each from another story where possible."""
-    activation = torch.zeros(len(activity.x))
-    activation[token.cpu()] = value.float().cpu()
-    by_strength = token[value.argsort(descending=True)].tolist()
-    examples: list[Example] = []
-    seen: set[int] = set()
-    for rank in _evenly(len(by_strength), n).tolist():
-        end = min(len(by_strength), rank + max(1, len(by_strength) // n))
-        fresh = [r for r in range(rank, end) if int(activity.story[by_strength[r]]) not in seen]
-        rank = fresh[0] if fresh else rank
-        seen.add(int(activity.story[by_strength[rank]]))
-        quantile = 1 - rank / max(1, len(by_strength) - 1)
-        examples.append(_example(activity, by_strength[rank], activation, quantile, tokenizer))
-    return tuple(examples)
-
-
-def _example(activity: LayerActivity, centre: int, activation: Tensor, quantile: float, tokenizer: Any) -> Example:
-    """The stretch of a story around a token."""
-    low, high = max(0, centre - _TOKENS_BEFORE), min(len(activity.x), centre + _TOKENS_AFTER + 1)
-    inside = [t for t in range(low, high) if activity.story[t] == activity.story[centre]]
-    texts = tuple(token_text(tokenizer, int(activity.token_ids[t])) for t in inside)
-    values = tuple(round(activation[t].item(), 4) for t in inside)
-    return Example(texts, values, inside.index(centre), quantile)

@@ -50,7 +50,13 @@ def factor_pair(spectrum: Spectrum) -> tuple[Float[Tensor, " d"], Float[Tensor, 
 
 
 @torch.no_grad()
-def and_shape(activity: LayerActivity, feature: int, spectrum: Spectrum, size: int = GROUP_SIZE) -> AndShape:
+def and_shape(
+    activity: LayerActivity,
+    feature: int,
+    spectrum: Spectrum,
+    size: int = GROUP_SIZE,
+    usage: Float[Tensor, " d_sae_in"] | None = None,
+) -> AndShape:
     """Split the input features used with an output feature by the two factors of its form, and measure the blocks.
 
     A feature joins the group of the factor it contributes more to, (d . a) or (d . b) times its excess usage: its mean
@@ -62,11 +68,13 @@ def and_shape(activity: LayerActivity, feature: int, spectrum: Spectrum, size: i
         feature: Output feature, active at least once.
         spectrum: Its spectrum on the MLP input.
         size: Features per group.
+        usage: Mean activation of every input feature over the tokens where the output feature is active, where it is
+            known already.
     """
     token, value = activity.outputs[feature]
     first_factor, second_factor = factor_pair(spectrum)
     centre = value @ activity.x[token].to(value.dtype)
-    usage = _usage(activity, token)
+    usage = _usage(activity, token) if usage is None else usage
     excess = usage - activity.mean_inputs.to(usage.dtype)
     dictionary = activity.interactions.sae_in
     pulls = []

@@ -1,0 +1,211 @@
+"""Report every feature of a dictionary: an index to search and a page for each, as plain files to open or to send.
+
+Pages are made in chunks, which are kept: a report that was killed goes on when the same command is given again.
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from simple_parsing import field
+
+from bilinear_circuits import zoo
+from bilinear_circuits.commands import common
+from sae.commands.report_folder import ReportFolder
+
+if TYPE_CHECKING:
+    from sae.report.index import Row
+    from sae.report.pages import Book
+    from sae.report.results import Side
+
+_SCHEMA_VERSION = 1
+_SIDES: dict[str, tuple["Side", ...]] = {"both": ("in", "out"), "in": ("in",), "out": ("out",)}
+
+
+@dataclass(kw_only=True)
+class Arguments(common.CommonArguments):
+    """Options of `features`."""
+
+    layer: int
+    """Layer of the MLP."""
+
+    out: str
+    """Folder of the report: a new one, that of a killed run, or one with the other side. Start at its index.html."""
+
+    side: Literal["in", "out", "both"] = field(default="both", metavar="{in,out,both}")
+    """Dictionary of the MLP input, of its output, or both, which links their pages to each other."""
+
+    feature: list[int] | None = None
+    """Features to report; all by default."""
+
+    labels: str | None = None
+    """YAML or JSON file of names: feature number: name, under the keys in and out where both sides are reported."""
+
+    neuronpedia: bool = False
+    """Write the features as SAEDashboard's JSON for Neuronpedia, too."""
+
+    n_stories: int = 200
+    """Stories read from the corpus."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.side not in _SIDES:
+            raise ValueError(f"side must be one of {', '.join(_SIDES)}, got {self.side!r}.")
+        if self.feature is not None and (not self.feature or len(set(self.feature)) < len(self.feature)):
+            raise ValueError(f"feature must name one feature or more, each once, got {self.feature}.")
+
+
+def run(arguments: Arguments) -> None:
+    """Make the report, or go on making it, and print where to begin."""
+    started = time.perf_counter()
+    common.check_out(arguments.out)
+    common.check_layers([arguments.layer], common.saes_of(arguments))
+    corpus = common.corpus_of(arguments)
+    sides = _SIDES[arguments.side]
+    labels = read_labels(arguments.labels, arguments.side)
+    folders = {side: _folder(arguments, side) for side in sides}
+    settings = {side: _settings(arguments, side, labels, corpus) for side in sides}
+    for side in sides:
+        folders[side].check(settings[side])
+
+    from bilinear_circuits.data import read_stories
+    from sae.commands.features_desk import Desk
+
+    stories = read_stories(corpus, arguments.n_stories)
+    desk = Desk(arguments, stories, labels)
+    # A report is sent to others: the folder it was made in is nothing to them.
+    resolved = replace(arguments, saes=common.saes_of(arguments), out=Path(arguments.out).name)
+    source = common.provenance(resolved, [desk.interactions], corpus, len(stories), 0.0)
+    for side in sides:
+        desk.check_features(side)
+    try:
+        for side in sides:
+            folders[side].start(settings[side])
+            _share_plotly(Path(arguments.out))
+            book = desk.book(side, settings[side]["linked"])
+            rows = desk.report(book, folders[side])
+            _write_index(book, folders[side], rows, source, started)
+            _write_front(Path(arguments.out))
+            print(f"written: {folders[side].path}/index.html with {len(rows)} features")
+            for line in to_look_at(rows, folders[side].path):
+                print(line)
+    except KeyboardInterrupt:
+        common.note("interrupted: finished pages are kept; give the same command again to go on")
+        sys.exit(130)
+    print(f"open {arguments.out}/index.html in a browser")
+
+
+def to_look_at(rows: "Sequence[Row]", folder: Path) -> list[str]:
+    """The most interesting features as lines of text."""
+    from bilinear_circuits.report.text import visible_label
+    from sae.report.index import interesting
+
+    lines = []
+    for row in interesting(rows):
+        measured = f", rank-2 r {row.rank2_correlation:.2f}, outlier {row.outlier:.1f}" if row.outlier else ""
+        lines.append(f"  {row.feature:>6}  {visible_label(row.label)}{measured}: {folder}/features/{row.feature}.html")
+    return ["to look at first:", *lines] if lines else []
+
+
+def read_labels(path: str | None, asked: str) -> dict["Side", dict[int, str]]:
+    """Names of features from a file, by side.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is not a mapping of feature numbers to names, or of sides to such mappings.
+    """
+    content = {} if path is None else common.read_yaml(path, "labels")
+    if not set(content) <= set(_SIDES["both"]):
+        if asked == "both":
+            raise ValueError(f"labels must hold the keys in and out where both sides are reported, got {path}.")
+        content = {asked: content}
+    return {side: _names(content.get(side) or {}, path) for side in _SIDES["both"]}
+
+
+def _names(content: Any, path: str | None) -> dict[int, str]:
+    if not isinstance(content, dict):
+        raise ValueError(f"labels must map feature numbers to names, got {content!r:.60} in {path}.")
+    for key, name in content.items():
+        if not str(key).isdigit() or not isinstance(name, str):
+            raise ValueError(f"labels must map feature numbers to names, got {key!r}: {name!r:.60} in {path}.")
+    return {int(key): name for key, name in content.items()}
+
+
+def _folder(arguments: Arguments, side: "Side") -> ReportFolder:
+    from sae.report.pages import side_folder
+
+    return ReportFolder(Path(arguments.out) / side_folder(arguments.layer, side))
+
+
+def _settings(arguments: Arguments, side: "Side", labels: dict["Side", dict[int, str]], corpus: str) -> dict[str, Any]:
+    """What decides what the pages show, as plain data."""
+    saes = zoo.dictionaries_path(common.saes_of(arguments))
+    files = [saes / f"blocks.{arguments.layer}.mlp.hook_{one}" / "sae_weights.safetensors" for one in ("in", "out")]
+    return {
+        "layer": arguments.layer,
+        "side": side,
+        "feature": arguments.feature,
+        "labels": labels,
+        "neuronpedia": arguments.neuronpedia,
+        "n_stories": arguments.n_stories,
+        "linked": _linked(arguments, side),
+        "model": common.display_name(arguments.model),
+        "model_sha256": common.file_hash(Path(zoo.model_path(arguments.model)) / "model.safetensors"),
+        "dictionaries_sha256": [common.file_hash(file) for file in files],
+        "corpus_sha256": common.file_hash(Path(corpus)),
+        "commit": common.environment()["commit"],
+    }
+
+
+def _linked(arguments: Arguments, side: "Side") -> Any:
+    """Features of the other side that have, or will have, a page: "all", some, or none."""
+    if arguments.side == "both":
+        return arguments.feature or "all"
+    other = _folder(arguments, "in" if side == "out" else "out").settings
+    return (other["feature"] or "all") if other else None
+
+
+def _share_plotly(out: Path) -> None:
+    """The one copy of plotly that all pages draw with."""
+    from bilinear_circuits.report.html import PLOTLY_ASSET, plotly_asset
+
+    if not (out / PLOTLY_ASSET).is_file():
+        with common.written_whole(out) as folder:
+            (folder / PLOTLY_ASSET).write_text(plotly_asset(), encoding="utf-8")
+
+
+def _write_index(book: "Book", folder: ReportFolder, rows: "list[Row]", source: dict[str, Any], started: float) -> None:
+    """The table of all features, as a page, CSV, parquet, and what it takes to repeat it."""
+    from bilinear_circuits.report.tables import write_table
+    from sae.report.index import columns_of, index_page
+
+    source = source | {"seconds": round(time.perf_counter() - started, 1)}
+    write_table(folder.path / "features", columns_of(rows))
+    states = {state: sum(row.state == state for row in rows) for state in ("dead", "rare", "dense")}
+    record = {"schema_version": _SCHEMA_VERSION, "kind": "feature report", "layer": book.layer, "side": book.side}
+    record |= {"n_features": len(rows), **states, "provenance": source}
+    folder.put("features.json", common.to_json(record))
+    folder.put("index.html", index_page(book, rows, source))
+
+
+def _write_front(out: Path) -> None:
+    """The first page: all dictionaries whose index is there."""
+    import json
+
+    from sae.report.pages import SIDE_NAMES, front_page
+
+    sides = []
+    for file in sorted(out.glob("layer-*-*/features.json")):
+        record = json.loads(file.read_text(encoding="utf-8"))
+        sides.append(
+            {
+                "href": f"{file.parent.name}/index.html",
+                "title": f"Layer {record['layer']}, {SIDE_NAMES[record['side']]} features",
+                "text": f"{record['n_features']:,} features, {record['dead']} dead, {record['dense']} dense",
+            }
+        )
+    with common.written_whole(out) as folder:
+        (folder / "index.html").write_text(front_page(sides), encoding="utf-8")
