@@ -35,10 +35,10 @@ type: install
 check: lint type
 
 test: install check
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto --dist loadfile
 
 test-all: install check
-	$(BIN)/pytest -n auto -m "not gpu"
+	$(BIN)/pytest -n auto --dist loadfile -m "not gpu"
 
 bench: install
 	$(BIN)/python benchmarks/sweep.py --full --out out/bench

@@ -10,6 +10,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # One thread per worker: torch's own threads would only fight over the cores.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+collect_ignore = ["conftest.py"]  # no doctests here: there is a second file of this name
+
 # The hook wraps functions as their modules are first imported, so it has to stay for the whole session.
 _hook = install_import_hook("bilinear_circuits", "beartype.beartype")
 

@@ -39,6 +39,11 @@ def planted():
 
 
 @pytest.fixture(scope="module")
+def small():
+    return plant(SMALL)
+
+
+@pytest.fixture(scope="module")
 def search(planted):
     return discover([planted.interactions], [planted.activity], QUICK)
 
@@ -103,8 +108,9 @@ def test_what_is_planted_is_found_and_hardly_anything_else(planted, search):
         assert one.corrected >= 0.5 * one.score
 
 
-def test_high_scores_are_the_hundredth_from_the_top(planted, search):
-    layer = score_layer(planted.interactions, planted.activity, QUICK)
+def test_high_scores_are_the_hundredth_from_the_top(small):
+    search = discover([small.interactions], [small.activity], QUICK)
+    layer = score_layer(small.interactions, small.activity, QUICK)
     for name, part in (("layer", layer.scores.score), ("refit", layer.null[0]), ("rotation", layer.null[1])):
         for motif, column in zip(MOTIFS, part.T, strict=True):
             above = (column > search.high_scores[name][motif]).double().mean()
@@ -143,8 +149,8 @@ def test_blocks_say_what_the_weights_and_the_corpus_say(planted, search):
     assert signs == [1, -1]
 
 
-def test_scales_of_dictionaries_change_no_score(planted):
-    interactions, activity = planted.interactions, planted.activity
+def test_scales_of_dictionaries_change_no_score(small):
+    interactions, activity = small.interactions, small.activity
     scale_in = randn(interactions.sae_in.d_sae, dtype=torch.float32).exp()
     scale_out = randn(interactions.sae_out.d_sae, seed=1, dtype=torch.float32).exp()
     sae_in, sae_out = interactions.sae_in, interactions.sae_out
@@ -173,8 +179,8 @@ def test_the_same_seed_gives_the_same_and_it_is_saved_whole(tmp_path):
     assert load_result(DiscoverySearch, tmp_path) == first
 
 
-def test_interference_counts_large_weights_that_never_meet(planted):
-    interactions, inputs, n_tokens = planted.interactions, planted.activity.inputs, len(planted.activity.x)
+def test_interference_counts_large_weights_that_never_meet(small):
+    interactions, inputs, n_tokens = small.interactions, small.activity.inputs, len(small.activity.x)
     k = 40
     got = interference(interactions, inputs, n_tokens, k)
     T = torch.stack([interactions.matrix(f).to_dense() for f in range(interactions.sae_out.d_sae)])

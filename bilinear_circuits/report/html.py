@@ -88,7 +88,7 @@ def render(
         scripts=[Markup(script) for script in loaded],
         plotly_bundle=Markup(packed_plotly()) if plotly == "inline" else None,
         plotly_asset=asset_root + PLOTLY_ASSET if plotly == "asset" else None,
-        policy=_policy(loaded, plotly, live),
+        policy=Markup(_policy(loaded, plotly, live)),  # quotes, and hashes in base64
         columns=columns,
         colours=_COLOURS,
     )  # fmt: skip

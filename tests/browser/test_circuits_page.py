@@ -17,16 +17,12 @@ def open_drawn(page, address):
     page.wait_for_selector("html[data-drawn]", timeout=30_000)
 
 
-def test_every_figure_is_drawn(browser_page, screenshot, address):
+def test_every_figure_is_drawn_in_either_theme(browser_page, screenshot, address):
     open_drawn(browser_page, address)
     assert browser_page.get_attribute("html", "data-drawn") == "9"
     assert browser_page.locator(".js-plotly-plot .main-svg").count() >= 9
     assert browser_page.locator(".waiting").count() == 0
     screenshot("circuits-light")
-
-
-def test_theme_is_switched_by_a_button_and_remembered(browser_page, screenshot, address):
-    open_drawn(browser_page, address)
     colours = "() => [getComputedStyle(document.body).backgroundColor, page.colour('--ink')]"
     tick = "() => getComputedStyle(document.querySelector('.xtick text')).fill"
     light, light_tick = browser_page.evaluate(colours), browser_page.evaluate(tick)
@@ -39,36 +35,28 @@ def test_theme_is_switched_by_a_button_and_remembered(browser_page, screenshot, 
     assert browser_page.evaluate(colours) == dark
 
 
-def test_token_tells_its_activation_on_hover_and_on_focus(browser_page, address):
+def test_tokens_tell_their_activation_and_stay_text(browser_page, screenshot, address):
+    browser_page.set_viewport_size({"width": 390, "height": 844})
     open_drawn(browser_page, address)
-    token = browser_page.locator(".example .token.on").first
+    assert browser_page.evaluate("document.documentElement.scrollWidth") <= 390  # a phone scrolls one way only
+    screenshot("circuits-phone")
+    assert browser_page.locator("img, main script").count() == 0
+    assert "<img src=x onerror=alert(1)>" in browser_page.inner_text("main")
+    token, tip = browser_page.locator(".example .token.on").first, browser_page.get_by_role("tooltip")
     token.hover()
-    tip = browser_page.get_by_role("tooltip")
     assert tip.inner_text() == "0.500"
     browser_page.keyboard.press("Escape")
     assert not tip.is_visible()
     browser_page.locator(".example .token.on").nth(1).focus()
     assert tip.inner_text() == "1.00"
+    check_text_helpers(browser_page)
 
 
-def test_hostile_tokens_stay_text(browser_page, address):
-    open_drawn(browser_page, address)
-    assert browser_page.locator("img, main script").count() == 0
-    assert "<img src=x onerror=alert(1)>" in browser_page.inner_text("main")
-
-
-def test_text_helpers_write_as_the_report_does(browser_page, address):
-    open_drawn(browser_page, address)
+def check_text_helpers(page):
+    """page.js writes tokens and numbers as report/text.py does."""
     text = modules().text
     for token in ("", " ", " not", "\n", "a\u2028b", "\u202ereversed", "plain", " two words  "):
-        assert browser_page.evaluate("(token) => page.visible(token)", token) == text.visible(token)
+        assert page.evaluate("(token) => page.visible(token)", token) == text.visible(token)
     for value in (None, 0, 5, -1234567, 0.6, -0.12345, 12.5, 0.00321):
-        assert browser_page.evaluate("(value) => page.number(value)", value) == text.number(value)
-        assert browser_page.evaluate("(value) => page.signed(value)", value) == text.signed(value)
-
-
-def test_phone_scrolls_in_one_direction_only(browser_page, screenshot, address):
-    browser_page.set_viewport_size({"width": 390, "height": 844})
-    open_drawn(browser_page, address)
-    assert browser_page.evaluate("document.documentElement.scrollWidth") <= 390
-    screenshot("circuits-phone")
+        assert page.evaluate("(value) => page.number(value)", value) == text.number(value)
+        assert page.evaluate("(value) => page.signed(value)", value) == text.signed(value)
