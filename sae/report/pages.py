@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -61,7 +62,7 @@ class Book:
         linked = href if feature in self.other_features else None
         return {"feature": feature, "label": self.other_labels[feature], "href": linked}
 
-    @property
+    @cached_property
     def _with_page(self) -> frozenset[int]:
         return frozenset(self.features)
 

@@ -345,26 +345,23 @@ class TestServed:
         assert values(page, 1)[-1] == pytest.approx(1.0)
         assert page.inner_text("#prompt-status") == ""
 
-    @pytest.mark.parametrize(
-        ("status", "body", "said"),
-        [
+    def test_refusals_are_shown_in_plain_words(self, server, chromium):
+        # A page of its own: Chromium logs every status of 400 and more as an error, which is what is tested here.
+        url, replies, _ = server
+        page = chromium.new_page()
+        opened(page, url)
+        for status, body, said in (
             (503, {"error": "busy"}, "The model is busy with another prompt. Try again in a moment."),
             (413, {"error": "at most 96 tokens, got 200"}, "Not computed: at most 96 tokens, got 200"),
             (400, {"error": HOSTILE}, f"Not computed: {HOSTILE}"),
             (200, b"no json", "The server sent an answer that this page cannot read."),
-        ],
-    )
-    def test_a_refusal_is_shown_in_plain_words(self, status, body, said, server, chromium):
-        # A page of its own: Chromium logs every status of 400 and more as an error, which is what is tested here.
-        url, replies, _ = server
-        replies.append((status, body))
-        page = chromium.new_page()
-        opened(page, url)
-        page.fill("#prompt-text", "a new text")
-        page.get_by_role("button", name="Show").click()
-        page.wait_for_function("(said) => document.getElementById('prompt-status').textContent === said", arg=said)
-        assert page.locator("#prompt-send").is_enabled()
-        assert page.locator("main img").count() == 0
+        ):
+            replies.append((status, body))
+            page.fill("#prompt-text", "a new text")
+            page.get_by_role("button", name="Show").click()
+            page.wait_for_function("(said) => document.getElementById('prompt-status').textContent === said", arg=said)
+            assert page.locator("#prompt-send").is_enabled()
+            assert page.locator("main img").count() == 0
         page.close()
 
 
