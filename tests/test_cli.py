@@ -154,6 +154,7 @@ def test_dictionaries_of_another_model_are_refused_with_both_shapes(tmp_path, ca
     )
 
 
+@pytest.mark.slow
 def test_sample_writes_stories_that_the_other_verbs_read(tmp_path, capsys):
     from bilinear_circuits.cli import main
 

@@ -123,7 +123,7 @@ def test_the_table_is_what_top_returns_and_the_record_says_why(world, layer, tmp
 
 
 @pytest.mark.parametrize("per_feature", [False, True])
-@pytest.mark.parametrize("size", [1, 3, 1000])
+@pytest.mark.parametrize("size", [3, 1000])
 def test_shards_of_any_size_give_the_same_table(size, per_feature, world, layer, tmp_path):
     table, record = run(world, tmp_path / "out", k=9, per_feature=per_feature, shard_size=size)
     top = layer.top(9, per_feature=per_feature, precision="bfloat16")

@@ -102,6 +102,8 @@ def run(arguments: Arguments) -> None:
     print(f"\n{time.perf_counter() - started:.0f} s. Written:")
     for file in (*(Path(arguments.out) / name for name in files), *drawn):
         print(f"  {file}")
+    if search.circuits:
+        print(f"To look through them, prompt by prompt: bilinear-circuits explore {arguments.out}/circuit.json")
 
 
 def summary(search: "CircuitSearch") -> str:

@@ -154,6 +154,7 @@ def test_matrix_is_read_reordered_and_thresholded(browser_page, address, screens
     screenshot("explorer-hostile-matrix", full=True)
 
 
+@pytest.mark.slow
 def test_cells_show_weights_or_weights_times_co_activation(browser_page, address):
     page = opened(browser_page, address)
     page.locator("summary", has_text="in tables").click()
@@ -189,6 +190,7 @@ def test_network_shows_the_links_above_the_threshold(browser_page, address, scre
     assert download.value.path().read_bytes()[:4] == b"\x89PNG"
 
 
+@pytest.mark.slow
 def test_plane_names_the_groups(browser_page, address, screenshot):
     page = opened(browser_page, address + "#view=plane")
     assert page.locator("#view-plane .member").count() == N
@@ -233,6 +235,7 @@ def test_a_token_opens_its_ledger_and_the_numbers_add_up(browser_page, address):
     assert page.locator("#tokens .on").count() == 0
 
 
+@pytest.mark.slow
 def test_a_pair_of_the_ledger_is_shown_in_the_matrix_and_the_network(browser_page, address):
     page = opened(browser_page, address)
     page.locator("#ledger .duo").nth(0).hover()
@@ -250,6 +253,7 @@ def test_a_pair_of_the_ledger_is_shown_in_the_matrix_and_the_network(browser_pag
     assert page.locator("#view-network .node.lit").count() == 2
 
 
+@pytest.mark.slow
 def test_a_text_that_a_file_cannot_compute_is_explained(browser_page, address):
     page = opened(browser_page, address)
     page.fill("#prompt-text", "  The car   was GOOD ")
@@ -285,6 +289,7 @@ def test_theme_changes_every_drawing(browser_page, address, screenshot):
     screenshot("explorer-hostile-dark")
 
 
+@pytest.mark.slow
 def test_phone_scrolls_in_one_direction_only(browser_page, address, screenshot):
     browser_page.set_viewport_size({"width": 390, "height": 844})
     page = opened(browser_page, address)

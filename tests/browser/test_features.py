@@ -9,7 +9,6 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from features_world import D_SAE_OUT, DEAD, DENSE, HOSTILE, LAYER, write_world
 
-pytestmark = pytest.mark.slow
 NARROW = {"width": 390, "height": 844}
 
 
@@ -44,6 +43,7 @@ def open_feature(page, report, side, feature):
     page.wait_for_selector("html[data-drawn]")
 
 
+@pytest.mark.slow
 def test_front_page_leads_to_both_sides(browser_page, report):
     browser_page.goto((report / "index.html").as_uri())
     browser_page.get_by_role("link", name="Layer 1, output features").click()
@@ -97,6 +97,7 @@ def test_sort_and_filter(index):
     assert numbers(index) == sorted(numbers(index), reverse=False) or numbers(index) == sorted(numbers(index))[::-1]
 
 
+@pytest.mark.slow
 def test_the_way_back_keeps_the_search(index):
     index.fill("#find", "cat")
     index.wait_for_function("() => location.hash.includes('q=cat')")
@@ -127,6 +128,7 @@ def test_values_on_hover_and_on_focus(browser_page, report):
     assert tip.inner_text() == token.get_attribute("data-tip")
 
 
+@pytest.mark.slow
 def test_every_figure_is_drawn_in_both_themes(browser_page, report, screenshot):
     open_feature(browser_page, report, "out", 31)
     assert browser_page.evaluate("document.documentElement.dataset.drawn") == "4"
@@ -139,6 +141,7 @@ def test_every_figure_is_drawn_in_both_themes(browser_page, report, screenshot):
     screenshot("features-page-tiny-dark", full=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", ["in", "out"])
 @pytest.mark.parametrize("feature", [DEAD, DENSE])
 def test_dead_and_dense_pages_stand(browser_page, report, side, feature):
@@ -147,6 +150,7 @@ def test_dead_and_dense_pages_stand(browser_page, report, side, feature):
     assert browser_page.locator(".js-plotly-plot").count() == 0 or feature == DENSE
 
 
+@pytest.mark.slow
 def test_nothing_is_wider_than_a_phone(browser_page, report, screenshot):
     browser_page.set_viewport_size(NARROW)
     browser_page.goto((report / "layer-1-out" / "index.html").as_uri())
@@ -157,6 +161,7 @@ def test_nothing_is_wider_than_a_phone(browser_page, report, screenshot):
     assert browser_page.evaluate("document.documentElement.scrollWidth") <= NARROW["width"]
 
 
+@pytest.mark.slow
 def test_keyboard_alone_finds_a_feature(index):
     index.focus("#find")
     index.keyboard.type("31")
