@@ -19,8 +19,8 @@ from bilinear_circuits.interactions import FeatureInteractions
 from bilinear_circuits.ledger import Ledger, PairContributions
 from bilinear_circuits.prompts import Name, check_prompt, in_float64
 from bilinear_circuits.running import (
+    final_norm_scale,
     hooked,
-    is_plain_llama,
     model_blocks,
     model_device,
     run_logits,
@@ -138,27 +138,6 @@ def attribute_prompt(
         features=tuple(features),
         attributions=tuple(found),
     )
-
-
-@torch.no_grad()
-def final_norm_scale(model: Any, residual: Float[Tensor, " d_model"]) -> float:
-    """What the final norm divides a residual stream by, its epsilon included; 1 for a model without one.
-
-    Read off what the module does, like `running.unembedding`, so that RMSNorm and LayerNorm of any make are handled.
-    """
-    norm = _final_norm(model)
-    if norm is None:
-        return 1.0
-    row = residual.reshape(1, 1, -1)
-    bias = norm(torch.zeros_like(row))
-    centred = torch.allclose(norm(row + row.abs().mean()), norm(row), rtol=1e-4, atol=1e-5)
-    spread = (row - row.mean() if centred else row).square().mean().sqrt()
-    # A thousand times the residual leaves the epsilon far below rounding: what is divided by then is its own spread.
-    return (spread * (norm(1e3 * row) - bias).norm() / (norm(row) - bias).norm()).item()
-
-
-def _final_norm(model: Any) -> Any:
-    return model.model.norm if is_plain_llama(model) else getattr(model, "ln_final", None)
 
 
 def _capture(

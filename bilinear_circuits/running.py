@@ -86,9 +86,8 @@ def unembedding(model: Any) -> Float[Tensor, "d_model d_vocab"]:
     Raises:
         ValueError: If the final norm is neither an RMSNorm nor a LayerNorm.
     """
-    plain = is_plain_llama(model)
-    weight = model.lm_head.weight.T if plain else model.W_U
-    norm = model.model.norm if plain else getattr(model, "ln_final", None)
+    weight = model.lm_head.weight.T if is_plain_llama(model) else model.W_U
+    norm = final_norm(model)
     if norm is None:
         return weight.detach()
     # Large, so that the epsilon of the norm is far below rounding.
@@ -101,6 +100,30 @@ def unembedding(model: Any) -> Float[Tensor, "d_model d_vocab"]:
             folded = scale[0].T * weight
             return (folded - folded.mean(0) if centred else folded).detach()
     raise ValueError(f"the final norm must be an RMSNorm or a LayerNorm, got {type(norm).__name__}.")
+
+
+def final_norm(model: Any) -> Any:
+    """The module that normalises the residual stream before the unembedding, or None."""
+    return model.model.norm if is_plain_llama(model) else getattr(model, "ln_final", None)
+
+
+@torch.no_grad()
+def final_norm_scale(model: Any, residual: Float[Tensor, "*n d_model"]) -> Float[Tensor, "*n"]:
+    """What the final norm divides rows of the residual stream by, its epsilon included, in float64; 1 without a norm.
+
+    Read off what the module does, like `unembedding`, so that RMSNorm and LayerNorm of any make are handled.
+    """
+    norm = final_norm(model)
+    if norm is None:
+        return torch.ones(residual.shape[:-1], dtype=torch.double, device=residual.device)
+    rows = residual.reshape(-1, 1, residual.shape[-1])
+    bias = norm(torch.zeros_like(rows[:1])).double()
+    written = norm(rows).double() - bias
+    centred = torch.allclose(norm(rows + rows.abs().mean()).double() - bias, written, rtol=1e-4, atol=1e-5)
+    spread = (rows - rows.mean(-1, keepdim=True) if centred else rows).double().square().mean(-1).sqrt()
+    # A thousand times the residual leaves the epsilon far below rounding: what is divided by then is its own spread.
+    bare = norm(1e3 * rows).double() - bias
+    return (spread * bare.norm(dim=-1) / written.norm(dim=-1)).reshape(residual.shape[:-1])
 
 
 @torch.no_grad()

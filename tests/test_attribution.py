@@ -9,9 +9,9 @@ import torch
 from helpers import assert_near, linear_activation, refused, tiny_hooked_transformer
 from planted import interactions_of, tiny_llama, word_tokenizer
 
-from bilinear_circuits.attribution import attribute_prompt, final_norm_scale
+from bilinear_circuits.attribution import attribute_prompt
 from bilinear_circuits.prompts import prompt_tokens
-from bilinear_circuits.running import Downstream, capture_mlp, hooked, run_logits, unembedding
+from bilinear_circuits.running import Downstream, capture_mlp, final_norm_scale, hooked, run_logits, unembedding
 
 TEXT = "the cat was not good and the zebra sat"
 FEATURES = [(layer, feature) for layer in (1, 2) for feature in range(8)]
@@ -131,7 +131,7 @@ def test_the_scale_of_the_final_norm_is_read_off_the_module(normalization):
     (row,) = seen
     centred = row - row.mean() if normalization == "LN" else row
     expected = 1.0 if normalization is None else (centred.square().mean() + model.cfg.eps).sqrt().item()
-    assert final_norm_scale(model, row) == pytest.approx(expected, rel=1e-5)
+    assert final_norm_scale(model, row).item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_features_active_nowhere_are_refused(model, layers, ids):

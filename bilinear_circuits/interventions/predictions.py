@@ -1,7 +1,6 @@
 """What the weights predict of an intervention: the direct path from an MLP's output to the logits; rank correlation."""
 
 import math
-from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from bilinear_circuits.circuits.query import QueryTokens
 from bilinear_circuits.interventions.sites import SiteRuns
-from bilinear_circuits.running import hooked, is_plain_llama, unembedding
+from bilinear_circuits.running import final_norm, final_norm_scale, hooked
 
 
 def pole_direction(directions: Float[Tensor, "d_model d_vocab"], tokens: QueryTokens) -> Float[Tensor, " d_model"]:
@@ -19,25 +18,15 @@ def pole_direction(directions: Float[Tensor, "d_model d_vocab"], tokens: QueryTo
 
 @torch.no_grad()
 def final_scale(runs: SiteRuns) -> Float[Tensor, " site"]:
-    """What the final norm divides the residual stream by at every site, in the model as it is.
-
-    Read off the norm itself: with U the unembedding that has the norm's weight folded in, x U / scale is what the
-    normalised stream writes to the logits, whatever the norm's epsilon, weight and centring are.
-    """
-    model: Any = runs.model
-    plain = is_plain_llama(model)
-    norm = model.model.norm if plain else getattr(model, "ln_final", None)
+    """What the final norm divides the residual stream by at every site, in the model as it is."""
+    norm = final_norm(runs.model)
     if norm is None:
         return torch.ones(len(runs), dtype=torch.double)
-    seen: list[tuple[Tensor, Tensor]] = []
-    with hooked([(norm, lambda module, args, output: seen.append((args[0].detach(), output.detach())))]):
+    seen: list[Tensor] = []
+    with hooked([(norm, lambda module, args, output: seen.append(args[0].detach()))]):
         at = runs.run_whole()
-    x, y = (torch.cat([one[side][where] for one, where in zip(seen, at, strict=True)]).double() for side in range(2))
-    written = (y - norm(torch.zeros_like(seen[0][0]))[0, 0].double()) @ (
-        model.lm_head.weight.T if plain else model.W_U
-    ).double()
-    expected = x @ unembedding(model).double()
-    return (expected.square().sum(1) / (expected * written).sum(1)).cpu()
+    residual = torch.cat([one[where] for one, where in zip(seen, at, strict=True)])
+    return final_norm_scale(runs.model, residual).cpu()
 
 
 def ranks(values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
