@@ -122,8 +122,8 @@ def reconstructions(
     sides = [_side(model, dictionary) for dictionary in dictionaries]
     _check_tokens(tokens)
     layers = sorted({side.layer for side in sides})
-    tallies = [_Tally(dictionary) for dictionary in dictionaries]
-    for batch in progress(_batches(tokens), "reconstruct"):
+    tallies = [Tally(dictionary) for dictionary in dictionaries]
+    for batch in progress(batches_of(tokens), "reconstruct"):
         captured = capture_mlp(model, batch.ids.to(model_device(model)), layers)
         for side, tally in zip(sides, tallies, strict=True):
             seen = captured[side.layer]
@@ -139,7 +139,7 @@ def cross_entropy(model: Any, tokens: StoryTokens, progress: Progress = silent) 
         ValueError: If there is no token.
     """
     _check_tokens(tokens)
-    return sum(_token_losses(model, batch) for batch in progress(_batches(tokens), "run the model")) / int(
+    return sum(_token_losses(model, batch) for batch in progress(batches_of(tokens), "run the model")) / int(
         tokens.mask.sum()
     )
 
@@ -170,7 +170,7 @@ def splice_loss(
     if base is None:
         base = cross_entropy(model, tokens, progress)
     with_dictionary = with_zero = 0.0
-    for batch in progress(_batches(tokens), f"splice {dictionary.name}"):
+    for batch in progress(batches_of(tokens), f"splice {dictionary.name}"):
         with spliced(model, side, lambda x: dictionary.decode(dictionary.encode(x)), batch.mask):
             with_dictionary += _token_losses(model, batch)
         with spliced(model, side, torch.zeros_like, batch.mask):
@@ -236,7 +236,7 @@ def evaluate(
     )
 
 
-class _Tally:
+class Tally:
     """Running sums of one dictionary over batches of activations, in float64."""
 
     def __init__(self, dictionary: Dictionary) -> None:
@@ -247,6 +247,7 @@ class _Tally:
         self._active = torch.zeros(dictionary.d_sae, dtype=torch.long, device=device)
 
     def add(self, x: Float[Tensor, "token d_in"]) -> None:
+        """Take in activations of one batch."""
         for chunk in x.split(_TOKENS_PER_CHUNK):
             chunk = chunk.to(self._dictionary.W_enc)
             z = self._dictionary.encode(chunk)
@@ -257,12 +258,13 @@ class _Tally:
             self._active += (z != 0).sum(0)
 
     def result(self) -> Reconstruction:
+        """What all batches together say."""
         variance = self._square - self._sum.square().sum().item() / self._n
         fvu = self._error / variance if variance > 0 else float("nan")
         return Reconstruction(self._n, fvu, self._active.sum().item() / self._n, self._active.double() / self._n)
 
 
-def _batches(tokens: StoryTokens) -> list[StoryTokens]:
+def batches_of(tokens: StoryTokens) -> list[StoryTokens]:
     """Stories of like length together, cut at the longest of them: little is spent on padding."""
     batches = []
     for rows in tokens.mask.sum(1).argsort().split(_STORIES_PER_BATCH):

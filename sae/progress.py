@@ -21,7 +21,7 @@ from bilinear_circuits.interventions.predictions import rank_correlation
 from bilinear_circuits.lowrank import LowRankCorrelation, low_rank_correlation
 from bilinear_circuits.progress import Progress, silent
 from bilinear_circuits.running import capture_mlp, model_blocks, model_device
-from sae.evaluate import Reconstruction, SpliceLoss, _batches, _Tally, cross_entropy
+from sae.evaluate import Reconstruction, SpliceLoss, Tally, batches_of, cross_entropy
 from sae.splice import Side, spliced
 
 RANKS = (1, 2, 4)
@@ -120,7 +120,7 @@ def training_progress(
             mlp = BilinearMLP.from_model(model, layer) if sides[name].side == "hook_out" else None
             for n_tokens, dictionary in sorted(stages[name].items()):
                 named = _named(progress, f"{name} at {n_tokens:,} tokens")
-                tally = _Tally(dictionary)
+                tally = Tally(dictionary)
                 tally.add(seen.x if mlp is None else seen.y)
                 ce = _cross_entropy_with(model, sides[name], _reconstruct(dictionary), tokens, named)
                 low_rank = None if mlp is None else _low_rank(mlp, dictionary, seen, ranks, named)
@@ -168,7 +168,7 @@ def _named(progress: Progress, name: str) -> Progress:
 def _seen(model: Any, layer: int, tokens: StoryTokens, progress: Progress) -> _Seen:
     """One run up to a layer, on the model's device."""
     x, y = [], []
-    for batch in progress(_batches(tokens), f"run the model to layer {layer}"):
+    for batch in progress(batches_of(tokens), f"run the model to layer {layer}"):
         captured = capture_mlp(model, batch.ids.to(model_device(model)), [layer])[layer]
         x.append(captured.x[batch.mask])
         y.append(captured.y[batch.mask])
