@@ -155,6 +155,12 @@ class LayerActivity:
         """Mean activation of every input feature over all tokens."""
         return self.inputs.sum_over_tokens(torch.full((len(self.x),), 1 / max(1, len(self.x)), device=self.x.device))
 
+    def mean_inputs_at(self, token: Int[Tensor, " n"]) -> Float[Tensor, " d_sae_in"]:
+        """Mean activation of every input feature over some tokens."""
+        chosen = torch.zeros(len(self.x), device=self.x.device)
+        chosen[token] = 1 / max(1, len(token))
+        return self.inputs.sum_over_tokens(chosen)
+
     @cached_property
     def second_moments(self) -> Float[Tensor, "d_sae_in d_sae_in"]:
         """E[z_a z_b] of the input features over all tokens."""

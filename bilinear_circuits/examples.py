@@ -65,13 +65,26 @@ class ExampleFinder:
         """The stretch of a story around a token."""
         centre = self.by_strength[rank]
         self._seen.add(self._story_at(rank))
-        low, high = max(0, centre - _TOKENS_BEFORE), min(len(self._story), centre + _TOKENS_AFTER + 1)
-        inside = self._story[low:high] == self._story[centre]
-        ids = self._token_ids[low:high].cpu()[inside].tolist()
-        values = tuple(round(one, _DIGITS) for one in self._activation[low:high][inside].tolist())
-        place = int(inside[: centre - low].sum())
+        near = stretch(self._story, centre, _TOKENS_BEFORE, _TOKENS_AFTER)
+        ids = self._token_ids[near].tolist()
+        values = tuple(round(one, _DIGITS) for one in self._activation[near].tolist())
+        place = centre - near.start
         quantile = 1 - rank / max(1, len(self.by_strength) - 1)
         return Example(tuple(map(self._texts, ids)), values, place, quantile)
+
+
+def stretch(story: Int[Tensor, " token"], centre: int, before: int, after: int) -> slice:
+    """The tokens around one of them, some before and some after it, as far as its story goes.
+
+    Args:
+        story: Story of each token; the tokens of a story stand together.
+        centre: The token.
+        before: Most tokens before it.
+        after: Most tokens after it.
+    """
+    low, high = max(0, centre - before), min(len(story), centre + after + 1)
+    inside = (story[low:high] == story[centre]).nonzero().squeeze(1).tolist()
+    return slice(low + inside[0], low + inside[-1] + 1)
 
 
 def evenly(n: int, most: int) -> Int[Tensor, " m"]:

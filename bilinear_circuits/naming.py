@@ -38,7 +38,12 @@ def token_text(tokenizer: Any, token_id: int) -> str:
 
 def input_label(activity: LayerActivity, feature: int, tokenizer: Any) -> str:
     """Name of an input feature: the tokens that tell most about its activation."""
-    ids = top_token_ids(activity.inputs, activity.token_ids, feature)
+    return feature_label(activity.inputs, activity.token_ids, feature, tokenizer)
+
+
+def feature_label(active: ActiveTokens, token_ids: Int[Tensor, " token"], feature: int, tokenizer: Any) -> str:
+    """Name of a feature of either dictionary, as `input_label` gives it."""
+    ids = top_token_ids(active, token_ids, feature)
     return _JOINT.join(token_text(tokenizer, token_id) for token_id in ids) or NOT_ACTIVE
 
 

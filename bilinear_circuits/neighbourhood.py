@@ -116,9 +116,7 @@ def neighbourhood(
 
 def _partners(activity: LayerActivity, block: Any, token: Tensor, groups: Tensor, n: int) -> Tensor:
     """The n input features besides those of the groups that take most part in what makes the feature fire."""
-    used = torch.zeros(len(activity.x), device=activity.x.device)
-    used[token] = 1 / len(token)
-    usage = activity.inputs.sum_over_tokens(used)
+    usage = activity.mean_inputs_at(token)
     candidates = usage.topk(min(_CANDIDATES, int((usage > 0).sum()))).indices
     z = activity.inputs.columns(candidates, len(activity.x))[token]
     mass = (block(candidates, candidates).double() * (z.T @ z)).abs().sum(1)

@@ -74,9 +74,9 @@ def and_shape(
     token, value = activity.outputs[feature]
     first_factor, second_factor = factor_pair(spectrum)
     centre = value @ activity.x[token].to(value.dtype)
-    usage = _usage(activity, token) if usage is None else usage
-    excess = usage - activity.mean_inputs.to(usage.dtype)
     dictionary = activity.interactions.sae_in
+    usage = activity.mean_inputs_at(token).to(dictionary.W_dec.dtype) if usage is None else usage
+    excess = usage - activity.mean_inputs.to(usage.dtype)
     pulls = []
     for factor in (first_factor, second_factor):
         oriented = factor * torch.where(centre @ factor < 0, -1.0, 1.0)
@@ -89,13 +89,6 @@ def and_shape(
     members = torch.cat(groups)
     block = activity.interactions.matrix(feature).block(members, members)
     return AndShape(groups[0], groups[1], usage[members], block, _cross_share(block, usage[members], len(groups[0])))
-
-
-def _usage(activity: LayerActivity, token: Tensor) -> Tensor:
-    """Mean activation of every input feature over some tokens."""
-    chosen = torch.zeros(len(activity.x), device=activity.x.device)
-    chosen[token] = 1 / max(1, len(token))
-    return activity.inputs.sum_over_tokens(chosen).to(activity.interactions.sae_in.W_dec.dtype)
 
 
 def _cross_share(block: Tensor, usage: Tensor, n_first: int) -> float:

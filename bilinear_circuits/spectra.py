@@ -100,6 +100,14 @@ class Spectrum(Drawn):
         """
         return 2 * self.frobenius_norm / math.sqrt(self.dim)
 
+    def outlier_ratio(self) -> Float[Tensor, "*batch"]:
+        """Smaller magnitude of the leading eigenvalues of either sign, over the semicircle edge; 0 without one of them.
+
+        A product of two groups of features has a large one; a square, or the spectrum of a random matrix, has not.
+        """
+        smaller = torch.minimum(self.eigenvalues.amax(-1), -self.eigenvalues.amin(-1)).clamp_min(0)
+        return smaller / self.semicircle_edge().clamp_min(torch.finfo(smaller.dtype).tiny)
+
     def outliers(self) -> Int[Tensor, "*batch"]:
         """How many of the eigenvalues held lie outside the semicircle of the null, on either side."""
         return (self.eigenvalues.abs() > self.semicircle_edge().unsqueeze(-1)).sum(-1)

@@ -254,7 +254,7 @@ def test_changed_settings_are_refused(world, tmp_path, made, capsys):
         command.run(arguments(world, out, side="out", feature=[31, 32], neuronpedia=True))
     (tmp_path / "full" / "layer-1-out").mkdir(parents=True)
     (tmp_path / "full" / "layer-1-out" / "mine.txt").write_text("")
-    with pytest.raises(ValueError, match=r"out must be a new folder, or hold a report to go on with"):
+    with pytest.raises(ValueError, match=r"out must be a new or empty folder, or hold a report to go on with"):
         command.run(arguments(world, tmp_path / "full", side="out"))
 
 

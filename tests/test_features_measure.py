@@ -237,7 +237,7 @@ def test_outlier_is_that_of_the_ranking(bc, world):
 
     for form in world.profiler.forms([3, 31]):
         expected = _form_of(world.activity, form.feature).outlier_ratio
-        assert bc.outputs.outlier_ratio(form.spectrum) == pytest.approx(expected, rel=1e-3)
+        assert form.spectrum.outlier_ratio().item() == pytest.approx(expected, rel=1e-3)
 
 
 def test_interesting_features_are_products_of_low_rank_that_stand_out(bc):

@@ -130,3 +130,10 @@ def test_two_arguments_are_enough_and_are_put_in_order():
     assert spectrum.eigenvalues.tolist() == [-3, 2, 1]
     torch.testing.assert_close(spectrum.to_dense(), torch.diag(torch.tensor([1.0, -3.0, 2.0], dtype=torch.float64)))
     assert spectrum.frobenius_norm.item() == pytest.approx(14**0.5)
+
+
+def test_outlier_ratio_is_the_smaller_leading_eigenvalue_over_the_edge():
+    values = torch.tensor([[2.0, -1.5, 0.5, 0.0], [3.0, 1.0, 0.5, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    ratio = Spectrum(values, torch.eye(4).expand(3, 4, 4)).outlier_ratio()
+    # ||Q||_F^2 = 4 + 2.25 + 0.25 and d = 4, so that the edge is sqrt(6.5); one sign is missing, then both.
+    torch.testing.assert_close(ratio, torch.tensor([1.5 / 6.5**0.5, 0.0, 0.0]))

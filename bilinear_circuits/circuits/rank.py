@@ -152,9 +152,7 @@ class _Form:
 
 def _form_of(activity: LayerActivity, feature: int) -> _Form:
     spectrum = activity.interactions.spectrum(feature)
-    smaller = min(spectrum.eigenvalues.max().item(), -spectrum.eigenvalues.min().item())
-    ratio = max(0.0, smaller) / spectrum.semicircle_edge().item()
-    return _Form(spectrum, ratio, and_shape(activity, feature, spectrum).score)
+    return _Form(spectrum, spectrum.outlier_ratio().item(), and_shape(activity, feature, spectrum).score)
 
 
 def _active_count(activity: LayerActivity, chosen: Tensor) -> Int[Tensor, " d_sae"]:

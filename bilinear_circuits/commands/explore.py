@@ -19,7 +19,6 @@ from bilinear_circuits.commands.circuit_file import read_circuit_file, read_proo
 
 if TYPE_CHECKING:
     from bilinear_circuits.activity import LayerActivity
-    from bilinear_circuits.interactions import FeatureInteractions
     from bilinear_circuits.neighbourhood import Neighbourhood
     from bilinear_circuits.profiles import FeatureProfile
     from bilinear_circuits.prompts import Name
@@ -130,15 +129,11 @@ class Explorer:
 
     Attributes:
         model: The model.
-        interactions: Its layers between their dictionaries.
-        activities: The same layers on the corpus.
         answers: Explains further prompts in the features shown.
         document: What the page shows, as `report.explorer.explorer_document` makes it.
     """
 
     model: Any
-    interactions: "Sequence[FeatureInteractions]"
-    activities: "Sequence[LayerActivity]"
     answers: PromptAnswers
     document: Mapping[str, Any]
 
@@ -193,7 +188,7 @@ def prepare(arguments: Arguments) -> Explorer:
     seconds = time.perf_counter() - started
     source = common.provenance(_resolved(arguments, names, corpus), interactions, corpus, len(stories), seconds)
     document = explorer_document(profiles, around, prompts, source, proofs)
-    return Explorer(model, interactions, tuple(activities.values()), answers, document)
+    return Explorer(model, answers, document)
 
 
 def _measured(
@@ -285,6 +280,8 @@ def _prompts(
 
 def strongest_contexts(activity: "LayerActivity", feature: int, tokenizer: Any, n: int) -> list[str]:
     """Stretches of n different stories of the corpus around the tokens at which an output feature is strongest."""
+    from bilinear_circuits.examples import stretch
+
     token, value = activity.outputs[feature]
     found: dict[int, str] = {}
     for at in token[value.argsort(descending=True)].tolist():
@@ -292,7 +289,6 @@ def strongest_contexts(activity: "LayerActivity", feature: int, tokenizer: Any, 
             break
         story = int(activity.story[at])
         if story not in found:
-            near = range(max(0, at - _BEFORE), min(len(activity.x), at + _AFTER + 1))
-            ids = [int(activity.token_ids[one]) for one in near if int(activity.story[one]) == story]
+            ids = activity.token_ids[stretch(activity.story, at, _BEFORE, _AFTER)].tolist()
             found[story] = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
     return list(found.values())

@@ -168,14 +168,11 @@ def _names(activity: "LayerActivity", tokenizer: Any) -> "Names":
     """Names of features of either side by their tokens in the corpus, each made once."""
     from functools import cache
 
-    from bilinear_circuits.activity import top_token_ids
-    from bilinear_circuits.naming import input_label, token_text
+    from bilinear_circuits.naming import feature_label
 
     @cache
     def name(layer: int, feature: int, side: str) -> str:
-        if side == "in":
-            return input_label(activity, feature, tokenizer)
-        ids = top_token_ids(activity.outputs, activity.token_ids, feature)
-        return " · ".join(token_text(tokenizer, token_id) for token_id in ids) or "(not active)"
+        active = activity.inputs if side == "in" else activity.outputs
+        return feature_label(active, activity.token_ids, feature, tokenizer)
 
     return name

@@ -9,23 +9,22 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from bilinear_circuits import processes
 from bilinear_circuits.commands import common
+from bilinear_circuits.commands.run_folder import RunFolder
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from bilinear_circuits.sweep import TopInteractions
 
-_MARKER = "run.json"
 _MOMENTS = "moments"
 _SAID = "stopped"
 
 
-class ShardFolder:
+class ShardFolder(RunFolder):
     """The finished shards of a search in its results folder, and the settings that the search was started with.
 
     Attributes:
@@ -33,43 +32,15 @@ class ShardFolder:
     """
 
     def __init__(self, out: str) -> None:
-        self._out = Path(out)
-        self._marker = self._out / _MARKER
+        super().__init__(out, "a search")
         self._stopping = threading.Lock()
-        self.path = self._out / "shards"
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Settings of the search that was started here; empty if none was."""
-        return json.loads(self._marker.read_text(encoding="utf-8")) if self._marker.is_file() else {}
-
-    def check(self, settings: Mapping[str, Any]) -> None:
-        """Refuse a folder that holds anything but the start of this search.
-
-        Raises:
-            ValueError: If the folder is another's.
-        """
-        if self._marker.is_file():
-            if changed := common.changed_settings(self._marker, settings):
-                raise ValueError(
-                    f"out must hold a search with these settings to go on with, got {self._out}, where"
-                    f" {', '.join(changed)} differ. Remove it to start anew, or name another --out."
-                )
-        elif self._out.is_dir() and any(self._out.iterdir()):
-            raise ValueError(
-                f"out must be a new or empty folder, or hold a search to go on with, got {self._out}."
-                " Name another --out."
-            )
+        self.path = self.folder / "shards"
 
     def start(self, settings: Mapping[str, Any]) -> None:
-        """Mark the folder as that of this search, and take away what a kill left half written."""
-        if not self._marker.is_file():
-            with common.written_whole(self._out) as folder:
-                (folder / _MARKER).write_text(common.to_json(settings), encoding="utf-8")
+        """Mark the folder as that of this search, and make room for shards."""
+        self.mark(settings, [self.path.name])
         self.path.mkdir(exist_ok=True)
         (self.path / _SAID).unlink(missing_ok=True)
-        for half in self._out.glob(f".{self.path.name}-*"):
-            shutil.rmtree(half)
 
     def finished(self, index: int) -> bool:
         """Whether a shard has been searched."""
@@ -115,7 +86,7 @@ class ShardFolder:
     def remove(self) -> None:
         """Take the shards away, when the results are in place; the marker goes last."""
         shutil.rmtree(self.path)
-        self._marker.unlink()
+        self.unmark()
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:

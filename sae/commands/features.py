@@ -89,8 +89,8 @@ def run(arguments: Arguments) -> None:
             rows = desk.report(book, folders[side])
             _write_index(book, folders[side], rows, source, started)
             _write_front(Path(arguments.out))
-            print(f"written: {folders[side].path}/index.html with {len(rows)} features")
-            for line in to_look_at(rows, folders[side].path):
+            print(f"written: {folders[side].folder}/index.html with {len(rows)} features")
+            for line in to_look_at(rows, folders[side].folder):
                 print(line)
     except KeyboardInterrupt:
         common.note("interrupted: finished pages are kept; give the same command again to go on")
@@ -180,13 +180,12 @@ def _share_plotly(out: Path) -> None:
 def _write_index(book: "Book", folder: ReportFolder, rows: "list[Row]", source: dict[str, Any], started: float) -> None:
     """The table of all features, as a page, CSV, parquet, and what it takes to repeat it."""
     from bilinear_circuits.report.tables import write_table
-    from sae.report.index import columns_of, index_page
+    from sae.report.index import columns_of, index_page, state_counts
 
     source = source | {"seconds": round(time.perf_counter() - started, 1)}
-    write_table(folder.path / "features", columns_of(rows))
-    states = {state: sum(row.state == state for row in rows) for state in ("dead", "rare", "dense")}
+    write_table(folder.folder / "features", columns_of(rows))
     record = {"schema_version": _SCHEMA_VERSION, "kind": "feature report", "layer": book.layer, "side": book.side}
-    record |= {"n_features": len(rows), **states, "provenance": source}
+    record |= {"n_features": len(rows), **state_counts(rows), "provenance": source}
     folder.put("features.json", common.to_json(record))
     folder.put("index.html", index_page(book, rows, source))
 

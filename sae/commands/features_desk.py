@@ -1,6 +1,7 @@
 """The work of `features`: one model and corpus for both sides, and the pages of a dictionary chunk by chunk."""
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from bilinear_circuits.commands import common
@@ -28,16 +29,26 @@ class Desk:
         self._model, (self.interactions,) = common.load_interactions(arguments, [arguments.layer])
         self._tokens = tokenize_stories(stories, self._model.tokenizer, context_length(self._model))
         self._texts, self._unembedding = TokenTexts(self._model.tokenizer), unembedding(self._model)
-        self._activity: LayerActivity | None = None
 
-    @property
+    @cached_property
     def activity(self) -> "LayerActivity":
         """The layer on the corpus, measured when it is needed first."""
-        if self._activity is None:
-            from bilinear_circuits.activity import collect_activity
+        from bilinear_circuits.activity import collect_activity
 
-            (self._activity,) = collect_activity(self._model, [self.interactions], self._tokens, common.bar)
-        return self._activity
+        (activity,) = collect_activity(self._model, [self.interactions], self._tokens, common.bar)
+        return activity
+
+    @cached_property
+    def names(self) -> "dict[Side, tuple[str, ...]]":
+        """Names of all features of both dictionaries: those given, or made of their tokens."""
+        from bilinear_circuits.naming import all_labels
+
+        names: dict[Side, tuple[str, ...]] = {}
+        dictionaries: dict[Side, ActiveTokens] = {"in": self.activity.inputs, "out": self.activity.outputs}
+        for side, active in dictionaries.items():
+            made = all_labels(active, self.activity.token_ids, self._texts)
+            names[side] = tuple(self._labels[side].get(feature, name) for feature, name in enumerate(made))
+        return names
 
     def check_features(self, side: "Side") -> None:
         """Refuse features that the dictionary does not have.
@@ -59,21 +70,16 @@ class Desk:
             side: Which dictionary.
             linked: Features of the other one that have a page: "all", a list, or None.
         """
-        from bilinear_circuits.naming import all_labels
         from sae.report.pages import Book
 
-        names: dict[Side, tuple[str, ...]] = {}
-        for one, active in self._sides(self.activity):
-            made = all_labels(active, self.activity.token_ids, self._texts)
-            names[one] = tuple(self._labels[one].get(feature, name) for feature, name in enumerate(made))
         other: Side = "in" if side == "out" else "out"
         corpus = common.display_name(common.corpus_of(self._arguments))
         return Book(
             layer=self._arguments.layer,
             side=side,
             features=tuple(sorted(self._arguments.feature or range(self._d_sae(side)))),
-            labels=names[side],
-            other_labels=names[other],
+            labels=self.names[side],
+            other_labels=self.names[other],
             other_features=frozenset(range(self._d_sae(other)) if linked == "all" else linked or ()),
             source=f"Model {common.display_name(self._arguments.model)}, {len(self.activity.x):,} tokens of"
             f" {self._n_stories:,} stories of {corpus}.",
@@ -126,10 +132,6 @@ class Desk:
             n_prompts=self._n_stories,
             n_tokens_in_prompt=int(lengths.max()),
         )
-
-    @staticmethod
-    def _sides(activity: "LayerActivity") -> "tuple[tuple[Side, ActiveTokens], ...]":
-        return ("in", activity.inputs), ("out", activity.outputs)
 
     def _d_sae(self, side: "Side") -> int:
         return (self.interactions.sae_in if side == "in" else self.interactions.sae_out).d_sae

@@ -103,6 +103,11 @@ def columns_of(rows: Sequence[Row]) -> dict[str, list[Any]]:
     return {field.name: [getattr(row, field.name) for row in rows] for field in fields(Row)}
 
 
+def state_counts(rows: Sequence[Row]) -> dict[str, int]:
+    """How many features are dead, rare and dense."""
+    return {state: sum(row.state == state for row in rows) for state in ("dead", "rare", "dense")}
+
+
 def interesting(rows: Sequence[Row], n: int = 3) -> list[Row]:
     """Features to look at first.
 
@@ -131,7 +136,6 @@ def index_page(book: Book, rows: Sequence[Row], provenance: Mapping[str, Any]) -
         "texts": ["tokens", "promoted", "suppressed"] if book.side == "out" else ["tokens"],
         "rows": [_packed_row(row, numbers, book.side == "out") for row in rows],
     }
-    counts = {state: sum(row.state == state for row in rows) for state in ("dead", "rare", "dense")}
     return render(
         "dictionary_index.html.j2",
         plotly=None,
@@ -141,7 +145,7 @@ def index_page(book: Book, rows: Sequence[Row], provenance: Mapping[str, Any]) -
         book=book,
         side_name=SIDE_NAMES[book.side],
         n_features=len(rows),
-        counts=counts,
+        counts=state_counts(rows),
         first=interesting(rows),
         provenance=provenance,
     )

@@ -10,7 +10,6 @@ from torch import Tensor
 from bilinear_circuits.by_token import ActiveFeatures
 from bilinear_circuits.examples import evenly
 from bilinear_circuits.profiles import Profiler
-from bilinear_circuits.spectra import Spectrum
 from bilinear_circuits.sweep import TopInteractions
 from sae.report.results import OutputReading, Pair
 
@@ -39,7 +38,7 @@ def read_outputs(profiler: Profiler, features: Sequence[int], top: TopInteractio
             continue
         added = co_active_pairs(profiler.rows, W_dec, form.Q, token)
         profile = profiler.profile(form, n_examples=0)
-        yield OutputReading(by_weight, profile, outlier_ratio(form.spectrum), added.largest(N_PAIRS))
+        yield OutputReading(by_weight, profile, form.spectrum.outlier_ratio().item(), added.largest(N_PAIRS))
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,16 +87,6 @@ def co_active_pairs(
     weight = 2 * directions @ Q @ directions.T
     weight.diagonal().div_(2)
     return CoActivePairs(members, weight, weight * (z.T @ z) / max(1, len(token)))
-
-
-def outlier_ratio(spectrum: Spectrum) -> float:
-    """Smaller magnitude of the leading eigenvalues of either sign, over the semicircle edge; 0 if a sign is missing.
-
-    A product of two groups of features has a large one, and a square or a spectrum like that of a random matrix none.
-    """
-    smaller = min(spectrum.eigenvalues.max().item(), -spectrum.eigenvalues.min().item())
-    edge = spectrum.semicircle_edge().item()
-    return max(0.0, smaller) / edge if edge > 0 else 0.0
 
 
 def _pairs_by_output(top: TopInteractions) -> dict[int, tuple[Pair, ...]]:

@@ -1,12 +1,6 @@
 """The feature report in a browser: search, sort, filter, open a feature and come back, hover, theme, phone."""
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
 from features_world import D_SAE_OUT, DEAD, DENSE, HOSTILE, LAYER, write_world
 
 NARROW = {"width": 390, "height": 844}
