@@ -1,7 +1,7 @@
 """Dictionaries: any SAELens SAE as four plain tensors and an activation rule, proved equal to the SAE."""
 
 import copy
-import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bilinear_circuits.display import Shown
+from bilinear_circuits.folders import check_safetensors, read_json
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -41,6 +42,17 @@ class Activation:
     kind: Literal["relu", "jumprelu", "topk", "abstopk"]
     k: int | None = None
     threshold: Float[Tensor, " d_sae"] | None = None
+
+    def __post_init__(self) -> None:
+        needed = {"relu": None, "jumprelu": "threshold", "topk": "k", "abstopk": "k"}
+        if self.kind not in needed:
+            raise ValueError(f"kind must be one of {', '.join(needed)}, got {self.kind!r:.40}.")
+        for name in ("k", "threshold"):
+            if (getattr(self, name) is not None) != (needed[self.kind] == name):
+                must = "be given" if needed[self.kind] == name else "be left out"
+                raise ValueError(f"{name} must {must} for the kind {self.kind}, got {getattr(self, name)!r:.60}.")
+        if self.k is not None and (isinstance(self.k, bool) or self.k < 1):
+            raise ValueError(f"k must be at least 1, got {self.k}.")
 
     def __call__(self, pre: Float[Tensor, "*n d_sae"]) -> Float[Tensor, "*n d_sae"]:
         """Zero what the rule drops."""
@@ -87,10 +99,23 @@ class Dictionary(Shown):
         for field, shape in shapes.items():
             if (got := tuple(getattr(self, field).shape)) != shape:
                 raise ValueError(f"{field} must be {shape} to match W_enc, ({d_in=}, {d_sae=}), got {got}.")
+        k, threshold = self.activation.k, self.activation.threshold
+        if k is not None and k > d_sae:
+            raise ValueError(f"k must be at most the {d_sae} features of {self.name}, got {k}.")
+        if threshold is not None and threshold.shape != (d_sae,):
+            raise ValueError(f"threshold must have d_sae={d_sae} entries, got {tuple(threshold.shape)}.")
+        for field in ("W_enc", *shapes):
+            if n_bad := int((~getattr(self, field).isfinite()).sum()):
+                raise ValueError(f"{field} of {self.name} must be finite, got {n_bad} infinite or undefined entries.")
+        if threshold is not None and threshold.isnan().any():
+            raise ValueError(f"threshold of {self.name} must be numbers, got {int(threshold.isnan().sum())} undefined.")
 
     @classmethod
     def from_sae(cls, sae: "SAE[Any]", name: str | None = None) -> "Dictionary":
         """Fold a SAELens SAE into encoder rows, decoder rows and biases, and prove it on random input.
+
+        The result is in the dtype of the SAE, or in float32 where that is half precision: folded biases and thresholds
+        are sums that half precision would round.
 
         Folded exactly: TopK and AbsTopK (with or without `rescale_acts_by_decoder_norm`), ReLU ("standard"), JumpReLU,
         BatchTopK and Matryoshka (through the JumpReLU they are saved as), gated (whose gate, tied to the magnitude
@@ -113,7 +138,7 @@ class Dictionary(Shown):
         b_dec = sae.b_dec.detach().double()
         exact = cls(W_enc, b_enc, W_dec, b_dec, activation, hook_name, name or hook_name or "dictionary")
         _prove_folding(exact, sae)
-        return exact.to(sae.W_enc.dtype)
+        return exact.to(torch.promote_types(sae.W_enc.dtype, torch.float32))
 
     @classmethod
     def load(cls, path: str | Path, name: str | None = None, device: str = "cpu") -> "Dictionary":
@@ -123,18 +148,16 @@ class Dictionary(Shown):
             FileNotFoundError: If the folder or one of its two files is missing.
             ValueError: If cfg.json is not a SAELens configuration.
         """
-        from sae_lens import SAE
-
         folder = Path(path)
         for file in ("cfg.json", "sae_weights.safetensors"):
             if not (folder / file).is_file():
                 raise FileNotFoundError(f"{folder} must be a SAELens folder, but has no {file}.")
+        config = read_json(folder / "cfg.json", "cfg.json")
+        check_safetensors(folder / "sae_weights.safetensors")
         try:
             # SAELens drops the metadata of a folder that does not name the version that wrote it.
-            config = json.loads((folder / "cfg.json").read_text())
             hook_name = (config.get("metadata") or {}).get("hook_name") or config.get("hook_name")
-            sae = SAE.load_from_disk(folder, device=device, dtype="float32")
-            dictionary = cls.from_sae(sae, name or folder.name)
+            dictionary = cls.from_sae(_load_sae(folder, config, device), name or folder.name)
         except UnsupportedSAEError:
             raise
         except Exception as error:  # a broken folder fails in as many ways as SAELens has lines
@@ -196,6 +219,17 @@ def as_dictionary(sae: "Dictionary | SAE[Any]") -> Dictionary:
     return sae if isinstance(sae, Dictionary) else Dictionary.from_sae(sae)
 
 
+def _load_sae(folder: Path, config: Mapping[str, Any], device: str) -> "SAE[Any]":
+    """A SAELens SAE from its folder: its inference form, or the training form of an architecture that has no other."""
+    from sae_lens import SAE
+    from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
+    from sae_lens.saes.sae import TrainingSAE
+
+    architecture = config.get("architecture", "standard")
+    training = architecture not in SAE_CLASS_REGISTRY and architecture in SAE_TRAINING_CLASS_REGISTRY
+    return (TrainingSAE if training else SAE).load_from_disk(folder, device=device, dtype="float32")
+
+
 def _inference_form(sae: "SAE[Any]") -> "SAE[Any]":
     """The SAE that `save_inference_model` would write, for an SAE still in training."""
     from sae_lens import SAE
@@ -216,6 +250,11 @@ def _inference_form(sae: "SAE[Any]") -> "SAE[Any]":
 def _refuse_unsupported(sae: "SAE[Any]") -> None:
     architecture, normalisation = sae.cfg.architecture(), sae.cfg.normalize_activations
     supported = ("standard", "topk", "abstopk", "jumprelu", "gated")
+    if "transcoder" in architecture:
+        raise UnsupportedSAEError(
+            f"sae must decode the place it encodes, got a {architecture}: it reads one hook and writes another, so that"
+            " what it writes are no directions of what it reads. Train a dictionary on each side of the MLP."
+        )
     if architecture not in supported:
         raise UnsupportedSAEError(
             f"sae must be one affine encoder and decoder ({', '.join(supported)}; batchtopk and matryoshka as saved),"

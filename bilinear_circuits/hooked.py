@@ -8,10 +8,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bilinear_circuits.running import capture_mlp, hooked, model_blocks, model_device, vocabulary_size
+from bilinear_circuits.running import (
+    capture_mlp,
+    full_precision,
+    hooked,
+    model_blocks,
+    model_device,
+    vocabulary_size,
+)
 from bilinear_circuits.tensor import InteractionTensor
 
 _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+_LARGE_GATE = 4.0  # where a gate that is nearly linear at small inputs, as tanh and SiLU are, is far from it
 _OTHER_GATES: dict[str, Callable[[Tensor], Tensor]] = {
     "SiLU": nn.functional.silu,
     "GELU": nn.functional.gelu,
@@ -74,7 +82,9 @@ class BilinearMLP:
         """Read the MLP of a layer and prove on a probe batch that it is bilinear.
 
         Random tokens (fixed seed) are run through the model; the MLP output is rebuilt from the three matrices and
-        compared with what the model computed. No configuration string is trusted.
+        compared with what the model computed, and once more on the same inputs scaled up until the gates have a root
+        mean square of 4, where no nonlinearity is nearly linear. No configuration string is trusted. Weights of a model
+        in half precision are read in float32.
 
         Args:
             model: A TransformerBridge, a HookedTransformer or a Hugging Face Llama (`LlamaForCausalLM`).
@@ -84,21 +94,22 @@ class BilinearMLP:
         Raises:
             NotBilinearError: If the layer has no gate, or its output is not that of the three matrices (relative error
                 above 1e-4 in float32 or float64, 1e-2 in float16, 5e-2 in bfloat16).
-            ValueError: If there is no such layer.
+            ValueError: If there is no such layer, or its weights or what it writes on the probe batch are not finite.
             TypeError: If the model is of none of the three kinds.
         """
         blocks = model_blocks(model)
         if not 0 <= layer < len(blocks):
             raise ValueError(f"layer must be between 0 and {len(blocks) - 1} (n_layers={len(blocks)}), got {layer}.")
         block = blocks[layer]
-        tensor = _read_weights(block.mlp, layer)
-        norm_module = block.ln2 if hasattr(block, "ln2") else getattr(block, "post_attention_layernorm", None)
+        tensor, norm_module = _read_weights(block.mlp, layer), _norm_module(block)
+        dtype = next(model.parameters()).dtype
         x, y, residual = _probe(model, layer, probe_rows, norm_module)
         error = _relative_error(tensor(x), y)
-        if not error < _TOLERANCE[tensor.W_gate.dtype]:
-            raise NotBilinearError(_explain(model, layer, tensor, x, y, error))
+        for probe in ((x, y), _large_probe(block.mlp, tensor, x, dtype)):
+            if not _relative_error(tensor(probe[0]), probe[1]) < _TOLERANCE[dtype]:
+                raise NotBilinearError(_explain(model, layer, tensor, *probe, _TOLERANCE[dtype]))
         hook_in, hook_out = mlp_hook_names(model, layer)
-        norm = _read_norm(norm_module, residual, x)
+        norm = _read_norm(norm_module, residual, x, _TOLERANCE[dtype])
         return cls(tensor, layer, hook_in, hook_out, norm, error, _input_aliases(block, layer, norm))
 
     def __call__(self, x: Float[Tensor, "*n d_in"]) -> Float[Tensor, "*n d_model"]:
@@ -113,8 +124,7 @@ class BilinearMLP:
     @property
     def output_aliases(self) -> tuple[str, ...]:
         """Other hook names for the MLP output."""
-        names = ("mlp.hook_out", "hook_mlp_out", "mlp.out.hook_out")
-        return tuple(f"blocks.{self.layer}.{name}" for name in names)
+        return output_aliases(self.layer)
 
     def to(self, target: torch.dtype | torch.device) -> "BilinearMLP":
         """The same MLP in another dtype or on another device."""
@@ -169,6 +179,23 @@ def mlp_hook_names(model: Any, layer: int) -> tuple[str, str]:
     return f"blocks.{layer}.mlp.hook_in", hook_out
 
 
+def input_aliases(model: Any, layer: int) -> tuple[str, ...]:
+    """Name the other hooks of a model at which the input of an MLP, bilinear or not, is seen."""
+    block = model_blocks(model)[layer]
+    x, _, residual = _probe(model, layer, 2, _norm_module(block))
+    norm = _read_norm(_norm_module(block), residual, x, _TOLERANCE[next(model.parameters()).dtype])
+    return _input_aliases(block, layer, norm)
+
+
+def output_aliases(layer: int) -> tuple[str, ...]:
+    """Name the hooks at which the output of an MLP is seen."""
+    return tuple(f"blocks.{layer}.{name}" for name in ("mlp.hook_out", "hook_mlp_out", "mlp.out.hook_out"))
+
+
+def _norm_module(block: Any) -> Any:
+    return block.ln2 if hasattr(block, "ln2") else getattr(block, "post_attention_layernorm", None)
+
+
 def _read_weights(mlp: Any, layer: int) -> InteractionTensor:
     """Weights in x @ W orientation; a HookedTransformer's b_in, added after the product, moves into b_out."""
     if hasattr(mlp, "gate_proj") and not hasattr(mlp, "W_gate"):
@@ -184,11 +211,22 @@ def _read_weights(mlp: Any, layer: int) -> InteractionTensor:
             f" {['W_gate', 'W_in', 'W_out'][[w is None for w in weights].index(True)]}. A plain MLP has no gate:"
             " train a gated one with hidden_act='linear'."
         )
-    W_gate, W_in, W_out = (weight.detach() for weight in weights)
-    b_gate, b_in, b_out = (None if bias is None or not bias.any() else bias.detach() for bias in biases)
+    for name, weight in zip(("W_gate", "W_in", "W_out", "b_gate", "b_in", "b_out"), (*weights, *biases), strict=True):
+        if weight is not None and (n_bad := int((~weight.isfinite()).sum())):
+            raise ValueError(
+                f"{name} of layer {layer} must be finite, got {n_bad} infinite or undefined entries. Training may have"
+                " diverged, or the file is damaged."
+            )
+    W_gate, W_in, W_out = (_read(weight) for weight in weights)
+    b_gate, b_in, b_out = (_read(bias) for bias in biases)
     if b_in is not None and type(mlp).__module__.startswith("transformer_lens.components"):
         b_in, b_out = None, b_in @ W_out + (0 if b_out is None else b_out)
     return InteractionTensor(W_gate, W_in, W_out, b_gate, b_in, b_out)
+
+
+def _read(weight: Any) -> Any:
+    """A weight in float32 at least; None for a bias that is missing or zero."""
+    return None if weight is None or (weight.ndim == 1 and not weight.any()) else full_precision(weight.detach())
 
 
 def _input_aliases(block: Any, layer: int, norm: RMSNorm | None) -> tuple[str, ...]:
@@ -203,7 +241,7 @@ def _input_aliases(block: Any, layer: int, norm: RMSNorm | None) -> tuple[str, .
 
 
 @torch.no_grad()
-def _read_norm(module: Any, residual: Tensor | None, x: Tensor) -> RMSNorm | None:
+def _read_norm(module: Any, residual: Tensor | None, x: Tensor, tolerance: float) -> RMSNorm | None:
     """The RMSNorm in front of the MLP, if it makes the MLP input of the probe batch out of what it reads.
 
     Some norms add 1 to their weight, centre, or stand elsewhere: those are no RMSNorm in front of the MLP.
@@ -214,8 +252,8 @@ def _read_norm(module: Any, residual: Tensor | None, x: Tensor) -> RMSNorm | Non
     if weight is None:
         weight = x.new_ones(x.shape[-1])
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-    norm = RMSNorm(weight.detach(), eps if isinstance(eps, float) else module.config.eps)
-    return norm if _relative_error(norm(residual), x) < _TOLERANCE[x.dtype] else None
+    norm = RMSNorm(full_precision(weight.detach()), eps if isinstance(eps, float) else module.config.eps)
+    return norm if _relative_error(norm(residual), x) < tolerance else None
 
 
 @torch.no_grad()
@@ -225,25 +263,40 @@ def _probe(model: Any, layer: int, n_rows: int, norm: Any) -> tuple[Tensor, Tens
     seen: list[Tensor] = []
     with hooked([(norm, lambda module, args, output: seen.append(args[0].detach()))] if norm is not None else []):
         captured = capture_mlp(model, tokens.to(model_device(model)), [layer])[layer]
-    residual = seen[0].flatten(0, -2) if seen else None
+    residual = full_precision(seen[0].flatten(0, -2)) if seen else None
+    for what, activation in (("input", captured.x), ("output", captured.y)):
+        if not activation.isfinite().all():
+            raise ValueError(
+                f"model must give finite activations, got infinite or undefined numbers in the MLP {what} of layer"
+                f" {layer} on random tokens, in {next(model.parameters()).dtype}. Weights before it may not be finite;"
+                " in float16 numbers end at 65504: load the model in float32."
+            )
     return captured.x.flatten(0, -2), captured.y.flatten(0, -2), residual
+
+
+@torch.no_grad()
+def _large_probe(mlp: Any, tensor: InteractionTensor, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """MLP input scaled up until its gates are large, and what the module makes of it."""
+    size = (x @ tensor.W_gate).square().mean().sqrt()
+    scaled = (x * (_LARGE_GATE / size).clamp_min(1)).to(dtype) if size > 0 else x.to(dtype)
+    return full_precision(scaled), full_precision(mlp(scaled))
 
 
 def _relative_error(got: Tensor, want: Tensor) -> float:
     return ((got - want).float().norm() / want.float().norm().clamp_min(1e-30)).item()
 
 
-def _explain(model: Any, layer: int, tensor: InteractionTensor, x: Tensor, y: Tensor, error: float) -> str:
+def _explain(model: Any, layer: int, tensor: InteractionTensor, x: Tensor, y: Tensor, tolerance: float) -> str:
     """Say what the layer computes instead, as far as it can be told, and what to do about it."""
     message = (
         f"layer {layer} must compute (x W_gate * x W_in) W_out, but its output differs from that by"
-        f" {error:.2g} relative on a probe batch."
+        f" {_relative_error(tensor(x), y):.2g} relative on a probe batch."
     )
     gate, linear = tensor._project("x", x)
     for name, function in _OTHER_GATES.items():
         rebuilt = (function(gate) * linear) @ tensor.W_out
         rebuilt = rebuilt if tensor.b_out is None else rebuilt + tensor.b_out
-        if _relative_error(rebuilt, y) < _TOLERANCE[tensor.W_gate.dtype]:
+        if _relative_error(rebuilt, y) < tolerance:
             message += f" It applies a {name} gate."
             break
     if getattr(model, "compatibility_mode", False):

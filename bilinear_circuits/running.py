@@ -70,8 +70,27 @@ def context_length(model: Any) -> int:
     return model.config.max_position_embeddings if is_plain_llama(model) else model.cfg.n_ctx
 
 
+def full_precision(tensor: Tensor) -> Tensor:
+    """Promote half precision to float32; float32 and float64 stay as they are."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def run_logits(model: Any, tokens: Int[Tensor, "story pos"]) -> Float[Tensor, "story pos d_vocab"]:
-    """Logits of any of the three kinds of model. Padding on the right needs no mask: attention is causal."""
+    """Compute logits of any of the three kinds of model. Padding on the right needs no mask: attention is causal.
+
+    Raises:
+        ValueError: If the model computes in half precision, whose logits are too coarse to measure an intervention by.
+    """
+    dtype = next(model.parameters()).dtype
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"model must compute in float32 or float64 for its logits to be measured, got {dtype}: call model.float(),"
+            " or load it with bilinear_circuits.load_model(path)."
+        )
+    return _forward(model, tokens)
+
+
+def _forward(model: Any, tokens: Tensor) -> Tensor:
     out = model(tokens)
     return out if isinstance(out, Tensor) else out.logits
 
@@ -86,10 +105,12 @@ def unembedding(model: Any) -> Float[Tensor, "d_model d_vocab"]:
     Raises:
         ValueError: If the final norm is neither an RMSNorm nor a LayerNorm.
     """
-    weight = model.lm_head.weight.T if is_plain_llama(model) else model.W_U
+    weight = full_precision(model.lm_head.weight.T if is_plain_llama(model) else model.W_U)
     norm = final_norm(model)
     if norm is None:
         return weight.detach()
+    if weight.dtype != next(model.parameters()).dtype:
+        norm = copy.deepcopy(norm).to(weight.dtype)
     # Large, so that the epsilon of the norm is far below rounding.
     x = 1e3 * torch.randn(2, 1, len(weight), generator=torch.Generator().manual_seed(0)).to(weight)
     bias = norm(torch.zeros_like(x))
@@ -128,13 +149,13 @@ def final_norm_scale(model: Any, residual: Float[Tensor, "*n d_model"]) -> Float
 
 @torch.no_grad()
 def capture_mlp(model: Any, tokens: Int[Tensor, "story pos"], layers: Sequence[int]) -> dict[int, MLPActivations]:
-    """MLP input and output of some layers, from one forward pass that ends after the last of them."""
+    """Capture MLP input and output of some layers, in float32 at least, in a pass that ends after the last of them."""
     blocks = model_blocks(model)
     captured: dict[int, MLPActivations] = {}
 
     def keep(layer: int) -> Callable[[nn.Module, Any, Tensor], None]:
         def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            captured[layer] = MLPActivations(args[0].detach(), output.detach())
+            captured[layer] = MLPActivations(full_precision(args[0].detach()), full_precision(output.detach()))
             if len(captured) == len(set(layers)):
                 raise _StopForwardError
 
@@ -142,7 +163,7 @@ def capture_mlp(model: Any, tokens: Int[Tensor, "story pos"], layers: Sequence[i
 
     with hooked([(blocks[layer].mlp, keep(layer)) for layer in set(layers)]):
         try:
-            run_logits(model, tokens)
+            _forward(model, tokens)
         except _StopForwardError:
             pass
     return captured

@@ -14,7 +14,7 @@ from torch import Tensor
 from bilinear_circuits.data import StoryTokens
 from bilinear_circuits.dictionaries import Dictionary
 from bilinear_circuits.progress import Progress, silent
-from bilinear_circuits.running import capture_mlp, model_blocks, model_device, run_logits
+from bilinear_circuits.running import capture_mlp, model_device, run_logits
 from sae.splice import Side, spliced
 
 _STORIES_PER_BATCH = 32
@@ -119,7 +119,7 @@ def reconstructions(
     Raises:
         ValueError: If a dictionary does not sit at a side of an MLP of the model, or there is no token.
     """
-    sides = [_side(model, dictionary) for dictionary in dictionaries]
+    sides = [Side.of_model(model, dictionary.hook_name) for dictionary in dictionaries]
     _check_tokens(tokens)
     layers = sorted({side.layer for side in sides})
     tallies = [Tally(dictionary) for dictionary in dictionaries]
@@ -165,7 +165,7 @@ def splice_loss(
     Raises:
         ValueError: If the dictionary does not sit at a side of an MLP of the model, or there is no token.
     """
-    side = _side(model, dictionary)
+    side = Side.of_model(model, dictionary.hook_name)
     _check_tokens(tokens)
     if base is None:
         base = cross_entropy(model, tokens, progress)
@@ -279,17 +279,6 @@ def _token_losses(model: Any, batch: StoryTokens) -> float:
     targets = batch.mask[:, 1:].to(ids.device)
     logits = run_logits(model, ids)[:, :-1][targets].float()
     return torch.nn.functional.cross_entropy(logits, ids[:, 1:][targets], reduction="sum").item()
-
-
-def _side(model: Any, dictionary: Dictionary) -> Side:
-    """Where a dictionary sits, if the model has it."""
-    side = Side.of(dictionary.hook_name)
-    n_layers = len(model_blocks(model))
-    if side.layer >= n_layers:
-        raise ValueError(
-            f"dictionary must sit at one of the model's layers, 0 to {n_layers - 1}, got {dictionary.hook_name}."
-        )
-    return side
 
 
 def _check_tokens(tokens: StoryTokens) -> None:

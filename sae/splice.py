@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
+from bilinear_circuits.hooked import input_aliases, output_aliases
 from bilinear_circuits.running import model_blocks
 
 _HOOK_NAME = re.compile(r"blocks\.(\d+)\.mlp\.(hook_in|hook_out)")
@@ -45,6 +46,27 @@ class Side:
                 f" {hook_name!r}. Other hooks are no side of an MLP."
             )
         return cls(int(match[1]), "hook_in" if match[2] == "hook_in" else "hook_out")
+
+    @classmethod
+    def of_model(cls, model: Any, hook_name: str | None) -> "Side":
+        """Read a hook name of a model, or another name of the same place, as `FeatureInteractions` takes them.
+
+        Raises:
+            ValueError: If it is not that of an MLP's input or output, or the model does not have the layer.
+        """
+        layer = re.match(r"blocks\.(\d+)\.", hook_name or "")
+        index, n_layers = int(layer[1]) if layer else 0, len(model_blocks(model))
+        if not index < n_layers:
+            raise ValueError(f"dictionary must sit at one of the model's layers, 0 to {n_layers - 1}, got {hook_name}.")
+        if hook_name in output_aliases(index):
+            return cls(index, "hook_out")
+        if (
+            hook_name is not None
+            and _HOOK_NAME.fullmatch(hook_name) is None
+            and hook_name in input_aliases(model, index)
+        ):
+            return cls(index, "hook_in")
+        return cls.of(hook_name)
 
 
 @contextmanager

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from bilinear_circuits import zoo
 from bilinear_circuits.commands import common
+from bilinear_circuits.folders import Fingerprint
 
 if TYPE_CHECKING:
     from bilinear_circuits.circuits import CircuitQuery, SearchSettings
 
-_KIND, _SCHEMA_VERSION = "circuit search", 1  # as `report.payload.search_payload` writes them
+_KIND, _SCHEMA_VERSION = "circuit search", 2  # as `report.payload.search_payload` writes them
 _HASH_LENGTH = 64
 
 
@@ -51,9 +52,9 @@ class CircuitFile:
         seed: Seed of the search: with corpus and number of stories it gives the stories that were held out.
         n_stories: Stories the search read.
         model: Name or folder of the model it read.
-        model_hash: SHA-256 of the weights of that model; None where they were on the Hub.
+        model_files: SHA-256 of every file that decides what that model computes.
         saes: Name or folder of the dictionaries.
-        dictionary_hashes: SHA-256 of every dictionary by name, such as blocks.4.mlp.hook_in.
+        dictionary_files: The same of every dictionary, by its name, such as blocks.4.mlp.hook_in.
         corpus_hash: SHA-256 of the corpus; None where it was on the Hub.
     """
 
@@ -63,9 +64,9 @@ class CircuitFile:
     seed: int
     n_stories: int
     model: str
-    model_hash: str | None
+    model_files: Fingerprint
     saes: str
-    dictionary_hashes: Mapping[str, str | None]
+    dictionary_files: Mapping[str, Fingerprint]
     corpus_hash: str | None
 
     @property
@@ -90,26 +91,23 @@ class CircuitFile:
         return tuple(known[name] for name in dict.fromkeys(names))
 
     def check_source(self, arguments: common.CommonArguments) -> None:
-        """Refuse a model or dictionaries other than those the circuits were found in, by the hash of their weights.
+        """Refuse a model or dictionaries other than those the circuits were found in, by the hashes of their files.
 
         Raises:
             FileNotFoundError: If there is no such model or dictionary.
-            ValueError: If the weights differ.
+            ValueError: If a file that decides what they compute differs.
         """
-        here = common.file_hash(Path(zoo.model_path(arguments.model)) / "model.safetensors")
-        if self.model_hash is not None and here != self.model_hash:
+        if different := self.model_files.differences(zoo.model_fingerprint(arguments.model)):
             raise ValueError(
-                f"model must be the one the circuits were found in ({self.model}, sha256 {self.model_hash[:12]}), got"
-                f" {arguments.model} with {'no weights on disk' if here is None else here[:12]}. Pass --model and"
-                " --saes as for circuits."
+                f"model must be the one the circuits were found in, {self.model}, got {arguments.model}, whose"
+                f" {', '.join(different)} differ. Pass --model and --saes as for circuits."
             )
         saes = zoo.dictionaries_path(common.saes_of(arguments))
-        for name, known in self.dictionary_hashes.items():
-            found = common.file_hash(saes / name / "sae_weights.safetensors")
-            if known is not None and found != known:
+        for name, known in self.dictionary_files.items():
+            if different := known.differences(zoo.dictionary_fingerprint(saes / name)):
                 raise ValueError(
-                    f"saes must be the dictionaries the circuits were found with ({self.saes}), got"
-                    f" {common.display_name(str(saes))}, whose {name} {'is missing' if found is None else 'differs'}."
+                    f"saes must be the dictionaries the circuits were found with, {self.saes}, got"
+                    f" {common.display_name(str(saes))}, in whose {name} {', '.join(different)} differ."
                 )
 
 
@@ -147,9 +145,9 @@ def read_circuit_file(path: str) -> CircuitFile:
         seed=seed,
         n_stories=_counted(corpus, "n_stories", 1, f"corpus of {path}"),
         model=_typed(model, "name", str, f"model of {path}"),
-        model_hash=_hash(model, f"model of {path}"),
+        model_files=_files(model, f"model of {path}"),
         saes=_typed(config, "saes", str, f"config of {path}"),
-        dictionary_hashes={_typed(one, "name", str, where): _hash(one, where) for one in dictionaries},
+        dictionary_files={_typed(source, "name", str, where): _files(source, where) for source in dictionaries},
         corpus_hash=_hash(corpus, f"corpus of {path}"),
     )
 
@@ -168,7 +166,7 @@ def _document(path: str) -> dict[str, Any]:
     if kind != _KIND or version != _SCHEMA_VERSION:
         raise ValueError(
             f"circuit must be a {_KIND!r} of version {_SCHEMA_VERSION}, as bilinear-circuits circuits writes, got"
-            f" {path} with kind {kind!r:.40} and version {version!r:.40}."
+            f" {path} with kind {kind!r:.40} and version {version!r:.40}. Give the circuits command again."
         )
     return document
 
@@ -208,6 +206,15 @@ def _counted(content: Any, key: str, least: int, where: str) -> int:
     if value < least:
         raise ValueError(f"{key} of {where} must be at least {least}, got {value}.")
     return value
+
+
+def _files(content: Any, where: str) -> Fingerprint:
+    """The hashes of a model's or dictionary's files in the provenance."""
+    files = _typed(content, "files", dict, where)
+    for name, value in files.items():
+        if not isinstance(value, str) or len(value) != _HASH_LENGTH:
+            raise ValueError(f"{name} of files of {where} must be a SHA-256, got {value!r:.80}.")
+    return Fingerprint(files)
 
 
 def _hash(content: Any, where: str) -> str | None:

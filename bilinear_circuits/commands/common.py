@@ -2,19 +2,19 @@
 
 import contextlib
 import difflib
-import hashlib
 import json
 import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bilinear_circuits import zoo
+from bilinear_circuits.folders import Fingerprint, file_hash, read_json
 
 if TYPE_CHECKING:
     from bilinear_circuits.interactions import FeatureInteractions
@@ -152,19 +152,28 @@ def load_interactions(arguments: CommonArguments, layers: Sequence[int]) -> tupl
 
 
 def quietly_load_model(name: str, device: str) -> Any:
-    """Load a model without the bars and notices of the libraries below."""
+    """Load a model as a TransformerBridge without the bars and notices of the libraries below."""
+    return quietly_load(zoo.load_model, name, device)
+
+
+def quietly_load(load: Callable[[str, str], T], name: str, device: str) -> T:
+    """Load a model by one of the functions of the zoo without the bars and notices of the libraries below.
+
+    Raises:
+        FileNotFoundError: If there is no such model.
+        OSError: If it is a Hub id that cannot be fetched.
+        ValueError: If it is no whole model that the libraries can load.
+    """
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     try:
-        return zoo.load_model(name, device)
-    except FileNotFoundError:
+        return load(name, device)
+    except (OSError, ValueError):
         raise
     except Exception as error:  # a broken folder fails in as many ways as there are libraries below
-        raise ValueError(
-            f"model must load with TransformerLens, got {name}: {type(error).__name__}: {error}"
-        ) from error
+        raise ValueError(f"model must be one that transformers can load, got {name}: {error!r}") from error
 
 
 def note(text: str) -> None:
@@ -249,27 +258,70 @@ def provenance(
     seconds: float,
 ) -> dict[str, Any]:
     """What it takes to repeat a result: configuration, versions, commit, hashes of model, dictionaries and data."""
-    model_file = Path(zoo.model_path(arguments.model)) / "model.safetensors"
     saes = zoo.dictionaries_path(saes_of(arguments))
     dictionaries = [
         {
-            "name": dictionary.name,
-            "sha256": file_hash(saes / dictionary.name / "sae_weights.safetensors"),
+            **dictionary_source(saes / dictionary.name),
             "d_in": dictionary.d_in,
             "d_sae": dictionary.d_sae,
             "activation": dictionary.activation.kind,
         }
-        for one in interactions
-        for dictionary in (one.sae_in, one.sae_out)
+        for layer in interactions
+        for dictionary in (layer.sae_in, layer.sae_out)
     ]
     return {
-        "model": {"name": arguments.model, "sha256": file_hash(model_file)},
+        "model": model_source(arguments.model),
         "dictionaries": dictionaries,
-        "corpus": {"name": display_name(corpus), "sha256": file_hash(Path(corpus)), "n_stories": n_stories},
+        "corpus": corpus_source(corpus, n_stories),
         **environment(),
-        "config": asdict(arguments),
+        "config": shared_config(arguments),
         "seconds": round(seconds, 1),
     }
+
+
+def model_source(name_or_path: str) -> dict[str, Any]:
+    """Name a model with the hash of all that decides what it computes, and of each file."""
+    return _source(name_or_path, zoo.model_fingerprint(name_or_path))
+
+
+def dictionary_source(folder: Path) -> dict[str, Any]:
+    """Name a dictionary with the hash of all that decides what it computes, and of each file."""
+    return _source(str(folder), zoo.dictionary_fingerprint(folder))
+
+
+def _source(name_or_path: str, fingerprint: Fingerprint) -> dict[str, Any]:
+    return {"name": display_name(name_or_path), "sha256": fingerprint.sha256, "files": dict(fingerprint.files)}
+
+
+def layer_hashes(arguments: CommonArguments, layer: int) -> dict[str, Any]:
+    """Model and dictionaries of a layer by their hashes, in the settings that a resumed run must share."""
+    saes = zoo.dictionaries_path(saes_of(arguments))
+    names = [f"blocks.{layer}.mlp.{side}" for side in ("hook_in", "hook_out")]
+    return {
+        "model": display_name(arguments.model),
+        "model_sha256": zoo.model_fingerprint(arguments.model).sha256,
+        "dictionaries_sha256": [zoo.dictionary_fingerprint(saes / name).sha256 for name in names],
+    }
+
+
+def corpus_source(corpus: str, n_stories: int) -> dict[str, Any]:
+    """Name a corpus with its hash, where it is a file, and the number of stories read."""
+    return {"name": display_name(corpus), "sha256": file_hash(corpus), "n_stories": n_stories}
+
+
+def shared_config(arguments: Any) -> dict[str, Any]:
+    """Write options as plain data that can be sent to others: files and folders by the last part of their path."""
+    return {
+        key: value if key.startswith("prompt") else _without_paths(value) for key, value in asdict(arguments).items()
+    }
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, str):
+        return display_name(value)
+    if isinstance(value, list | tuple):
+        return [_without_paths(part) for part in value]
+    return {key: _without_paths(part) for key, part in value.items()} if isinstance(value, dict) else value
 
 
 def environment() -> dict[str, Any]:
@@ -278,23 +330,19 @@ def environment() -> dict[str, Any]:
 
 
 def display_name(name_or_path: str) -> str:
-    """A model or corpus as results name it: the last part of a path, so that no machine's folders get into them."""
-    path = Path(name_or_path)
-    return path.name if path.exists() else name_or_path
+    """Name a model, corpus or folder in results: the last part of a path, so that no machine's folders get there."""
+    path = Path(name_or_path).expanduser()
+    try:
+        is_path = path.is_absolute() or ".." in path.parts or path.exists()
+    except (OSError, ValueError):  # too long for a path, or with a zero byte
+        return name_or_path
+    return path.resolve().name if is_path and name_or_path else name_or_path
 
 
 def changed_settings(marker: Path, resolved: Mapping[str, Any]) -> list[str]:
     """Keys in which a run that was started, as recorded in a marker file, differs from the one asked for."""
-    started = json.loads(marker.read_text())
+    started = read_json(marker, marker.name)
     return [key for key, value in json.loads(json.dumps(resolved)).items() if started.get(key) != value]
-
-
-def file_hash(path: Path) -> str | None:
-    """SHA-256 of a file; None where there is no such file on disk, as for a Hub id."""
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _version(package: str) -> str | None:

@@ -130,8 +130,8 @@ def read_sources(arguments: Arguments) -> list[Source]:
     for index, path in enumerate(arguments.circuits):
         file = read_circuit_file(path)
         place = common.CommonArguments(
-            model=_one_of("models", arguments.models, index, n_files) or file.model,
-            saes=_one_of("saes", arguments.saes, index, n_files) or file.saes,
+            model=_one_of("models", arguments.models, index, n_files) or _shipped(file.model, "models", path),
+            saes=_one_of("saes", arguments.saes, index, n_files) or _shipped(file.saes, "saes", path),
             corpus=arguments.corpus,
             device=arguments.device,
             seed=arguments.seed,
@@ -141,6 +141,13 @@ def read_sources(arguments: Arguments) -> list[Source]:
     return sources
 
 
+def _shipped(name: str, option: str, path: str) -> str:
+    """The name of a shipped model or of its dictionaries; files name all others without their folder."""
+    if name not in zoo.names():
+        raise ValueError(f"--{option} must be given: {path} was made with {name}, which is not shipped.")
+    return name
+
+
 def layers_for(sources: Sequence[Source]) -> list[list[int]]:
     """Layers read from each file's dictionaries: those with circuits within one model, all of them between models.
 
@@ -148,7 +155,7 @@ def layers_for(sources: Sequence[Source]) -> list[list[int]]:
         ValueError: If circuits of one model are on layers that not all dictionaries have.
     """
     layers = sorted({layer for source in sources for layer in source.file.layers})
-    one_model = len({source.file.model_hash or source.place.model for source in sources}) == 1
+    one_model = len({source.file.model_files.sha256 for source in sources}) == 1
     return [common.check_layers(layers if one_model else None, common.saes_of(source.place)) for source in sources]
 
 
@@ -261,7 +268,7 @@ def provenance(
             }
         )
     shared = {key: whole[key] for key in ("corpus", "versions", "commit", "seconds")}
-    return {"files": files, **shared, "config": asdict(arguments)}
+    return {"files": files, **shared, "config": common.shared_config(arguments)}
 
 
 def _one_of(name: str, values: Sequence[str] | None, index: int, n_files: int) -> str | None:

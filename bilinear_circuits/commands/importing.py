@@ -1,11 +1,12 @@
 """Import a published bilinear model or dictionary as a stock Llama or SAELens folder.
 
-The result is used by its path wherever a shipped model or its dictionaries are used by name; an import.json in it says
-where it comes from. Nothing of the source is executed, and what is not understood is refused by name.
+Published are the models tdooms/ts-medium, tdooms/fw-small and tdooms/fw-medium, and dictionaries of the first and the
+last, each in a folder of its own, such as tdooms/ts-medium-scope with --subfolder 4-mlp-out-x4-k30. The result is
+used by its path wherever a shipped model or its dictionaries are used by name; an import.json in it says where it comes
+from. Nothing of the source is executed, and what is not understood is refused by name.
 """
 
 import dataclasses
-import json
 import pickle
 import re
 from pathlib import Path
@@ -14,13 +15,20 @@ from typing import TYPE_CHECKING, Any
 from simple_parsing import field
 
 from bilinear_circuits.commands import common
+from bilinear_circuits.folders import download, file_hash, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+_SAFETENSORS = "model.safetensors"
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model.bin")
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
-_OF_DICTIONARIES = ("layer", "model", "b_dec_on_input")
+_OF_DICTIONARIES = ("layer", "model", "b_dec_on_output_only", "fold_normalize")
+_TOKENIZERS = {
+    "ts-4096": "tdooms/ts-tokenizer-4096",
+    "mistral": "mistral-community/Mixtral-8x22B-v0.1",
+    "gpt2": "openai-community/gpt2",
+}  # what the publishing code reads for the names in its config.json
 _PROBE_ROWS = 1024
 
 
@@ -35,7 +43,7 @@ class Arguments:
     """New folder to write; blocks.L.mlp.hook_in or blocks.L.mlp.hook_out is the name --saes expects of a dictionary."""
 
     subfolder: str | None = None
-    """Folder inside the source, where that holds several dictionaries."""
+    """Folder inside the source, where that holds several dictionaries, such as 4-mlp-out-x4-k30."""
 
     tokenizer: str | None = None
     """Folder or Hub id with the tokenizer.json of a model; by default the source, if it has one."""
@@ -46,11 +54,11 @@ class Arguments:
     model: str | None = None
     """Name of the model a dictionary was trained on, for its metadata; by default the source without -scope."""
 
-    b_dec_on_input: bool = False
-    """Whether a dictionary also subtracts b_dec from its input."""
+    b_dec_on_output_only: bool = False
+    """Leave b_dec out of a dictionary's input, where the publishing code subtracts it."""
 
-    ignore: list[str] = dataclasses.field(default_factory=list)
-    """Further keys of config.json or names of weights, with * as wildcard, known not to change what is computed."""
+    fold_normalize: bool = False
+    """Apply the `normalize` of a dictionary's config.json, which the publishing code stores and never applies."""
 
 
 def run(arguments: Arguments) -> None:
@@ -66,14 +74,14 @@ def run(arguments: Arguments) -> None:
         summary = write(config, tensors, arguments, folder, temporary)
         origin = {
             "schema_version": 1,
-            "source": arguments.source,
+            "source": common.display_name(arguments.source),
             "revision": revision,
-            "source_files": {file.name: common.file_hash(file) for file in files},
+            "source_files": {file.name: file_hash(file) for file in files},
             "source_config": config,
-            "files": {file.name: common.file_hash(file) for file in sorted(temporary.iterdir())},
+            "files": {file.name: file_hash(file) for file in sorted(temporary.iterdir())},
             "summary": summary.splitlines(),
             **common.environment(),
-            "config": dataclasses.asdict(arguments),
+            "config": common.shared_config(arguments),
         }
         (temporary / "import.json").write_text(common.to_json(origin), encoding="utf-8")
     print(f"{summary}\nwritten: {out}")
@@ -106,11 +114,15 @@ def read_published(folder: Path) -> "tuple[dict[str, Any], dict[str, Tensor], li
         ValueError: If a file cannot be read as what it should be.
     """
     path = folder / "config.json"
+    if not path.is_file() and (folder / "cfg.json").is_file():
+        raise ValueError(
+            f"source must be a published folder, got {folder}, which is a SAELens folder already: use --saes."
+        )
     if not path.is_file():
         inside = sorted(one.parent.relative_to(folder).as_posix() for one in folder.glob("*/**/config.json"))
         hint = f" --subfolder can be one of {', '.join(inside[:6])}{', ...' * (len(inside) > 6)}." if inside else ""
         raise FileNotFoundError(f"source must hold a config.json, got {folder} without.{hint}")
-    config = _read_json(path)
+    config = read_json(path, "config.json")
     files = _weight_files(folder)
     tensors: dict[str, Tensor] = {}
     for file in files:
@@ -122,40 +134,31 @@ def read_published(folder: Path) -> "tuple[dict[str, Any], dict[str, Tensor], li
 
 
 def _download(source: str, what: str, subfolder: str | None) -> Path:
-    from huggingface_hub import snapshot_download
-
     prefix = f"{subfolder.strip('/')}/" if subfolder else ""
     # A * also matches folders: without a subfolder, every config.json is fetched to name them, and no weights of them.
     allowed = [prefix + name for name in ("*config.json", *_WEIGHTS, *_TOKENIZER)]
-    ignored = None if prefix else ["*/*.safetensors", "*/*.bin"]
-    try:
-        return Path(snapshot_download(source, allow_patterns=allowed, ignore_patterns=ignored))
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise OSError(f"{what} must be a folder, or a Hub id that can be fetched, got {source}: {reason}") from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path.name} must be JSON, got {path}: {error}.") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path.name} must be a JSON object, got {path}, which holds {content!r:.60}.")
-    return content
+    return download(source, what, allowed, None if prefix else ["*/*.safetensors", "*/*.bin"])
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files, all shards of an index among them, or else pytorch_model.bin."""
+    """All shards of an index, or model.safetensors, or the only *.safetensors, or else pytorch_model.bin."""
+    for index in sorted(folder.glob("*.safetensors.index.json")):
+        shards = sorted(set(read_json(index, index.name).get("weight_map", {}).values()))
+        if missing := [name for name in shards if not (folder / name).is_file()]:
+            raise FileNotFoundError(f"source must hold all shards of {index}, got none named {missing[0]}.")
+        return [folder / name for name in shards]
+    if (folder / _SAFETENSORS).is_file():
+        return [folder / _SAFETENSORS]
     files = sorted(folder.glob("*.safetensors"))
-    for index in folder.glob("*.safetensors.index.json"):
-        shards = set(_read_json(index).get("weight_map", {}).values())
-        if missing := shards - {file.name for file in files}:
-            raise FileNotFoundError(f"source must hold all shards of {index}, got none named {min(missing)}.")
+    if len(files) > 1:
+        raise ValueError(
+            f"source must hold {_SAFETENSORS} or an index of its shards, got {folder} with"
+            f" {', '.join(file.name for file in files)}: which are the weights is not known."
+        )
     if not files and (folder / "pytorch_model.bin").is_file():
         return [folder / "pytorch_model.bin"]
     if not files:
-        raise FileNotFoundError(f"source must hold *.safetensors or pytorch_model.bin, got {folder} without.")
+        raise FileNotFoundError(f"source must hold {_SAFETENSORS} or pytorch_model.bin, got {folder} without.")
     return files
 
 
@@ -182,6 +185,8 @@ def _check_kind(arguments: Arguments, config: dict[str, Any]) -> bool:
     """Whether it is a model, or else a dictionary; options of the other kind are refused."""
     is_model = "n_layer" in config
     if is_model == ("point" in config):
+        if "hidden_act" in config:
+            raise ValueError(_not_published(arguments.source, config["hidden_act"]))
         raise ValueError(
             "source must be a published bilinear model (config.json has n_layer) or dictionary (it has point), got"
             f" config.json with: {', '.join(config) or 'nothing'}."
@@ -194,6 +199,19 @@ def _check_kind(arguments: Arguments, config: dict[str, Any]) -> bool:
     return is_model
 
 
+def _not_published(source: str, hidden_act: Any) -> str:
+    """What to do with a folder that transformers reads as it is."""
+    if hidden_act == "linear":
+        return (
+            f"source must be a published bilinear model or dictionary, got {source}, which is a stock bilinear Llama"
+            f" already: use --model {source}."
+        )
+    return (
+        f"source must be a published bilinear model or dictionary, got {source}, an ordinary model with"
+        f" hidden_act={hidden_act!r:.40}: its MLPs are not bilinear, and no import makes them so."
+    )
+
+
 def _write_model(
     config: dict[str, Any], tensors: "dict[str, Tensor]", arguments: Arguments, folder: Path, out: Path
 ) -> str:
@@ -202,12 +220,12 @@ def _write_model(
     from bilinear_circuits.importing import to_llama
 
     tokenizer = _read_tokenizer(arguments.tokenizer, folder)
-    llama, weights = to_llama(config, tensors, tokenizer, arguments.ignore)
+    llama, weights = to_llama(config, tensors, tokenizer)
     lines = [f"bilinear model: {llama.num_hidden_layers} layers, d_model {llama.hidden_size}, {llama.dtype}"]
     if tokenizer is None:
-        lines.append(
-            f"no tokenizer in the source, which names {config.get('tokenizer')}: --tokenizer takes a folder or id"
-        )
+        named = config.get("tokenizer")
+        known = f", for instance {_TOKENIZERS[named]}" if named in _TOKENIZERS else ""
+        lines.append(f"no tokenizer in the source, which names {named}: --tokenizer takes a folder or id{known}")
     else:
         if len(tokenizer) > llama.vocab_size:
             raise ValueError(
@@ -244,24 +262,31 @@ def _write_dictionary(
     from bilinear_circuits.dictionaries import Dictionary
     from bilinear_circuits.importing import TOPK_RULE, clipped_share, to_saelens
 
-    name = Path(arguments.source).name
-    model = arguments.model or (arguments.source.removesuffix("-scope") if name.endswith("-scope") else None)
+    name = common.display_name(arguments.source)
+    model = arguments.model or (name.removesuffix("-scope") if name.endswith("-scope") else None)
     metadata = {
         "model_name": model,
         "model_class_name": "TransformerBridge",
-        "source": arguments.source,
+        "source": common.display_name(arguments.source),
         "load": "bilinear_circuits.Dictionary.load(this folder), and its model by bilinear_circuits.load_model(folder)",
     }
     known = {key: value for key, value in metadata.items() if value is not None}
-    sae = to_saelens(config, tensors, arguments.layer, arguments.b_dec_on_input, arguments.ignore, known)
+    b_dec_on_input, fold_normalize = not arguments.b_dec_on_output_only, arguments.fold_normalize
+    sae = to_saelens(config, tensors, arguments.layer, b_dec_on_input, fold_normalize, known)
     sae.save_model(out)
     dictionary = Dictionary.from_sae(sae)
     rows = torch.randn(_PROBE_ROWS, dictionary.d_in, generator=torch.Generator().manual_seed(0))
-    share = clipped_share(dictionary, (rows * (config.get("normalize") or 1)).to(dictionary.W_enc.dtype))
+    scale = config.get("normalize") or 1
+    share = clipped_share(dictionary, (rows * (scale if fold_normalize else 1)).to(dictionary.W_enc.dtype))
     lines = [
         f"dictionary at {sae.cfg.metadata.hook_name}: {sae.cfg.d_sae} features of width {sae.cfg.d_in}, k={sae.cfg.k}",
         f"{TOPK_RULE} (here {100 * share:.1f} % of {_PROBE_ROWS} random rows; clipped_share measures others)",
     ]
+    if scale != 1:
+        kept = "is folded in, as asked" if fold_normalize else "is not either (--fold-normalize folds it in)"
+        lines.append(
+            f"normalize={scale} of its config.json, which the publishing code stores and never applies, {kept}"
+        )
     if model is None:
         lines.append("no model_name is recorded: --model gives one")
     return "\n".join(lines)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from simple_parsing import field
 
-from bilinear_circuits import processes, zoo
+from bilinear_circuits import processes
 from bilinear_circuits.commands import common, tables
 from bilinear_circuits.commands.shards import ShardFolder
 from bilinear_circuits.progress import silent
@@ -183,14 +183,8 @@ def _settings(arguments: Arguments, started: dict[str, Any]) -> dict[str, Any]:
     from bilinear_circuits.sweep import fastest_precision
 
     names = ("layer", "k", "per_feature", "order", "features", "coactive", "shard_size")
-    saes = zoo.dictionaries_path(common.saes_of(arguments))
-    sides = [
-        saes / f"blocks.{arguments.layer}.mlp.{side}" / "sae_weights.safetensors" for side in ("hook_in", "hook_out")
-    ]
     settings = {name: getattr(arguments, name) for name in names} | {
-        "model": common.display_name(arguments.model),
-        "model_sha256": common.file_hash(Path(zoo.model_path(arguments.model)) / "model.safetensors"),
-        "dictionaries_sha256": [common.file_hash(side) for side in sides],
+        **common.layer_hashes(arguments, arguments.layer),
     }
     # What was the faster precision at the start stays, so that the certificate is of one.
     settings["precision"] = arguments.precision or started.get("precision")

@@ -1,12 +1,12 @@
 """A results folder that remembers the settings its run was started with, so that a killed run can go on."""
 
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bilinear_circuits.commands import common
+from bilinear_circuits.folders import read_json
 
 MARKER = "run.json"
 
@@ -32,7 +32,7 @@ class RunFolder:
     @property
     def settings(self) -> dict[str, Any]:
         """Settings of the run that was started here; empty if none was."""
-        return json.loads(self._marker.read_text(encoding="utf-8")) if self._marker.is_file() else {}
+        return read_json(self._marker, MARKER) if self._marker.is_file() else {}
 
     def check(self, settings: Mapping[str, Any]) -> None:
         """Refuse a folder that holds anything but the start of this run.

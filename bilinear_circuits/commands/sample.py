@@ -48,8 +48,7 @@ def run(arguments: Arguments) -> None:
     from bilinear_circuits.data import STORY_END
     from bilinear_circuits.sampling import sample_stories
 
-    source = zoo.model_path(arguments.model)
-    model, tokenizer = _load(source, arguments.device)
+    model, tokenizer = common.quietly_load(zoo.load_plain_model, arguments.model, arguments.device)
     stories = sample_stories(
         model,
         tokenizer,
@@ -63,15 +62,3 @@ def run(arguments: Arguments) -> None:
     with common.written_whole(path.parent) as folder:
         (folder / path.name).write_text(text, encoding="utf-8")
     print(f"{len(stories)} stories written to {path}")
-
-
-def _load(source: str, device: str) -> tuple[object, object]:
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-    from transformers.utils import logging
-
-    logging.disable_progress_bar()
-    try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype="float32").to(device).eval()
-        return model, AutoTokenizer.from_pretrained(source)
-    except Exception as error:  # a broken folder fails in as many ways as there are libraries below
-        raise ValueError(f"model must load with transformers, got {source}: {type(error).__name__}: {error}") from error

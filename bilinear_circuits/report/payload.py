@@ -13,7 +13,7 @@ from bilinear_circuits.circuits.search import Circuit, CircuitSearch
 from bilinear_circuits.profiles import Example, FeatureProfile
 from bilinear_circuits.report.verdict import verdict
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 N_EIGENVALUES = 32
 _DIGITS = 7  # what float32 holds
 

@@ -1,8 +1,18 @@
 """The shipped model, its dictionaries and its stories; loading of models and dictionaries by name, path or Hub id."""
 
 import difflib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from bilinear_circuits.folders import (
+    DICTIONARY_FILES,
+    MODEL_FILES,
+    Fingerprint,
+    check_model_folder,
+    download_model,
+    fingerprint,
+)
 
 if TYPE_CHECKING:
     from bilinear_circuits.dictionaries import Dictionary
@@ -39,6 +49,27 @@ def model_path(name_or_path: str | Path) -> str:
     )
 
 
+def model_folder(name_or_path: str | Path) -> Path:
+    """Find the folder of a model on disk; a Hub id is fetched, or found in the cache.
+
+    Raises:
+        FileNotFoundError: If there is no such model.
+        OSError: If it is a Hub id that cannot be fetched.
+    """
+    path = Path(model_path(name_or_path))
+    return path if path.is_dir() else download_model(str(name_or_path))
+
+
+def model_fingerprint(name_or_path: str | Path) -> Fingerprint:
+    """Hash all that decides what a model computes: every shard of its weights, config.json and the tokenizer.
+
+    Raises:
+        FileNotFoundError: If there is no such model.
+        OSError: If it is a Hub id that cannot be fetched.
+    """
+    return fingerprint(model_folder(name_or_path), MODEL_FILES)
+
+
 def load_model(name_or_path: str | Path = DEFAULT_MODEL, device: str = "cpu") -> Any:
     """Load a model as a TransformerBridge in float32, in the mode that leaves its MLPs as they are.
 
@@ -54,26 +85,85 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL, device: str = "cpu") ->
     Raises:
         FileNotFoundError: If there is no such model.
         OSError: If it is a Hub id that cannot be fetched.
-        ValueError: If tensors of the model are missing from its files.
+        ValueError: If its files are damaged, lack tensors or hold others, or hold numbers that are not finite; if an
+            adapter lies beside it, or it is no stock model.
     """
     from transformer_lens.model_bridge import TransformerBridge
 
-    path = model_path(name_or_path)
-    _check_complete(path)
-    return TransformerBridge.boot_transformers(path, device=device).eval()
+    folder = _checked(name_or_path)
+    return _finite(TransformerBridge.boot_transformers(str(folder), device=device).eval(), folder)
 
 
-def _check_complete(path: str) -> None:
-    """Refuse files that lack tensors of the model: transformers would fill them with random numbers."""
+def load_plain_model(name_or_path: str | Path = DEFAULT_MODEL, device: str = "cpu") -> tuple[Any, Any]:
+    """Load a model as Hugging Face has it, in float32, and its tokenizer; otherwise as `load_model`."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = _checked(name_or_path)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32").to(device).eval()
+    return _finite(model, folder), AutoTokenizer.from_pretrained(folder)
+
+
+def _checked(name_or_path: str | Path) -> Path:
+    """Folder of a model whose files were found to be whole and to hold the tensors of the model and no others."""
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
-    # On the meta device no weights are read: this takes milliseconds, also of sharded and of tied weights.
-    _, found = AutoModelForCausalLM.from_pretrained(path, device_map="meta", output_loading_info=True)
-    if missing := sorted(found["missing_keys"]):
-        some = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
-        raise ValueError(
-            f"model must hold all of its tensors, but {path} lacks {len(missing)}: {some}. Save or download it again."
+    folder = model_folder(name_or_path)
+    check_model_folder(folder)
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # what it would report is said below
+    try:
+        # On the meta device no weights are read: this takes milliseconds, also of sharded and of tied weights.
+        _, found = AutoModelForCausalLM.from_pretrained(
+            folder, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True
         )
+    finally:
+        logging.set_verbosity(verbosity)
+    _refuse_missing(folder, sorted(found["missing_keys"]), sorted(found["unexpected_keys"]))
+    for name, got, expected in found["mismatched_keys"]:
+        raise ValueError(
+            f"{name} must have the shape {tuple(expected)} that config.json gives, got {tuple(got)} in {folder}. The"
+            " weights and config.json are of different models."
+        )
+    return folder
+
+
+def _refuse_missing(folder: Path, missing: Sequence[str], unexpected: Sequence[str]) -> None:
+    """Refuse tensors that transformers would fill with random numbers, and those that it would leave out."""
+    for key in unexpected:
+        for prefix in ("_orig_mod.", "module."):
+            if key.startswith(prefix):
+                reason = {"_orig_mod.": "torch.compile", "module.": "a parallel wrapper"}[prefix]
+                raise ValueError(
+                    f"model must hold its tensors by their own names, got {folder} with {key}: it was saved from inside"
+                    f" {reason}. Take the prefix {prefix} off the names of the tensors."
+                )
+    if missing:
+        raise ValueError(
+            f"model must hold all of its tensors, but {folder} lacks {len(missing)}: {_some(missing)}. Save or download"
+            " it again."
+        )
+    if unexpected:
+        hint = " config.json says that the model has no such bias." if unexpected[0].endswith(".bias") else ""
+        raise ValueError(
+            f"model must hold only tensors that its config.json has a place for, but {folder} holds {len(unexpected)}"
+            f" more, which would be left out: {_some(unexpected)}.{hint} Correct config.json, or remove them."
+        )
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def _finite(model: Any, folder: Path) -> Any:
+    """Pass a model through whose weights are all finite."""
+    for name, weight in model.state_dict().items():
+        if weight.is_floating_point() and (n_bad := int((~weight.isfinite()).sum())):
+            raise ValueError(
+                f"{name} must be finite, got {n_bad} infinite or undefined entries in {folder}. Training may have"
+                " diverged, or the file is damaged."
+            )
+    return model
 
 
 def dictionaries_path(name_or_path: str | Path) -> Path:
@@ -111,6 +201,11 @@ def dictionary_layers(name_or_path: str | Path) -> list[int]:
             " without one."
         )
     return sorted(layers)
+
+
+def dictionary_fingerprint(folder: str | Path) -> Fingerprint:
+    """Hash all that decides what a dictionary computes: its weights and its cfg.json."""
+    return fingerprint(folder, DICTIONARY_FILES)
 
 
 def load_dictionaries(

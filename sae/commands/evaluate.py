@@ -6,8 +6,7 @@ cross-entropy lost by setting that side of the MLP to zero that the dictionary k
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from bilinear_circuits import zoo
@@ -112,19 +111,12 @@ def _provenance(
 ) -> dict[str, Any]:
     """What it takes to repeat the result: configuration, versions, commit, hashes of model, dictionaries and data."""
     saes = zoo.dictionaries_path(common.saes_of(arguments))
-    names = [one.dictionary.name for one in evaluations]
+    names = [evaluation.dictionary.name for evaluation in evaluations]
     return {
-        "model": {
-            "name": arguments.model,
-            "sha256": common.file_hash(Path(zoo.model_path(arguments.model)) / "model.safetensors"),
-        },
-        "dictionaries": {name: common.file_hash(saes / name / "sae_weights.safetensors") for name in names},
-        "corpus": {
-            "name": Path(corpus).name,
-            "sha256": common.file_hash(Path(corpus)),
-            "n_stories": n_stories,
-        },
+        "model": common.model_source(arguments.model),
+        "dictionaries": {name: zoo.dictionary_fingerprint(saes / name).sha256 for name in names},
+        "corpus": common.corpus_source(corpus, n_stories),
         **common.environment(),
-        "config": asdict(arguments),
+        "config": common.shared_config(arguments),
         "seconds": round(seconds, 1),
     }

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from simple_parsing import field
 
-from bilinear_circuits import zoo
 from bilinear_circuits.commands import common
 from sae.commands.report_folder import ReportFolder
 
@@ -142,8 +141,6 @@ def _folder(arguments: Arguments, side: "Side") -> ReportFolder:
 
 def _settings(arguments: Arguments, side: "Side", labels: dict["Side", dict[int, str]], corpus: str) -> dict[str, Any]:
     """What decides what the pages show, as plain data."""
-    saes = zoo.dictionaries_path(common.saes_of(arguments))
-    files = [saes / f"blocks.{arguments.layer}.mlp.hook_{one}" / "sae_weights.safetensors" for one in ("in", "out")]
     return {
         "layer": arguments.layer,
         "side": side,
@@ -152,9 +149,7 @@ def _settings(arguments: Arguments, side: "Side", labels: dict["Side", dict[int,
         "neuronpedia": arguments.neuronpedia,
         "n_stories": arguments.n_stories,
         "linked": _linked(arguments, side),
-        "model": common.display_name(arguments.model),
-        "model_sha256": common.file_hash(Path(zoo.model_path(arguments.model)) / "model.safetensors"),
-        "dictionaries_sha256": [common.file_hash(file) for file in files],
+        **common.layer_hashes(arguments, arguments.layer),
         "corpus_sha256": common.file_hash(Path(corpus)),
         "commit": common.environment()["commit"],
     }

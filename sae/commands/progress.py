@@ -240,10 +240,8 @@ def _shipped_model(folder: Path, record: "Mapping[str, Any]") -> str:
         ValueError: If it is not.
     """
     name = record["recipe"]["model"]
-    if name in zoo.names():
-        weights = Path(zoo.model_path(name)) / "model.safetensors"
-        if record["recipe"]["model_sha256"] == common.file_hash(weights):
-            return name
+    if name in zoo.names() and record["recipe"]["model_sha256"] == zoo.model_fingerprint(name).sha256:
+        return name
     raise ValueError(
         f"--model must be given for {folder}: its dictionaries were trained on {name}, which is not a shipped model"
         f" ({', '.join(zoo.names())}), or had other weights."
@@ -268,24 +266,15 @@ def _provenance(
     """What it takes to repeat the result: recipe, configuration, versions, commit, hashes of what was read."""
     model = str(arguments.model)
     hashes = {
-        f"{at}/{name}": common.file_hash(one / name / "sae_weights.safetensors")
-        for name in names
-        for at, one in folders.items()
+        f"{at}/{name}": zoo.dictionary_fingerprint(one / name).sha256 for name in names for at, one in folders.items()
     }
     return {
-        "model": {
-            "name": common.display_name(model),
-            "sha256": common.file_hash(Path(zoo.model_path(model)) / "model.safetensors"),
-        },
+        "model": common.model_source(model),
         "recipe": record["recipe"],
         "dictionaries": hashes,
-        "corpus": {
-            "name": common.display_name(corpus),
-            "sha256": common.file_hash(Path(corpus)),
-            "n_stories": n_stories,
-        },
+        "corpus": common.corpus_source(corpus, n_stories),
         **common.environment(),
-        "config": asdict(arguments),
+        "config": common.shared_config(arguments),
         "seconds": round(seconds, 1),
     }
 

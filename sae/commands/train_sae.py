@@ -125,10 +125,10 @@ def table(trained: "TrainedDictionaries") -> str:
 
 def _resolved(recipe: Recipe) -> dict[str, Any]:
     """A recipe as plain data, every default filled in, and the weights and text it was run on."""
-    corpus, model = Path(zoo.corpus_path(recipe.corpus)), Path(zoo.model_path(recipe.model))
+    corpus = Path(zoo.corpus_path(recipe.corpus))
     named = {"model": common.display_name(recipe.model), "corpus": common.display_name(recipe.corpus)}
     hashes = {
-        "model_sha256": common.file_hash(model / "model.safetensors"),
+        "model_sha256": zoo.model_fingerprint(recipe.model).sha256,
         "corpus_sha256": common.file_hash(corpus),
     }
     return json.loads(json.dumps(asdict(recipe) | named | hashes))

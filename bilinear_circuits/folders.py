@@ -1,0 +1,156 @@
+"""Folders of models and dictionaries on disk: fetched, checked before anything is loaded, and hashed.
+
+A hash covers every file that decides what a folder computes, so that no result is resumed, edited or explained on
+other weights or another configuration than it was made of.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
+TOKENIZER = (
+    *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "*.model"),
+)
+MODEL_FILES = ("config.json", *WEIGHTS, *TOKENIZER)
+DICTIONARY_FILES = ("cfg.json", "sae_weights.safetensors")
+_ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What decides what a model or a dictionary computes, as hashes.
+
+    Attributes:
+        files: SHA-256 of each file by its name; empty where there is no folder on disk.
+    """
+
+    files: Mapping[str, str]
+
+    @property
+    def sha256(self) -> str | None:
+        """One SHA-256 for all files; None where there are none."""
+        if not self.files:
+            return None
+        return hashlib.sha256(json.dumps(sorted(self.files.items())).encode()).hexdigest()
+
+    def differences(self, other: "Fingerprint") -> list[str]:
+        """Names of the files that are missing on one side or differ."""
+        return sorted(name for name in {*self.files, *other.files} if self.files.get(name) != other.files.get(name))
+
+
+def fingerprint(folder: str | Path, patterns: Sequence[str]) -> Fingerprint:
+    """Hash the files of a folder that match one of some patterns."""
+    files = {file for pattern in patterns for file in Path(folder).glob(pattern) if file.is_file()}
+    return Fingerprint({file.name: str(file_hash(file)) for file in sorted(files)})
+
+
+def file_hash(path: str | Path) -> str | None:
+    """Hash a file by SHA-256; None where there is no such file on disk, as for a Hub id."""
+    file = Path(path)
+    if not file.is_file():
+        return None
+    status = file.stat()
+    return _file_hash(file.resolve(), status.st_size, status.st_mtime_ns, status.st_ino)
+
+
+@functools.lru_cache(maxsize=4096)
+def _file_hash(file: Path, size: int, time: int, inode: int) -> str:
+    """Hash a file once for as long as its size, time and inode stay: models are gigabytes."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        ValueError: If the file cannot be read as one.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{what} must be a JSON file, got {path}: {error or 'nested too deeply'}.") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{what} must be a JSON object, got {path}, which holds {content!r:.60}.")
+    return content
+
+
+def download(repository: str, what: str, allowed: Sequence[str], ignored: list[str] | None = None) -> Path:
+    """Fetch files of a Hub repository, or find them in the cache; the folder of its commit.
+
+    Raises:
+        OSError: If they cannot be fetched.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(repository, allow_patterns=list(allowed), ignore_patterns=ignored))
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise OSError(
+            f"{what} must be a folder, or a Hub id that can be fetched, got {repository}: {reason}"
+        ) from error
+
+
+def download_model(repository: str) -> Path:
+    """Fetch a model of the Hub: its safetensors, or where it has none its pytorch_model files.
+
+    Raises:
+        OSError: If it cannot be fetched.
+    """
+    plain = [pattern for pattern in MODEL_FILES if ".bin" not in pattern]
+    folder = download(repository, "model", [*plain, *_ADAPTERS], ["*/*"])
+    if not any(folder.glob("*.safetensors")):
+        folder = download(repository, "model", MODEL_FILES, ["*/*"])
+    return folder
+
+
+def check_model_folder(folder: Path) -> None:
+    """Refuse a model folder whose files are damaged, or which is more or something else than one stock model.
+
+    Raises:
+        ValueError: If it is.
+    """
+    for file in sorted({*folder.glob("*config.json"), *folder.glob("tokenizer*.json"), *folder.glob("*.index.json")}):
+        read_json(file, file.name)
+    config = read_json(folder / "config.json", "config.json")
+    for name in _ADAPTERS:
+        if (folder / name).is_file():
+            raise ValueError(
+                f"model must be a whole model, got {folder} with an adapter beside it ({name}): merge the adapter into"
+                " the weights (peft's merge_and_unload) and save the result, or remove it."
+            )
+    if "n_layer" in config and "hidden_act" not in config and "bilinear" in config:
+        raise ValueError(
+            f"model must be a stock Hugging Face model, got {folder}, in the format of published bilinear models:"
+            " bilinear-circuits import makes a stock Llama of it."
+        )
+    if config.get("quantization_config"):
+        raise ValueError(
+            f"model must have weights that are not quantized, got {folder}: its config.json has a quantization_config."
+        )
+    for file in folder.glob("*.safetensors"):
+        check_safetensors(file)
+
+
+def check_safetensors(file: Path) -> None:
+    """Refuse a safetensors file that is cut short or whose header is damaged.
+
+    Raises:
+        ValueError: If it is.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(file, framework="pt") as content:
+            content.keys()
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{file.name} must be a whole safetensors file, got {file}, which is damaged: {error}."
+        ) from error
