@@ -10,6 +10,7 @@ import yaml
 from planted import WORDS, interactions_of, random_dictionary, random_stories, tiny_llama, word_tokenizer
 
 from bilinear_circuits.cli import main
+from bilinear_circuits.folders import file_hash
 from bilinear_circuits.saving import load_result
 from bilinear_circuits.stability import StabilityTable
 from sae.folders import write_dictionary
@@ -56,6 +57,10 @@ def world(tmp_path_factory):
         write_dictionary(dictionary, root / "saes-other" / dictionary.hook_name, {}, torch.float32)
     config = json.loads((root / "model-other/config.json").read_text()) | {"max_position_embeddings": 8}
     (root / "model-other/config.json").write_text(json.dumps(config))
+    found = root / "found-other/circuit.json"
+    document = json.loads(found.read_text())
+    document["provenance"]["model"]["files"]["config.json"] = file_hash(root / "model-other/config.json")
+    found.write_text(json.dumps(document))
     return root
 
 
@@ -186,17 +191,17 @@ def test_dictionaries_other_than_those_of_the_file_are_refused(world, capsys):
     swapped = [world / "saes-one", world / "saes-one"]
     told = mistake(capsys, *files(world, "one", "two"), "--corpus", world / "stories.txt", "--saes", *swapped)
     assert "saes must be the dictionaries the circuits were found with" in told
-    assert told.endswith("hook_out differs.")
+    assert told.endswith("sae_weights.safetensors differ.")
 
 
-def test_models_of_other_vocabularies_are_refused(world, tmp_path, capsys):
+def test_a_model_with_another_tokenizer_is_another_model(world, tmp_path, capsys):
     """The weights are those of the file; only the words of its tokenizer are others."""
     shutil.copytree(world / "model-other", tmp_path / "model")
     word_tokenizer([*WORDS[:-1], "unheard"]).save_pretrained(tmp_path / "model")
     asked = ["--models", world / "model", tmp_path / "model", "--corpus", world / "stories.txt"]
     told = mistake(capsys, *files(world, "one", "other"), *asked)
-    assert "circuits must be of models with one vocabulary, got" in told
-    assert told.endswith("with 20 tokens and " + str(tmp_path / "model") + " with 20 others.")
+    assert "model must be the one the circuits were found in" in told
+    assert "tokenizer.json differ" in told
 
 
 def test_weights_of_different_models_cannot_choose_the_matches(world, capsys):

@@ -168,7 +168,7 @@ def test_a_transcoder_is_refused():
     from sae_lens.saes.transcoder import Transcoder, TranscoderConfig
 
     transcoder = Transcoder(TranscoderConfig(d_in=D_IN, d_sae=D_SAE_IN, d_out=3, apply_b_dec_to_input=False))
-    with refused(UnsupportedSAEError, "got architecture 'transcoder', which has no encoder row per feature"):
+    with refused(UnsupportedSAEError, "got a transcoder: it reads one hook and writes another"):
         Dictionary.from_sae(transcoder)
 
 

@@ -270,12 +270,12 @@ DAMAGES = {
     "an unknown setting": (put(3, "settings", "sits"), "got 'sits'. Did you mean sites?"),
     "no provenance": (without("provenance"), "must hold the key provenance"),
     "another model": (
-        put("0" * 64, "provenance", "model", "sha256"),
+        put("0" * 64, "provenance", "model", "files", "config.json"),
         "model must be the one the circuits were found in",
     ),
-    "a short hash": (put("12ab", "provenance", "model", "sha256"), "sha256"),
+    "a short hash": (put("12ab", "provenance", "model", "files", "config.json"), "must be a SHA-256"),
     "another kind": (put("feature profile", "kind"), "with kind 'feature profile'"),
-    "another version": (put(2, "schema_version"), "and version 2"),
+    "another version": (put(3, "schema_version"), "and version 3"),
     "a seed as text": (put("0", "seed"), "seed of"),
 }
 

@@ -294,7 +294,7 @@ def test_what_is_proved_is_read_from_the_circuit_file(tmp_path):
         "proof": {"removal": effect, "control": effect, "ce_removal": effect},
     }
     query = {"positive": ["good"], "negative": ["bad", "sad"]}
-    content = {"kind": "circuit search", "schema_version": 1, "query": query, "circuits": [circuit]}
+    content = {"kind": "circuit search", "schema_version": 2, "query": query, "circuits": [circuit]}
     file = tmp_path / "circuit.json"
     file.write_text(json.dumps(content))
     proofs = read_proofs(str(file))

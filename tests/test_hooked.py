@@ -202,9 +202,18 @@ def test_aliases_name_the_same_places(models):
 
 def test_bfloat16_is_accepted():
     mlp = BilinearMLP.from_model(tiny_llama().to(torch.bfloat16), 1)
-    assert mlp.tensor.W_gate.dtype == torch.bfloat16
+    assert mlp.tensor.W_gate.dtype == torch.float32
     assert mlp.probe_error < 5e-2
-    assert mlp.to(torch.float32).tensor.W_gate.dtype == torch.float32
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_gate_that_is_nearly_linear_at_small_weights_is_refused(dtype):
+    model = tiny_llama("tanh")
+    with torch.no_grad():
+        for block in model.model.layers:
+            block.mlp.gate_proj.weight.mul_(1e-3)
+    with refused(NotBilinearError, "must compute"):
+        BilinearMLP.from_model(model.to(dtype), 1)
 
 
 def test_a_norm_that_adds_one_to_its_weight_is_not_read_as_an_rms_norm():

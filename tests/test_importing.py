@@ -168,7 +168,7 @@ def test_the_imported_model_is_hooked_and_proved_bilinear(imported):
 
 
 def test_the_written_model_says_where_it_comes_from(imported):
-    from bilinear_circuits.commands.common import file_hash
+    from bilinear_circuits.folders import file_hash
 
     config, origin = (json.loads((imported / name).read_text()) for name in ("config.json", "import.json"))
     assert (config["hidden_act"], config["rms_norm_eps"], config["vocab_size"]) == ("linear", 1e-8, D_VOCAB)
@@ -178,7 +178,7 @@ def test_the_written_model_says_where_it_comes_from(imported):
     assert origin["source_files"]["model.safetensors"] == file_hash(imported.parent / "source/model.safetensors")
     assert origin["source_config"] == MODEL
     assert origin["versions"]["transformers"]
-    assert (origin["revision"], origin["source"]) == (None, str(imported.parent / "source"))
+    assert (origin["revision"], origin["source"]) == (None, "source")
 
 
 def test_the_dtype_is_kept_and_a_missing_tokenizer_is_said(tmp_path, capsys):
@@ -286,7 +286,9 @@ def test_an_imported_dictionary_is_the_source_where_k_pre_activations_are_positi
     from bilinear_circuits.importing import clipped_share
 
     publish(tmp_path / "source", DICTIONARY | {"normalize": normalize}, dictionary_weights())
-    out = run_import(tmp_path / "source", tmp_path / "out", b_dec_on_input=b_dec_on_input)
+    out = run_import(
+        tmp_path / "source", tmp_path / "out", b_dec_on_output_only=not b_dec_on_input, fold_normalize=True
+    )
     dictionary = bc.Dictionary.load(out).to(torch.float64)
     x = random_rows()
     z, reconstruction = published_dictionary(x, normalize, b_dec_on_input)
@@ -303,7 +305,9 @@ def test_where_the_source_keeps_negative_values_the_import_drops_them_and_nothin
 
     k = 15
     publish(tmp_path / "source", DICTIONARY | {"k": k}, dictionary_weights())
-    dictionary = bc.Dictionary.load(run_import(tmp_path / "source", tmp_path / "out")).to(torch.float64)
+    dictionary = bc.Dictionary.load(run_import(tmp_path / "source", tmp_path / "out", b_dec_on_output_only=True)).to(
+        torch.float64
+    )
     x = random_rows()
     z = topk_with_sign(x @ dictionary_weights()["w_enc.weight"].double().T, k)
     got = dictionary.encode(x)
@@ -335,7 +339,7 @@ def test_the_metadata_survives_saelens_and_says_how_to_load(tmp_path):
     publish(tmp_path / "tiny-scope", DICTIONARY, dictionary_weights())
     out = run_import(tmp_path / "tiny-scope", tmp_path / "out")
     metadata = SAE.load_from_disk(out).cfg.metadata
-    assert (metadata.hook_name, metadata.model_name) == ("blocks.1.mlp.hook_in", str(tmp_path / "tiny"))
+    assert (metadata.hook_name, metadata.model_name) == ("blocks.1.mlp.hook_in", "tiny")
     assert (metadata.sae_lens_version, metadata.source_activation) == (__version__, TOPK_RULE)
     assert "bilinear_circuits.Dictionary.load" in metadata.load
     assert sorted(one.name for one in out.iterdir()) == ["cfg.json", "import.json", "sae_weights.safetensors"]
@@ -356,7 +360,7 @@ def test_imported_dictionaries_of_both_sides_fit_the_imported_model(imported, tm
     with torch.no_grad():
         cache = bc.load_model(imported).run_with_cache(random_tokens())[1]
     for point in ("resid-pre", "resid-mid", "resid-post"):
-        from bilinear_circuits.importing import HOOK_NAMES
+        from bilinear_circuits.published_format import HOOK_NAMES
 
         assert cache[f"blocks.1.{HOOK_NAMES[point]}"].shape == (3, 11, D_IN)
 
@@ -369,7 +373,7 @@ def test_the_dtype_of_a_dictionary_is_kept(dtype, tmp_path):
     out = run_import(tmp_path / "source", tmp_path / "out")
     assert load_file(out / "sae_weights.safetensors")["W_enc"].dtype == dtype
     torch.testing.assert_close(
-        bc.Dictionary.load(out).W_enc, dictionary_weights(dtype)["w_enc.weight"].T.float() / 2, atol=1e-3, rtol=1e-2
+        bc.Dictionary.load(out).W_enc, dictionary_weights(dtype)["w_enc.weight"].T.float(), atol=1e-3, rtol=1e-2
     )
 
 
@@ -381,7 +385,7 @@ MODEL_MISTAKES = {
     "wrong shape": ({}, {QKV: (12, 36)}, rf"{QKV} must have the shape \(36, 12\) .* got \(12, 36\)"),
     "further layer": ({"n_layer": 1}, {}, r"understood, got transformer.h.1.attn.o.weight"),
     "missing key": ({"d_hidden": None}, {}, "config.json must hold n_head, .*, got none named d_hidden"),
-    "unknown key": ({"gate": "silu"}, {}, "got gate='silu'. Pass --ignore gate if it does not change"),
+    "unknown key": ({"gate": "silu"}, {}, "gate of config.json must be null, got 'silu'"),
     "bias": ({"bias": True}, {}, "bias of config.json must be false.*got True"),
     "normalization": ({"normalization": False}, {}, "normalization of config.json must be true.*got False"),
     "heads": ({"n_head": 5}, {}, "d_model of config.json must be n_head times an even number.*n_head=5"),
@@ -417,24 +421,31 @@ def test_numbers_that_are_none_and_mixed_dtypes_are_refused(tmp_path):
         run_import(tmp_path / "whole", tmp_path / "out")
 
 
-def test_keys_known_to_be_harmless_can_be_ignored(imported, tmp_path):
-    buffers = {f"transformer.h.{i}.attn.rotary.inv_freq": torch.ones(2) for i in range(2)}
-    publish(tmp_path / "source", MODEL | {"noise": 0.3, "model_type": "bilinear"}, model_weights() | buffers)
-    out = run_import(tmp_path / "source", tmp_path / "out", ignore=["noise", "*.rotary.inv_freq"])
-    assert torch.equal(stock_logits(out), stock_logits(imported))
-    assert json.loads((out / "import.json").read_text())["config"]["ignore"] == ["noise", "*.rotary.inv_freq"]
+def test_frequencies_of_the_known_base_are_left_out_and_others_refused(imported, tmp_path):
+    names = [f"transformer.h.{i}.attn.rotary.inv_freq" for i in range(2)]
+    known = {name: torch.tensor([1.0, 0.01]) for name in names}
+    publish(tmp_path / "source", MODEL | {"gate": None, "bilinear": True, "repo": "a/b"}, model_weights() | known)
+    assert torch.equal(stock_logits(run_import(tmp_path / "source", tmp_path / "out")), stock_logits(imported))
+    publish(tmp_path / "other", MODEL, model_weights() | {names[1]: torch.tensor([1.0, 0.1])})
+    with refused(ValueError, match=r"inv_freq must be that of the base 10000 at d_head=4, got other numbers"):
+        run_import(tmp_path / "other", tmp_path / "out2")
 
 
 DICTIONARY_MISTAKES = {
     "point": ({"point": "attn-out"}, {}, {}, "point of config.json must be one of mlp-in, .*, got 'attn-out'"),
-    "kind of point": ({"point": ["mlp-in", 1]}, {}, {}, r"must be one of mlp-in, .*, got \['mlp-in', 1\]"),
+    "transcoder": ({"target": ["mlp-out", 1]}, {}, {}, r"target of config.json must be null .* is a transcoder"),
     "no layer": ({"layer": None}, {}, {}, "layer must be a whole number from 0 .* got None. Pass --layer"),
     "two layers": ({}, {}, {"layer": 0}, "layer must be that of config.json, 1, got 0"),
     "missing key": ({"k": None}, {}, {}, "config.json must hold point, expansion, k, got none named k"),
     "unknown key": ({"relu": True}, {}, {}, "got relu=True"),
     "large k": ({"k": 37}, {}, {}, "k must be at most the 36 features of the dictionary, got 37"),
-    "normalize": ({"normalize": 0}, {}, {}, "normalize of config.json must be null or a positive number, got 0"),
-    "kind of normalize": ({"normalize": True}, {}, {}, "null or a positive number, got True"),
+    "normalize": (
+        {"normalize": 0},
+        {},
+        {"fold_normalize": True},
+        "normalize of config.json must be null or a positive number, got 0",
+    ),
+    "kind of normalize": ({"normalize": True}, {}, {"fold_normalize": True}, "null or a positive number, got True"),
     "expansion": ({"expansion": 4}, {}, {}, r"must be \(4 d_in, d_in\), by the expansion=4 .*, got \(36, 12\)"),
     "missing encoder": ({}, {"w_enc.weight": None}, {}, r"weights must hold w_enc.weight, got only"),
     "missing bias": ({}, {"b_dec": None}, {}, "weights must hold b_dec"),
@@ -468,7 +479,7 @@ def test_sources_that_cannot_be_read_say_why(tmp_path):
     with refused(FileNotFoundError, match="subfolder must be a folder of .*, got b"):
         run_import(nested, out, subfolder="b")
     (nested / "a/config.json").write_text("{")
-    with refused(ValueError, match=r"config.json must be JSON, got"):
+    with refused(ValueError, match=r"config.json must be a JSON file, got"):
         run_import(nested, out, subfolder="a")
     (nested / "a/config.json").write_text('{"hidden_size": 3}')
     with refused(ValueError, match=r"source must be a published bilinear model .* with: hidden_size"):
@@ -477,7 +488,7 @@ def test_sources_that_cannot_be_read_say_why(tmp_path):
     with refused(ValueError, match=r"weights must be plain tensors, got .*damaged"):
         run_import(nested, out, subfolder="a")
     (nested / "a/model.safetensors").unlink()
-    with refused(FileNotFoundError, match=r"source must hold \*.safetensors or pytorch_model.bin"):
+    with refused(FileNotFoundError, match=r"source must hold model.safetensors or pytorch_model.bin"):
         run_import(nested, out, subfolder="a")
     assert not out.exists()
 
@@ -507,18 +518,16 @@ def test_files_in_the_way_and_options_of_the_other_kind_are_refused(imported, tm
         run_import(source, imported)
     with refused(ValueError, match="--layer must be left out for a model, got 0"):
         run_import(source, tmp_path / "out", layer=0)
-    with refused(ValueError, match="--b-dec-on-input must be left out for a model, got True"):
-        run_import(source, tmp_path / "out", b_dec_on_input=True)
+    with refused(ValueError, match="--b-dec-on-output-only must be left out for a model, got True"):
+        run_import(source, tmp_path / "out", b_dec_on_output_only=True)
 
 
 def test_the_arguments_are_parsed_as_documented():
     from bilinear_circuits import cli
     from bilinear_circuits.commands import importing
 
-    got = cli._parse(
-        "import", importing, ["a/b", "--out", "c", "--b-dec-on-input", "--ignore", "x", "*.y", "--layer", "3"]
-    )
-    assert (got.source, got.out, got.b_dec_on_input, got.ignore, got.layer) == ("a/b", "c", True, ["x", "*.y"], 3)
+    got = cli._parse("import", importing, ["a/b", "--out", "c", "--b-dec-on-output-only", "--layer", "3"])
+    assert (got.source, got.out, got.b_dec_on_output_only, got.layer) == ("a/b", "c", True, 3)
 
 
 def test_only_topk_dictionaries_are_clipped():

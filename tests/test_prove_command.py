@@ -85,7 +85,7 @@ def test_the_file_is_read_as_it_was_written(world):
     assert found.layers == sorted({one.layer for one in found.features})
     assert found.select([found.features[1].name]) == (found.features[1],)
     assert found.select(None) == found.features
-    assert len(found.dictionary_hashes) == 4
+    assert len(found.dictionary_files) == 4
     with refused(ValueError, r"features must be circuits of the file \(.*\), got 9/9"):
         found.select(["9/9"])
     with refused(ValueError, "features must name at least one circuit of the file"):
@@ -263,8 +263,8 @@ def changed(content, path, value):
 
 FIRST = ("circuits", 0)
 WRONG = [
-    (("kind",), "feature profile", "circuit must be a 'circuit search' of version 1"),
-    (("schema_version",), 2, "with kind 'circuit search' and version 2"),
+    (("kind",), "feature profile", "circuit must be a 'circuit search' of version 2"),
+    (("schema_version",), 3, "with kind 'circuit search' and version 3"),
     (("query",), None, "must hold the key query"),
     (("query",), [], "query of .* must be a mapping, got \\[\\]"),
     (("query", "triggers"), "not", "triggers must be a list of words, got 'not'"),
@@ -295,10 +295,18 @@ WRONG = [
     ((*FIRST, "profile", "groups", "second"), [{"feature": 99}], "must be input features between 0 and 16, got 99"),
     ((*FIRST, "profile", "groups", "second"), [{"feature": 0.5}], "must be a whole number, got 0.5"),
     (("provenance",), None, "must hold the key provenance"),
-    (("provenance", "model", "sha256"), "short", "sha256 of model of .* must have 64 characters, got 'short'"),
-    (("provenance", "model", "sha256"), "0" * 64, "model must be the one the circuits were found in"),
-    (("provenance", "dictionaries", 0, "sha256"), "0" * 64, "whose blocks.1.mlp.hook_in differs"),
-    (("provenance", "dictionaries", 0, "name"), "blocks.7", "whose blocks.7 is missing"),
+    (
+        ("provenance", "model", "files", "config.json"),
+        "short",
+        "config.json of files of model of .* must be a SHA-256",
+    ),
+    (("provenance", "model", "files", "config.json"), "0" * 64, "model must be the one the circuits were found in"),
+    (("provenance", "dictionaries", 0, "files", "cfg.json"), "0" * 64, "in whose blocks.1.mlp.hook_in cfg.json differ"),
+    (
+        ("provenance", "dictionaries", 0, "name"),
+        "blocks.7",
+        "blocks.7 cfg.json, sae_weights.safetensors differ",
+    ),
     (("provenance", "corpus", "n_stories"), 0, "n_stories of corpus of .* must be at least 1, got 0"),
     (("provenance", "config", "saes"), 3, "saes of config of .* must be a text, got 3"),
 ]

@@ -26,7 +26,7 @@ def profile(search):
 def test_payload_is_strict_json_with_the_numbers_put_in(bc, search):
     payload = bc.report.search_payload(search, PROVENANCE)
     assert json.loads(json.dumps(payload, allow_nan=False)) == payload
-    assert payload["schema_version"] == 1
+    assert payload["schema_version"] == 2
     assert payload["query"]["triggers"] == ["not", SCRIPT]
     assert (payload["n_tokens"], payload["n_trigger_tokens"], payload["n_sites"], payload["seed"]) == (1234, 56, 8, 7)
     assert payload["settings"]["controls"] == 2

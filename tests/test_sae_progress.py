@@ -3,7 +3,6 @@
 import json
 import math
 from itertools import pairwise, permutations
-from pathlib import Path
 
 import plotly.graph_objects as go
 import pytest
@@ -344,9 +343,8 @@ def test_a_snapshot_that_lacks_a_dictionary_is_named(tmp_path):
 
 def test_a_shipped_model_is_the_default_if_its_weights_are_those_trained_on(tmp_path):
     from bilinear_circuits import zoo
-    from bilinear_circuits.commands import common
 
-    sha256 = common.file_hash(Path(zoo.model_path("ts-17m")) / "model.safetensors")
+    sha256 = zoo.model_fingerprint("ts-17m").sha256
     record = {"recipe": {"model": "ts-17m", "model_sha256": sha256}}
     assert command._shipped_model(tmp_path, record) == "ts-17m"
     record["recipe"]["model_sha256"] = "0" * 64

@@ -270,11 +270,11 @@ def provenance(
         for dictionary in (layer.sae_in, layer.sae_out)
     ]
     return {
-        "model": model_source(arguments.model),
+        "model": model_source(arguments.model) | {"name": arguments.model},
         "dictionaries": dictionaries,
         "corpus": corpus_source(corpus, n_stories),
         **environment(),
-        "config": shared_config(arguments),
+        "config": asdict(arguments),
         "seconds": round(seconds, 1),
     }
 

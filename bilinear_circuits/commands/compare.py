@@ -130,8 +130,8 @@ def read_sources(arguments: Arguments) -> list[Source]:
     for index, path in enumerate(arguments.circuits):
         file = read_circuit_file(path)
         place = common.CommonArguments(
-            model=_one_of("models", arguments.models, index, n_files) or _shipped(file.model, "models", path),
-            saes=_one_of("saes", arguments.saes, index, n_files) or _shipped(file.saes, "saes", path),
+            model=_one_of("models", arguments.models, index, n_files) or file.model,
+            saes=_one_of("saes", arguments.saes, index, n_files) or file.saes,
             corpus=arguments.corpus,
             device=arguments.device,
             seed=arguments.seed,
@@ -139,13 +139,6 @@ def read_sources(arguments: Arguments) -> list[Source]:
         file.check_source(place)
         sources.append(Source(f"[{index + 1}] {Path(path).absolute().parent.name}/{Path(path).name}", file, place))
     return sources
-
-
-def _shipped(name: str, option: str, path: str) -> str:
-    """The name of a shipped model or of its dictionaries; files name all others without their folder."""
-    if name not in zoo.names():
-        raise ValueError(f"--{option} must be given: {path} was made with {name}, which is not shipped.")
-    return name
 
 
 def layers_for(sources: Sequence[Source]) -> list[list[int]]:
