@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -540,3 +541,25 @@ def test_only_topk_dictionaries_are_clipped():
     relu = Dictionary(topk.W_enc, topk.b_enc, topk.W_dec, topk.b_dec, Activation("relu"))
     with refused(ValueError, match="dictionary must be a topk one, got relu"):
         clipped_share(relu, torch.zeros(1, 5))
+
+
+PUBLISHED = Path(__file__).parents[2] / "shared/data/published-format"
+
+
+@pytest.mark.skipif(not PUBLISHED.is_dir(), reason="no folders of the publishing code on this machine")
+@torch.no_grad()
+def test_folders_of_the_publishing_code_give_their_expected_values_without_options(tmp_path):
+    import bilinear_circuits as bc
+
+    expected = load_file(PUBLISHED / "model/expected.safetensors")
+    model = bc.load_model(run_import(PUBLISHED / "model", tmp_path / "model"))
+    torch.testing.assert_close(model(expected["ids"]), expected["logits"], atol=1e-5, rtol=0)
+    for kind in ("plain", "bias", "norm"):
+        source = PUBLISHED / f"dictionary-{kind}"
+        out = run_import(source, tmp_path / kind, subfolder="1-mlp-in-x4-k6")
+        dictionary, expected = bc.Dictionary.load(out), load_file(source / "1-mlp-in-x4-k6/expected.safetensors")
+        z = dictionary.encode(expected["x"])
+        torch.testing.assert_close(z, expected["activations"], atol=1e-5, rtol=0)
+        torch.testing.assert_close(dictionary.decode(z), expected["reconstruction"], atol=1e-5, rtol=0)
+    with refused(ValueError, match="gate of config.json must be null, got 'silu'"):
+        run_import(PUBLISHED / "model-silu", tmp_path / "silu")
