@@ -3,7 +3,9 @@
 1. The MLP input is x = sum_a z_a d_a + bias + error, and the pre-activation p(x) = x^T Q x + linear . x + constant.
 2. Every product of two different parts is split half and half between them: part s gets s^T Q x + linear . s, which is
    its Shapley value. The constant goes to the bias. Shares add up to p(x), to the rounding of float64.
-3. Where the feature stands at the last token, its direct effect on the logits is its decoder row through the
+3. Removing a part takes away all of its products, of which its share holds half, but its product with itself only
+   once: the pre-activation changes by -(2 share - self-pair - linear . s), the linear term being zero for a Llama.
+4. Where the feature stands at the last token, its direct effect on the logits is its decoder row through the
    unembedding, with the scale of the final norm held fixed.
 """
 
@@ -41,12 +43,16 @@ class Attribution:
         inputs: Active input features, by falling magnitude of their share.
         values: Their activations.
         shares: Their shares z_a (d_a^T Q x + linear . d_a).
+        removals: Change of the pre-activation where one of them is taken out of the MLP input, all else as it is.
         bias: Share of the decoder bias of the input dictionary, and the constant of the form.
         error: Share of what the input dictionary misses.
+        bias_removal: Change of the pre-activation without the decoder bias of the input dictionary.
+        error_removal: Change without what the input dictionary misses.
         pairs: What every pair of active input features adds, before it is split.
         ledger: The same pre-activation by kinds of terms.
         direct: Effect of the activation on the logits of the graph, by the direct path alone; None where the token is
             not the last one.
+        d_sae_out: Features of the output dictionary.
     """
 
     layer: int
@@ -57,11 +63,24 @@ class Attribution:
     inputs: Int[Tensor, " n"]
     values: Float[Tensor, " n"]
     shares: Float[Tensor, " n"]
+    removals: Float[Tensor, " n"]
     bias: float
     error: float
+    bias_removal: float
+    error_removal: float
     pairs: PairContributions
     ledger: Ledger
     direct: Float[Tensor, " logit"] | None
+    d_sae_out: int
+
+    def joint_removal(self, features: Int[Tensor, " m"]) -> float:
+        """Change of the pre-activation where several active input features are taken out of the MLP input together.
+
+        Each pair of two of them goes once, and is counted in both their removals.
+        """
+        first, second = self.pairs.first, self.pairs.second
+        among = torch.isin(first, features) & torch.isin(second, features) & (first != second)
+        return (self.removals[torch.isin(self.inputs, features)].sum() + self.pairs.contributions[among].sum()).item()
 
     @property
     def name(self) -> str:
@@ -175,7 +194,11 @@ def _attributions(
         row, z = x[position], sae_in.encode(x[position])
         active = z.nonzero().squeeze(1)
         slope = form.matrix @ row + form.linear
-        shares = z[active] * (sae_in.W_dec[active] @ slope)
+        parts = torch.cat([z[active, None] * sae_in.W_dec[active], torch.stack([sae_in.b_dec, row - sae_in.decode(z)])])
+        *_, bias, error = shares = parts @ slope
+        # p(x - s) - p(x), by the definition of the form: -(2 share - s^T Q s - linear . s).
+        removals = form.matrix(parts) + parts @ form.linear - 2 * shares
+        shares = shares[:-2]
         order = shares.abs().argsort(descending=True)
         last = position == len(x) - 1
         found.append(
@@ -188,11 +211,15 @@ def _attributions(
                 inputs=active[order].cpu(),
                 values=z[active[order]].cpu(),
                 shares=shares[order].cpu(),
-                bias=(sae_in.b_dec @ slope + form.constant).item(),
-                error=((row - sae_in.decode(z)) @ slope).item(),
+                removals=removals[:-2][order].cpu(),
+                bias=(bias + form.constant).item(),
+                error=error.item(),
+                bias_removal=removals[-2].item(),
+                error_removal=removals[-1].item(),
                 pairs=interactions.pair_contributions(row, feature),
                 ledger=interactions.ledger(row, feature),
                 direct=(activation[position] * (sae_out.W_dec[feature] @ effect)).cpu() if last else None,
+                d_sae_out=sae_out.d_sae,
             )
         )
     return found

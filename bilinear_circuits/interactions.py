@@ -223,7 +223,7 @@ class FeatureInteractions:
             feature: Output feature.
 
         Returns:
-            Named terms; `.total` is the pre-activation before TopK or ReLU.
+            Named terms; `.total` is the pre-activation before TopK or ReLU, `.active` whether these let it through.
 
         Raises:
             ValueError: If there is no such feature, or the rows of x do not have d_in entries.
@@ -231,7 +231,9 @@ class FeatureInteractions:
         self._check_input(x)
         z = self.sae_in.encode(x.to(self.sae_in.W_enc.dtype))
         features = z.double() @ self.sae_in.W_dec.double()
-        return account(self.form(feature), x, features, self.sae_in.b_dec)
+        form = self.form(feature)
+        y = self.mlp.tensor(x.to(self.sae_out.W_enc.dtype))
+        return account(form, x, features, self.sae_in.b_dec, self.sae_out.encode(y)[..., feature] != 0)
 
     @torch.no_grad()
     def pair_contributions(self, x: Float[Tensor, " d_in"], feature: int) -> PairContributions:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, fields
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bilinear_circuits.display import Drawn
@@ -29,6 +29,7 @@ class Ledger(Drawn):
         bias_linear: Decoder bias through those biases.
         error_linear: The error through those biases.
         constant: Encoder bias of the output dictionary, less its decoder bias, plus the constant of the MLP.
+        active: Whether the output dictionary lets the feature through; not a term.
     """
 
     feature_feature: Float[Tensor, "*n"]
@@ -41,11 +42,12 @@ class Ledger(Drawn):
     bias_linear: Float[Tensor, "*n"]
     error_linear: Float[Tensor, "*n"]
     constant: Float[Tensor, "*n"]
+    active: Bool[Tensor, "*n"]
 
     @property
     def terms(self) -> dict[str, Float[Tensor, "*n"]]:
         """Every term by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "active"}
 
     @property
     def total(self) -> Float[Tensor, "*n"]:
@@ -56,9 +58,10 @@ class Ledger(Drawn):
     def completeness(self) -> Float[Tensor, "*n"]:
         """Share of the pre-activation that pairs of input features explain: feature_feature / total.
 
-        Above 1 where the other terms work against the feature, negative where the signs differ.
+        Above 1 where the other terms work against the feature, negative where the signs differ. NaN where the feature
+        is off: there is no activation to explain.
         """
-        return self.feature_feature / self.total
+        return (self.feature_feature / self.total).where(self.active, torch.nan)
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +87,7 @@ def account(
     x: Float[Tensor, "*n d_in"],
     features: Float[Tensor, "*n d_in"],
     bias: Float[Tensor, " d_in"],
+    active: Bool[Tensor, "*n"],
 ) -> Ledger:
     """Split p(x) over x = features + bias + error, in float64.
 
@@ -92,6 +96,7 @@ def account(
         x: MLP inputs.
         features: Their reconstruction by the input dictionary without its bias.
         bias: Decoder bias of the input dictionary.
+        active: Whether the feature is active.
     """
     matrix = form.matrix
     weights, linear = matrix.weights.double(), form.linear.double()
@@ -116,4 +121,5 @@ def account(
         bias_linear=bias @ linear,
         error_linear=parts["error"] @ linear,
         constant=form.constant.double().expand(x.shape[:-1]),
+        active=active,
     )

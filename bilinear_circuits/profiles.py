@@ -254,6 +254,7 @@ class Profiler:
             bias_linear=(bias @ linear).expand(len(x)),
             error_linear=error @ linear,
             constant=constant.double().expand(len(x)),
+            active=torch.ones(len(x), dtype=torch.bool, device=x.device),
         )
 
     @cached_property

@@ -76,16 +76,23 @@ def test_what_the_dictionary_reconstructs_leaves_no_error():
     interactions, _, _ = random_interactions()
     z, bias = randn(4, 11, seed=60), interactions.sae_in.b_dec
     features = z @ interactions.sae_in.W_dec
-    exact = account(interactions.form(1), features + bias, features, bias)
+    exact = account(interactions.form(1), features + bias, features, bias, torch.ones(4, dtype=torch.bool))
     for term in (exact.feature_error, exact.bias_error, exact.error_error):
         assert term.abs().max() < 1e-10
     assert_near(exact.feature_feature, interactions.matrix(1)(z))
     assert_near(exact.total, interactions.form(1)(features + bias))
 
 
-def test_completeness_is_the_share_of_the_pairs():
-    ledger = random_interactions()[0].ledger(randn(4, D_IN, seed=60), 0)
-    assert_near(ledger.completeness, ledger.feature_feature / ledger.total)
+@pytest.mark.parametrize("architecture", ["topk", "abstopk", "jumprelu"])
+def test_completeness_is_the_share_of_the_pairs_where_the_feature_is_active(architecture):
+    interactions, _, sae_out = random_interactions(architecture)
+    x = randn(40, D_IN, seed=60)
+    ledger = interactions.ledger(x, 0)
+    active = sae_out.encode(interactions.mlp.tensor(x))[:, 0] != 0
+    assert 0 < active.sum() < len(x)
+    assert_near(ledger.completeness[active], (ledger.feature_feature / ledger.total)[active])
+    assert ledger.completeness[~active].isnan().all()
+    assert "active" not in ledger.terms
 
 
 @pytest.mark.parametrize("architecture", ["topk", "abstopk", "jumprelu"])

@@ -152,7 +152,7 @@ def test_a_ledger_of_one_token_is_bars_and_one_of_many_says_mean_and_range(found
     assert "pairs of input features: the circuit proper" in text_of(one).text
     assert "least" in text_of(many).text
     with pytest.raises(ValueError, match="ledger must hold 1 to 64 positions to be drawn, got 0"):
-        type(one)(*(term.reshape(-1)[:0] for term in one.terms.values())).plot()
+        type(one)(*(term.reshape(-1)[:0] for term in (*one.terms.values(), one.active))).plot()
 
 
 def test_pairs_are_drawn_as_what_they_add(found):

@@ -1,5 +1,6 @@
 """Text for people: tokens made visible, numbers, nested settings as rows."""
 
+import math
 import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -37,13 +38,13 @@ def shorten(text: str, length: int) -> str:
 
 
 def number(value: float | int | None, digits: int = 3) -> str:
-    """A number with some significant digits; integers in full; a dash for None.
+    """A number with some significant digits; integers in full; a dash for None and NaN.
 
     Example:
-        >>> number(-0.12345), number(0.6), number(252.0), number(1234567), number(None)
-        ('−0.123', '0.600', '252', '1,234,567', '–')
+        >>> number(-0.12345), number(0.6), number(252.0), number(1234567), number(None), number(float("nan"))
+        ('−0.123', '0.600', '252', '1,234,567', '–', '–')
     """
-    if value is None:
+    if value is None or math.isnan(value):
         return MISSING
     if isinstance(value, int):
         return f"{value:,}".replace("-", "−")
