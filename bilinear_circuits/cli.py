@@ -40,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0, or 2 for a mistake in what was asked (one line on stderr), or 130 after an interrupt.
     """
+    # torch's OpenMP threads spin while they wait, which on a busy machine costs most of the time. It reads this once.
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     argv = list(sys.argv[1:] if argv is None else argv)
     if not argv or argv[0] in ("-h", "--help"):
         print(_overview())

@@ -6,6 +6,7 @@ import pytest
 from jaxtyping import install_import_hook
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as the command line does, before torch is imported
 if "PYTEST_XDIST_WORKER" in os.environ:
     # One thread per worker: torch's own threads would only fight over the cores.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
