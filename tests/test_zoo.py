@@ -73,6 +73,71 @@ def test_a_model_with_missing_tensors_is_refused_by_their_names(tmp_path, shard_
         zoo.load_model(tmp_path)
 
 
+def rewritten(folder, change):
+    """Save a tiny model with its tensors changed."""
+    from safetensors.torch import load_file, save_file
+
+    save_tiny_llama(folder)
+    save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+GATE = "model.layers.1.mlp.gate_proj"
+OTHER_TENSORS = {
+    "compiled": (lambda w: {f"_orig_mod.{k}": v for k, v in w.items()}, r"saved from inside torch\.compile. Take the"),
+    "parallel": (lambda w: {f"module.{k}": v for k, v in w.items()}, "saved from inside a parallel wrapper"),
+    "a bias": (
+        lambda w: w | {f"{GATE}.bias": torch.ones(20)},
+        f"1 more, .*{GATE}.bias. config.json says .* no such bias",
+    ),
+    "not a number": (lambda w: w | {f"{GATE}.weight": w[f"{GATE}.weight"] * torch.nan}, "must be finite, got 240"),
+    "a shape": (lambda w: w | {f"{GATE}.weight": torch.ones(3, 3)}, rf"{GATE}.weight must have the shape \(20, 12\)"),
+}
+
+
+@pytest.mark.parametrize("load", [zoo.load_model, zoo.load_plain_model], ids=["bridge", "plain"])
+@pytest.mark.parametrize("change", OTHER_TENSORS)
+def test_tensors_that_are_not_those_of_the_model_are_refused(change, load, tmp_path):
+    changed, message = OTHER_TENSORS[change]
+    with refused(ValueError, message):
+        load(rewritten(tmp_path, changed))
+
+
+def test_files_that_make_another_model_of_a_folder_are_refused(tmp_path):
+    save_tiny_llama(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with refused(ValueError, r"must be a whole model, got .* with an adapter beside it \(adapter_config.json\)"):
+        zoo.load_model(tmp_path)
+    (tmp_path / "adapter_config.json").unlink()
+    (tmp_path / "tokenizer_config.json").write_text("{")
+    with refused(ValueError, r"tokenizer_config.json must be a JSON file, got .*tokenizer_config.json"):
+        zoo.load_model(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes((tmp_path / "model.safetensors").read_bytes()[:-8])
+    with refused(ValueError, "model.safetensors must be a whole safetensors file, got .*, which is damaged"):
+        zoo.load_model(tmp_path)
+
+
+def test_every_file_that_decides_what_a_model_computes_is_in_its_fingerprint(tmp_path):
+    tiny_llama().save_pretrained(tmp_path, max_shard_size="3KB")
+    word_tokenizer().save_pretrained(tmp_path)
+    before = zoo.model_fingerprint(tmp_path)
+    names = (
+        "config.json",
+        "tokenizer.json",
+        "model.safetensors.index.json",
+        *(p.name for p in tmp_path.glob("*.safet*s")),
+    )
+    for name in names:
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(content + b" ")
+        changed = zoo.model_fingerprint(tmp_path)
+        assert changed.differences(before) == [name]
+        assert changed.sha256 != before.sha256
+        (tmp_path / name).write_bytes(content)
+    assert zoo.model_fingerprint(tmp_path) == before
+
+
 def test_tied_embeddings_are_not_missing(tmp_path):
     from transformers import LlamaForCausalLM
 
@@ -181,6 +246,13 @@ def test_the_shipped_model_in_compatibility_mode_is_refused():
     model.enable_compatibility_mode()
     with refused(NotBilinearError, "SiLU gate.*compatibility mode"):
         BilinearMLP.from_model(model, 3)
+
+
+@pytest.mark.parametrize("name", ["~nobody-has-this-name/x", "owner/name", "x" * 5000, ""])
+def test_a_name_that_is_no_path_is_shown_as_it_is(name):
+    from bilinear_circuits.commands import common
+
+    assert common.display_name(name) == name
 
 
 def test_a_path_is_not_mistaken_for_a_neighbour_with_a_longer_name(tmp_path):

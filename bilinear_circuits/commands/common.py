@@ -331,10 +331,10 @@ def environment() -> dict[str, Any]:
 
 def display_name(name_or_path: str) -> str:
     """Name a model, corpus or folder in results: the last part of a path, so that no machine's folders get there."""
-    path = Path(name_or_path).expanduser()
     try:
+        path = Path(name_or_path).expanduser()
         is_path = path.is_absolute() or ".." in path.parts or path.exists()
-    except (OSError, ValueError):  # too long for a path, or with a zero byte
+    except (OSError, ValueError, RuntimeError):  # too long for a path, with a zero byte, or of a user there is not
         return name_or_path
     return path.resolve().name if is_path and name_or_path else name_or_path
 

@@ -15,14 +15,13 @@ from typing import TYPE_CHECKING, Any
 from simple_parsing import field
 
 from bilinear_circuits.commands import common
-from bilinear_circuits.folders import download, file_hash, read_json
+from bilinear_circuits.folders import TOKENIZER, download, file_hash, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 _SAFETENSORS = "model.safetensors"
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "pytorch_model.bin")
-_TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 _OF_DICTIONARIES = ("layer", "model", "b_dec_on_output_only", "fold_normalize")
 _TOKENIZERS = {
     "ts-4096": "tdooms/ts-tokenizer-4096",
@@ -136,7 +135,7 @@ def read_published(folder: Path) -> "tuple[dict[str, Any], dict[str, Tensor], li
 def _download(source: str, what: str, subfolder: str | None) -> Path:
     prefix = f"{subfolder.strip('/')}/" if subfolder else ""
     # A * also matches folders: without a subfolder, every config.json is fetched to name them, and no weights of them.
-    allowed = [prefix + name for name in ("*config.json", *_WEIGHTS, *_TOKENIZER)]
+    allowed = [prefix + name for name in ("*config.json", *_WEIGHTS, *TOKENIZER)]
     return download(source, what, allowed, None if prefix else ["*/*.safetensors", "*/*.bin"])
 
 
