@@ -1,12 +1,17 @@
 """The command line: `bilinear-circuits VERB`. Verbs are modules that load their heavy imports when run."""
 
+import contextlib
 import importlib
+import math
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
+
+from bilinear_circuits.commands.failures import MISTAKE, TRACEBACK, explain
 
 VERBS = {
     "circuits": "bilinear_circuits.commands.circuits",
@@ -28,7 +33,6 @@ VERBS = {
     "sae-progress": "sae.commands.progress",
     "import": "bilinear_circuits.commands.importing",
 }
-_TRACEBACK = "BILINEAR_CIRCUITS_TRACEBACK"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,7 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     which prints its result on stdout; progress goes to stderr.
 
     Returns:
-        0, or 2 for a mistake in what was asked (one line on stderr), or 130 after an interrupt.
+        0; after one line on stderr 2 for a mistake in what was asked or a machine too small for it, 1 for a bug; 130
+        after an interrupt.
     """
     # torch's OpenMP threads spin while they wait, which on a busy machine costs most of the time. It reads this once.
     if "OMP_WAIT_POLICY" not in os.environ:
@@ -55,16 +60,50 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[0] not in VERBS:
         return _fail(f"verb must be one of {', '.join(VERBS)}, got {argv[0]}. See bilinear-circuits --help.")
     verb = importlib.import_module(VERBS[argv[0]])
+    out: Path | None = None
     try:
-        verb.run(_parse(argv[0], verb, argv[1:]))
-    except (ValueError, OSError) as error:
-        if os.environ.get(_TRACEBACK):
-            raise
-        return _fail(str(error))
+        arguments = _parse(argv[0], verb, argv[1:])
+        out = _results_folder(verb, arguments)
+        with _claimed(out):
+            verb.run(arguments)
     except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
+        print(f"interrupted: {_kept(out)}", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # the reader of our output, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if os.environ.get(TRACEBACK):
+            raise
+        return _fail(*explain(error, out))
     return 0
+
+
+def _results_folder(verb: ModuleType, arguments: Any) -> Path | None:
+    """The folder a run writes, if it does; a verb for which it is not simply its --out says so itself."""
+    if hasattr(verb, "results_folder"):
+        return verb.results_folder(arguments)
+    out = getattr(arguments, "out", None)
+    return None if out is None else Path(out)
+
+
+@contextlib.contextmanager
+def _claimed(out: Path | None) -> Iterator[None]:
+    from bilinear_circuits.commands.claims import claimed
+    from bilinear_circuits.commands.common import check_out
+
+    check_out(None if out is None else str(out))
+    with claimed(out):
+        yield
+
+
+def _kept(out: Path | None) -> str:
+    """What an interrupt left."""
+    if out is None or not out.is_dir() or not any(out.iterdir()):
+        return "nothing was written"
+    if any(out.glob("run.json")) or any(out.glob("*/run.json")):
+        return f"what is finished is kept in {out}; give the same command again to go on"
+    return f"{out} holds only what was written whole; give the same command again to write the rest"
 
 
 def _overview() -> str:
@@ -76,7 +115,7 @@ def _overview() -> str:
     ]
     for name, path in VERBS.items():
         lines.append(f"  {name:<14}{_summary(importlib.import_module(path))}")
-    lines += ["", "bilinear-circuits VERB --help explains a verb.", f"{_TRACEBACK}=1 shows where an error comes from."]
+    lines += ["", "bilinear-circuits VERB --help explains a verb.", f"{TRACEBACK}=1 shows where an error comes from."]
     return "\n".join(lines)
 
 
@@ -103,13 +142,25 @@ def _parse(name: str, verb: ModuleType, argv: Sequence[str]) -> Any:
         add_option_string_dash_variants=DashVariant.DASH,
     )
     parser.add_arguments(verb.Arguments, dest="arguments")
-    return parser.parse_args(list(argv)).arguments
+    arguments = parser.parse_args(list(argv)).arguments
+    _check_numbers(arguments)
+    return arguments
 
 
-def _fail(message: str) -> int:
+def _check_numbers(arguments: Any) -> None:
+    """Refuse numbers that nothing can be counted or measured with."""
+    for name, value in vars(arguments).items():
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, int) and not -(2**63) <= one < 2**63:
+                raise ValueError(f"{name} must be a number of at most 63 bits, got one of {one.bit_length()} bits.")
+            if isinstance(one, float) and not math.isfinite(one):
+                raise ValueError(f"{name} must be a finite number, got {one}.")
+
+
+def _fail(message: str, code: int = MISTAKE) -> int:
     """One line on stderr, whatever a library put into its message."""
     print(f"bilinear-circuits: error: {' '.join(message.split())}", file=sys.stderr)
-    return 2
+    return code
 
 
 if __name__ == "__main__":

@@ -68,6 +68,16 @@ def files(world, *names):
     return [str(world / f"found-{name}/circuit.json") for name in names]
 
 
+def places(world, *names):
+    """Options that say where model and dictionaries of each file are."""
+    models = [world / ("model-other" if name == "other" else "model") for name in names]
+    return ["--models", *models, "--saes", *(world / f"saes-{name}" for name in names)]
+
+
+def asked_for(world, *names):
+    return [*files(world, *names), *places(world, *names)]
+
+
 def circuits(world, name):
     return [one["name"] for one in json.loads((world / f"found-{name}/circuit.json").read_text())["circuits"]]
 
@@ -78,7 +88,7 @@ def compare(world, *arguments):
 
 def test_a_search_returns_in_itself_and_is_compared_with_others(world, tmp_path, capsys):
     out = tmp_path / "out"
-    assert compare(world, *files(world, "one", "one", "two"), "--out", out) == 0
+    assert compare(world, *asked_for(world, "one", "one", "two"), "--out", out) == 0
     shown = capsys.readouterr().out
     table = load_result(StabilityTable, out)
     same, other = table.comparisons
@@ -99,7 +109,7 @@ def test_a_search_returns_in_itself_and_is_compared_with_others(world, tmp_path,
 
 
 def test_what_it_takes_to_repeat_a_result_is_kept(world, tmp_path):
-    assert compare(world, *files(world, "one", "two"), "--seed", "5", "--out", tmp_path / "out") == 0
+    assert compare(world, *asked_for(world, "one", "two"), "--seed", "5", "--out", tmp_path / "out") == 0
     source = json.loads((tmp_path / "out/result.json").read_text())["provenance"]
     assert source["config"]["seed"] == 5
     assert [file["name"] for file in source["files"]] == ["[1] found-one/circuit.json", "[2] found-two/circuit.json"]
@@ -114,7 +124,7 @@ def test_what_it_takes_to_repeat_a_result_is_kept(world, tmp_path):
 
 
 def test_another_model_is_compared_by_what_its_features_do(world, tmp_path, capsys):
-    assert compare(world, *files(world, "one", "other"), "--out", tmp_path / "out") == 0
+    assert compare(world, *asked_for(world, "one", "other"), "--out", tmp_path / "out") == 0
     (only,) = load_result(StabilityTable, tmp_path / "out").comparisons
     assert {(m.likeness.decoder, m.likeness.form) for m in only.matches} == {(None, None)}
     assert len(only.assignment) == min(len(circuits(world, name)) for name in ("one", "other"))
@@ -171,7 +181,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize("options", MISTAKES, ids=" ".join)
 def test_a_wrong_option_is_one_line(options, world, tmp_path, capsys):
-    asked = [*files(world, "one", "two"), "--corpus", world / "stories.txt", "--out", tmp_path / "out", *options]
+    asked = [*asked_for(world, "one", "two"), "--corpus", world / "stories.txt", "--out", tmp_path / "out", *options]
     assert MISTAKES[options] in mistake(capsys, *asked)
     assert not (tmp_path / "out").exists()
 
@@ -183,13 +193,18 @@ def test_wrong_files_are_one_line(world, tmp_path, capsys):
     assert "the following arguments are required: CIRCUIT.json" in mistake(capsys)
     assert "got nowhere.json: no file" in mistake(capsys, one, "nowhere.json")
     assert "circuit must be a JSON file" in mistake(capsys, one, world / "stories.txt")
-    assert "--corpus must be given" in mistake(capsys, one, two)
-    assert "is a file" in mistake(capsys, one, two, *corpus, "--out", world / "stories.txt")
+    asked = asked_for(world, "one", "two")
+    told = mistake(capsys, one, two, *corpus)
+    assert "--models and --saes must be given" in told
+    assert "made with model, saes-one, saes-two, not shipped" in told
+    assert "error: --saes must be given" in mistake(capsys, one, two, *corpus, "--models", world / "model")
+    assert "--corpus must be given" in mistake(capsys, *asked)
+    assert "is a file" in mistake(capsys, *asked, *corpus, "--out", world / "stories.txt")
 
 
 def test_dictionaries_other_than_those_of_the_file_are_refused(world, capsys):
     swapped = [world / "saes-one", world / "saes-one"]
-    told = mistake(capsys, *files(world, "one", "two"), "--corpus", world / "stories.txt", "--saes", *swapped)
+    told = mistake(capsys, *asked_for(world, "one", "two"), "--corpus", world / "stories.txt", "--saes", *swapped)
     assert "saes must be the dictionaries the circuits were found with" in told
     assert told.endswith("sae_weights.safetensors differ.")
 
@@ -199,13 +214,13 @@ def test_a_model_with_another_tokenizer_is_another_model(world, tmp_path, capsys
     shutil.copytree(world / "model-other", tmp_path / "model")
     word_tokenizer([*WORDS[:-1], "unheard"]).save_pretrained(tmp_path / "model")
     asked = ["--models", world / "model", tmp_path / "model", "--corpus", world / "stories.txt"]
-    told = mistake(capsys, *files(world, "one", "other"), *asked)
+    told = mistake(capsys, *asked_for(world, "one", "other"), *asked)
     assert "model must be the one the circuits were found in" in told
     assert "tokenizer.json differ" in told
 
 
 def test_weights_of_different_models_cannot_choose_the_matches(world, capsys):
-    asked = [*files(world, "one", "other"), "--corpus", world / "stories.txt", "--by", "decoder"]
+    asked = [*asked_for(world, "one", "other"), "--corpus", world / "stories.txt", "--by", "decoder"]
     assert "by must be activation, jaccard, promoted between different models, got decoder" in mistake(capsys, *asked)
 
 
@@ -214,7 +229,8 @@ def test_the_corpus_of_shipped_stories_is_found_by_its_hash(world):
     from bilinear_circuits.commands import common
     from bilinear_circuits.commands.compare import Arguments, corpus_for, read_sources
 
-    arguments = Arguments(circuits=files(world, "one", "two"))
+    saes = [str(world / f"saes-{name}") for name in ("one", "two")]
+    arguments = Arguments(circuits=files(world, "one", "two"), models=[str(world / "model")], saes=saes)
     first, second = read_sources(arguments)
     shipped = common.file_hash(zoo.FOLDER / "ts-17m-stories.txt")
     object.__setattr__(first.file, "corpus_hash", shipped)

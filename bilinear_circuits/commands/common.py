@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bilinear_circuits import zoo
+from bilinear_circuits.commands.claims import HALF_WRITTEN
 from bilinear_circuits.folders import Fingerprint, file_hash, read_json
 
 if TYPE_CHECKING:
@@ -234,7 +235,7 @@ def written_whole(folder: str | Path) -> Iterator[Path]:
     """A temporary folder whose files are moved into `folder` at the end; after an error nothing is left behind."""
     target = Path(folder)
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as temporary:
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-", suffix=HALF_WRITTEN) as temporary:
         yield Path(temporary)
         files = sorted(Path(temporary).iterdir())
         for file in files:
@@ -270,11 +271,11 @@ def provenance(
         for dictionary in (layer.sae_in, layer.sae_out)
     ]
     return {
-        "model": model_source(arguments.model) | {"name": arguments.model},
+        "model": model_source(arguments.model),
         "dictionaries": dictionaries,
         "corpus": corpus_source(corpus, n_stories),
         **environment(),
-        "config": asdict(arguments),
+        "config": shared_config(arguments),
         "seconds": round(seconds, 1),
     }
 
@@ -311,9 +312,10 @@ def corpus_source(corpus: str, n_stories: int) -> dict[str, Any]:
 
 def shared_config(arguments: Any) -> dict[str, Any]:
     """Write options as plain data that can be sent to others: files and folders by the last part of their path."""
-    return {
+    named = {
         key: value if key.startswith("prompt") else _without_paths(value) for key, value in asdict(arguments).items()
     }
+    return named | {"out": Path(named["out"]).name} if named.get("out") else named
 
 
 def _without_paths(value: Any) -> Any:

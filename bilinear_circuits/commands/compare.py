@@ -31,10 +31,10 @@ class Arguments:
     """Two files or more that `circuits` wrote."""
 
     models: list[str] | None = None
-    """Where the model of each file is now, in the order of the files, or one for all; by default as the file says."""
+    """Model of each file, in the order of the files, or one for all; needed for those that are not shipped."""
 
     saes: list[str] | None = None
-    """Where the dictionaries of each file are now, in the same order; by default as the file says."""
+    """Dictionaries of each file, in the same order, or one for all; needed for those that are not shipped."""
 
     corpus: str | None = None
     """Text file of stories, each ended by <|endoftext|>, or a Hub id; by default the corpus of the first file, where
@@ -126,12 +126,13 @@ def read_sources(arguments: Arguments) -> list[Source]:
     n_files = len(arguments.circuits)
     if n_files < 2:
         raise ValueError(f"circuits must be two files or more, got {n_files}.")
+    files = [read_circuit_file(path) for path in arguments.circuits]
+    _check_places(arguments, files)
     sources = []
-    for index, path in enumerate(arguments.circuits):
-        file = read_circuit_file(path)
+    for index, (path, file) in enumerate(zip(arguments.circuits, files, strict=True)):
         place = common.CommonArguments(
-            model=_one_of("models", arguments.models, index, n_files) or file.model,
-            saes=_one_of("saes", arguments.saes, index, n_files) or file.saes,
+            model=_place(arguments.models, index, file.model),
+            saes=_place(arguments.saes, index, file.saes),
             corpus=arguments.corpus,
             device=arguments.device,
             seed=arguments.seed,
@@ -264,13 +265,35 @@ def provenance(
     return {"files": files, **shared, "config": common.shared_config(arguments)}
 
 
-def _one_of(name: str, values: Sequence[str] | None, index: int, n_files: int) -> str | None:
-    """The value for one of the files."""
-    if values is None:
-        return None
-    if len(values) not in (1, n_files):
-        raise ValueError(f"{name} must be one for all files, or one for each of the {n_files}, got {len(values)}.")
-    return values[index if len(values) > 1 else 0]
+def _check_places(arguments: Arguments, files: Sequence[CircuitFile]) -> None:
+    """Refuse a run in which it is not known where a model or dictionaries are: files do not tell of folders.
+
+    Raises:
+        ValueError: If it is not, or places are neither one for all files nor one for each.
+    """
+    asked = {"models": arguments.models, "saes": arguments.saes}
+    for name, values in asked.items():
+        if values is not None and len(values) not in (1, len(files)):
+            raise ValueError(
+                f"{name} must be one for all files, or one for each of the {len(files)}, got {len(values)}."
+            )
+    recorded = {"models": [file.model for file in files], "saes": [file.saes for file in files]}
+    unknown = {
+        name: [one for one in recorded[name] if one not in zoo.names()]
+        for name, values in asked.items()
+        if values is None
+    }
+    if missing := [name for name, names in unknown.items() if names]:
+        raise ValueError(
+            f"{' and '.join(f'--{name}' for name in missing)} must be given, one for all files or one for each: they"
+            f" were made with {', '.join(dict.fromkeys(one for name in missing for one in unknown[name]))}, not shipped"
+            f" ({', '.join(zoo.names())}) or moved since."
+        )
+
+
+def _place(values: Sequence[str] | None, index: int, recorded: str) -> str:
+    """Model or dictionaries of one of the files."""
+    return recorded if values is None else values[index if len(values) > 1 else 0]
 
 
 def _numbers(likeness: "Likeness") -> str:

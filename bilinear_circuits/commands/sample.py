@@ -33,6 +33,10 @@ class Arguments:
     """Seed of the samples."""
 
 
+def results_folder(arguments: Arguments) -> None:
+    """None: a sample is one file."""
+
+
 def run(arguments: Arguments) -> None:
     """Sample and write."""
     for name in ("n", "temperature", "batch_size"):

@@ -143,10 +143,15 @@ def run(arguments: Arguments) -> None:
     )
 
 
+def results_folder(arguments: Arguments) -> Path:
+    """The folder of the run."""
+    return Path(arguments.out or f"out/{read_recipe(arguments.recipe).name}")
+
+
 def _asked(arguments: Arguments) -> tuple[Recipe, str, Path]:
     """Recipe, corpus and folder of the run."""
     recipe = read_recipe(arguments.recipe)
-    return recipe, zoo.corpus_path(arguments.corpus or recipe.corpus), Path(arguments.out or f"out/{recipe.name}")
+    return recipe, zoo.corpus_path(arguments.corpus or recipe.corpus), results_folder(arguments)
 
 
 def _start(arguments: Arguments) -> None:

@@ -67,12 +67,17 @@ def read_recipe(path: str, changes: Sequence[str] = ()) -> Recipe:
     return common.from_mapping(Recipe, with_changes(common.read_yaml(path, "recipe"), changes), path)
 
 
+def results_folder(arguments: Arguments) -> Path:
+    """The folder of the dictionaries."""
+    return Path(arguments.out or f"out/{read_recipe(arguments.recipe, arguments.set).name}")
+
+
 def run(arguments: Arguments) -> None:
     """Train, or go on training, and write the dictionaries."""
     started = time.perf_counter()
     recipe = read_recipe(arguments.recipe, arguments.set)
     recipe = replace(recipe, model=arguments.model or recipe.model, corpus=arguments.corpus or recipe.corpus)
-    out = Path(arguments.out or f"out/{recipe.name}")
+    out = results_folder(arguments)
     common.check_out(str(out))
     common.check_device(arguments.device)
     zoo.model_path(recipe.model)
