@@ -436,7 +436,9 @@ def test_a_run_of_other_settings_is_not_gone_on_with(folder, tmp_path, monkeypat
     out = tmp_path / "saes"
     killed(monkeypatch, recipe_file(folder, tmp_path / "recipe.yaml"), out)
     other = recipe_file(folder, tmp_path / "other.yaml", lr=1e-4)
-    with refused(ValueError, "out must hold a run of this recipe to go on with, got .*saes, where lr differ. Remove"):
+    with refused(
+        ValueError, "out must hold a training with these settings to go on with, got .*saes, where lr differ. Remove"
+    ):
         train_sae.run(train_sae.Arguments(recipe=other, out=str(out)))
 
 
@@ -542,10 +544,10 @@ def test_recipes_that_cannot_work_are_refused_before_anything_is_written(message
 
 def test_a_folder_that_holds_anything_else_is_left_alone(trained, folder, tmp_path):
     recipe = recipe_file(folder, tmp_path / "recipe.yaml")
-    with refused(ValueError, "out must be a folder without finished dictionaries, got .*saes. Name another --out"):
+    with refused(ValueError, "got .*saes, which holds a finished one. Remove it or name another --out"):
         train_sae.run(train_sae.Arguments(recipe=recipe, out=str(trained[0])))
     (tmp_path / "file").touch()
-    with refused(ValueError, "out must be a new or empty folder, or hold a run to go on with"):
+    with refused(ValueError, "out must be a new or empty folder, or hold a training to go on with"):
         train_sae.run(train_sae.Arguments(recipe=recipe, out=str(tmp_path)))
     with refused(ValueError, "out must be a folder, got .*: .*file is a file"):
         train_sae.run(train_sae.Arguments(recipe=recipe, out=str(tmp_path / "file")))

@@ -9,6 +9,7 @@
    activity at triggers and like norm that point to no pole, which show that not just anything at a trigger matters.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -59,7 +60,8 @@ class CausalProof(Drawn):
         trigger_control: Mean magnitude of the effects of the second set, of like activity at triggers and norm; the
             interval resamples control features.
         trigger_controls: Each of them by itself.
-        p_value: (1 + controls of either set with an effect at least as large) / (1 + controls).
+        p_value: (1 + controls of either set with an effect at least as large) / (1 + controls); NaN where the feature
+            is active at no site.
         ce_base: Cross-entropy of the model on held-out stories, nats per token.
         ce_removal: Change of it under the removal; the interval resamples stories.
         ce_ablation: Change of it under the ablation.
@@ -133,7 +135,7 @@ def prove(
                 controls=controls,
                 trigger_control=bootstrap(trigger_table.mean(1).abs(), generator),
                 trigger_controls=trigger_controls,
-                p_value=(1 + as_large) / (1 + len(every)),
+                p_value=math.nan if math.isnan(at_active.mean) else (1 + as_large) / (1 + len(every)),
                 ce_base=losses.base,
                 ce_removal=losses.change(removed, generator),
                 ce_ablation=losses.change(ablated, generator),

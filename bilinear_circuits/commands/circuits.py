@@ -5,6 +5,7 @@ and move the model between the poles are ranked; the best of either sign are rem
 controls, on stories that played no part in the ranking.
 """
 
+import math
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -93,10 +94,12 @@ def run(arguments: Arguments) -> None:
     seconds = time.perf_counter() - started
     resolved = replace(arguments, saes=common.saes_of(arguments), corpus=common.display_name(corpus), layers=layers)
     source = common.provenance(resolved, interactions, corpus, len(stories), seconds)
+    # The numbers first: a page that fails must not take them along.
     with common.written_whole(arguments.out) as folder:
         (folder / "circuit.json").write_text(common.to_json(search_payload(search, source)), encoding="utf-8")
-        (folder / "report.html").write_text(circuits_page(search, source), encoding="utf-8")
         files = ["report.html", "circuit.json", *tables.write(folder, "ranking", tables.ranking(search))]
+    with common.written_whole(arguments.out) as folder:
+        (folder / "report.html").write_text(circuits_page(search, source), encoding="utf-8")
     drawn = images.written(search_figures(search), arguments.out, arguments.images)
     print(summary(search))
     print(f"\n{time.perf_counter() - started:.0f} s. Written:")
@@ -107,27 +110,39 @@ def run(arguments: Arguments) -> None:
 
 
 def summary(search: "CircuitSearch") -> str:
-    """The circuits as text: what was found and what removing it does."""
+    """The circuits as text: what was found, what removing it does, and which of them that proves."""
+    from bilinear_circuits.report.verdict import verdict
+
     lines = [
-        f"{search.query.name}: {search.n_trigger_tokens} triggers in {search.n_tokens} tokens ranked"
-        f" {len(search.ranking)} features in full; {search.n_sites} other stories prove the best.",
+        f"{search.query.name}: {len(search.ranking)} features ranked in full on {search.n_tokens} tokens,"
+        f" {search.n_trigger_tokens} of them triggers;",
+        f"the best of either pole tested at the first trigger of {search.n_sites} other stories.",
         "",
-        "layer/feature  pole      score  removed (95 % interval)        controls (95 % interval)       CE change",
+        "layer/feature  pole      score  on triggers  removed (95 % interval)        controls (95 % interval)"
+        "       CE change",
     ]
-    for circuit in search.circuits:
+    verdicts = [verdict(one.proof, one.evidence.sign) for one in search.circuits]
+    for circuit, judged in zip(search.circuits, verdicts, strict=True):
         evidence, proof = circuit.evidence, circuit.proof
         pole = "positive" if evidence.sign > 0 else "negative"
         effects = f"{_interval(proof.removal)}  {_interval(proof.control)}  {proof.ce_removal.mean:+.4f}"
-        lines.append(f"{evidence.name:<13}  {pole}  {evidence.score:5.2f}  {effects}")
+        share = f"{100 * evidence.trigger_share:9.0f} %"
+        lines += [f"{evidence.name:<13}  {pole}  {evidence.score:5.2f}  {share}  {effects}", f"  {judged.text}"]
+        lines += [f"  {judged.note}"] if judged.note else []
     lines += [
         "",
-        f"removed: change of logit(positive) - logit(negative) at the triggers where the feature is active, in nats,"
-        f" when the rank-{search.settings.rank}",
-        "part of its quadratic form is subtracted from the weights. controls: the same for features of like frequency"
-        " and norm.",
+        f"{sum(one.proved for one in verdicts)} of {len(verdicts)} proved",
+        "",
+        "on triggers: share of the feature's activation that lies on triggers. removed: change of logit(positive)",
+        "- logit(negative) at the triggers where the feature is active, in nats, when the"
+        f" rank-{search.settings.rank} part of its quadratic form",
+        "is subtracted from the weights. controls: the same for features of like frequency and norm.",
     ]
     return "\n".join(lines)
 
 
 def _interval(effect: Any) -> str:
-    return f"{effect.mean:+.3f} [{effect.low:+.3f}, {effect.high:+.3f}]".ljust(29)
+    if math.isnan(effect.mean):
+        return "active at no site".ljust(29) if effect.n == 0 else "not measured".ljust(29)
+    interval = "" if math.isnan(effect.low) else f" [{effect.low:+.3f}, {effect.high:+.3f}]"
+    return f"{effect.mean:+.3f}{interval}".ljust(29)

@@ -183,10 +183,10 @@ def note(text: str) -> None:
 
 
 def bar(items: Sequence[T], description: str, /) -> Iterable[T]:
-    """A progress bar on stderr, shown for work of more than a second."""
+    """A progress bar on stderr, there from the first moment: 0 of so many."""
     from tqdm import tqdm
 
-    return tqdm(items, desc=description, file=sys.stderr, delay=1, leave=False)
+    return tqdm(items, desc=description, file=sys.stderr, leave=False)
 
 
 def read_yaml(path: str, what: str) -> dict[Any, Any]:

@@ -18,15 +18,16 @@ class RunFolder:
         folder: The folder.
     """
 
-    def __init__(self, folder: str | Path, what: str) -> None:
+    def __init__(self, folder: str | Path, what: str, record: str | None = None) -> None:
         """Name the folder and what is in it.
 
         Args:
             folder: The folder; made when the run starts.
             what: The run in messages, such as "a search".
+            record: The file that a finished run writes last, if its results stay in the folder as they are.
         """
         self.folder = Path(folder)
-        self._what = what
+        self._what, self._record = what, record
         self._marker = self.folder / MARKER
 
     @property
@@ -34,12 +35,22 @@ class RunFolder:
         """Settings of the run that was started here; empty if none was."""
         return read_json(self._marker, MARKER) if self._marker.is_file() else {}
 
+    def is_over(self, settings: Mapping[str, Any]) -> bool:
+        """Whether this run has its results in place, and was killed while it cleared away what led to them."""
+        recorded = self._record is not None and (self.folder / self._record).is_file()
+        return recorded and self._marker.is_file() and not common.changed_settings(self._marker, settings)
+
     def check(self, settings: Mapping[str, Any]) -> None:
         """Refuse a folder that holds anything but the start of this run.
 
         Raises:
-            ValueError: If the folder is another's.
+            ValueError: If the folder is another's, or holds results.
         """
+        if self._record is not None and (self.folder / self._record).is_file():
+            raise ValueError(
+                f"out must be a new or empty folder, or hold {self._what} to go on with, got {self.folder}, which holds"
+                " a finished one. Remove it or name another --out."
+            )
         if self._marker.is_file():
             if changed := common.changed_settings(self._marker, settings):
                 raise ValueError(
@@ -68,4 +79,4 @@ class RunFolder:
 
     def unmark(self) -> None:
         """Take the marker away: the run is over."""
-        self._marker.unlink()
+        self._marker.unlink(missing_ok=True)

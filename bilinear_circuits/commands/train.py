@@ -15,7 +15,9 @@ from simple_parsing import field
 
 from bilinear_circuits import processes, zoo
 from bilinear_circuits.commands import common
+from bilinear_circuits.commands.run_folder import RunFolder
 from bilinear_circuits.commands.training_data import prepare
+from bilinear_circuits.folders import TOKENIZER, fingerprint
 
 if TYPE_CHECKING:
     from bilinear_circuits.llama import ModelSettings
@@ -23,8 +25,8 @@ if TYPE_CHECKING:
     from bilinear_circuits.training import OptimSettings, TrainingResult
 
 
-_MARKER = "run.json"
-_DATA = "data"
+_RECORD = "training.json"
+_DATA, _CHECKPOINTS = "data", "checkpoints"
 
 
 @dataclass(kw_only=True)
@@ -115,11 +117,16 @@ def run(arguments: Arguments) -> None:
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    recipe, corpus, out = _asked(arguments)
+    folder, settings = _run_folder(out), resolved(recipe, corpus)
+    if folder.is_over(settings):
+        _clear(folder, arguments.keep_checkpoints)
+        print(f"{recipe.name} was finished already: {out}")
+        return
     processes.join(arguments.device)
     if processes.is_first():
-        _start(arguments)
+        _start(arguments, recipe, corpus, folder)
     processes.wait()
-    recipe, corpus, out = _asked(arguments)
     data = TrainingData.load(out / _DATA)
     model = build_model(recipe.model, data.tokenizer, recipe.seed)
     if processes.is_first():
@@ -136,7 +143,7 @@ def run(arguments: Arguments) -> None:
         callbacks=[_bar()] if processes.is_first() else [],
     )
     processes.leave()  # by now all have read the best checkpoint
-    _finish(out, model, record(recipe, corpus, data, result), arguments.keep_checkpoints)
+    _finish(folder, model, record(settings, data, result), arguments.keep_checkpoints)
     print(
         f"{recipe.name}: validation loss {result.valid_loss:.4f} nats per token at step {result.best_step} of"
         f" {result.steps}, {result.tokens / 1e6:.1f} M tokens, {result.seconds:.0f} s\nwritten: {out}"
@@ -154,35 +161,44 @@ def _asked(arguments: Arguments) -> tuple[Recipe, str, Path]:
     return recipe, zoo.corpus_path(arguments.corpus or recipe.corpus), results_folder(arguments)
 
 
-def _start(arguments: Arguments) -> None:
-    """Check what is asked, tokenize the stories, and mark the folder as that of this run."""
+def _run_folder(out: Path) -> RunFolder:
+    return RunFolder(out, "a training", _RECORD)
+
+
+def _start(arguments: Arguments, recipe: Recipe, corpus: str, folder: RunFolder) -> None:
+    """Check what is asked, mark the folder as that of this run, and tokenize the stories."""
     from bilinear_circuits.training import rows_per_device
 
-    recipe, corpus, out = _asked(arguments)
-    common.check_out(str(out))
     if arguments.device is not None:
         common.check_device(arguments.device)
-    _check_run(out, resolved(recipe, corpus))
+    settings = resolved(recipe, corpus)
+    folder.check(settings)
     rows_per_device(recipe.optim)  # refuses what the processes cannot share, before the stories are read
-    prepare(recipe, corpus, out / _DATA)
-    # Only now: a corpus that cannot be read must leave nothing behind.
-    with common.written_whole(out) as folder:
-        (folder / _MARKER).write_text(common.to_json(resolved(recipe, corpus)), encoding="utf-8")
+    # Saving comes after the mark: a corpus that cannot be read leaves nothing, a killed run only what is its own.
+    save = prepare(recipe, corpus, folder.folder / _DATA)
+    folder.mark(settings, [])
+    save()
 
 
 def resolved(recipe: Recipe, corpus: str) -> dict[str, Any]:
-    """A recipe as plain data, every default filled in."""
-    return asdict(recipe) | {"corpus": common.display_name(corpus)}
+    """A recipe as plain data, every default filled in, and the texts and the tokenizer it was run on."""
+    named = {"corpus": common.display_name(corpus), "corpus_sha256": common.file_hash(corpus)}
+    if recipe.valid is not None:
+        valid = zoo.corpus_path(recipe.valid)
+        named |= {"valid": common.display_name(valid), "valid_sha256": common.file_hash(valid)}
+    if recipe.tokenizer is not None:
+        files = fingerprint(zoo.model_path(recipe.tokenizer), TOKENIZER)
+        named |= {"tokenizer": common.display_name(recipe.tokenizer), "tokenizer_sha256": files.sha256}
+    return asdict(recipe) | named
 
 
-def record(recipe: Recipe, corpus: str, data: "TrainingData", result: "TrainingResult") -> dict[str, Any]:
+def record(settings: dict[str, Any], data: "TrainingData", result: "TrainingResult") -> dict[str, Any]:
     """What is saved beside the weights: recipe, versions, commit, data, and how the training went."""
     return {
-        "recipe": resolved(recipe, corpus),
+        "recipe": settings,
         "data_sha256": data.rows.data_hash,
         "n_rows": len(data.rows),
         "n_stories": data.counts,
-        "corpus_sha256": common.file_hash(Path(corpus)),
         "n_processes": processes.n_processes(),
         **common.environment(),
         "result": asdict(result),
@@ -210,35 +226,25 @@ def _bar() -> Any:
     return Bar()
 
 
-def _check_run(out: Path, recipe: dict[str, Any]) -> None:
-    """Refuse a folder that holds a finished model or the start of another run.
-
-    Raises:
-        ValueError: If the folder is another's.
-    """
-    if (out / "training.json").is_file():
-        raise ValueError(f"out must be a folder without a finished model, got {out}. Remove it or name another --out.")
-    marker = out / _MARKER
-    if marker.is_file() and (changed := common.changed_settings(marker, recipe)):
-        raise ValueError(
-            f"out holds a run with other settings ({', '.join(changed)}), got {out}."
-            " Remove it to start anew, or name another --out."
-        )
-
-
-def _finish(out: Path, model: Any, training: dict[str, Any], keep_checkpoints: bool) -> None:
+def _finish(folder: RunFolder, model: Any, training: dict[str, Any], keep_checkpoints: bool) -> None:
     """Write model, tokenizer and record, all or none of them, and remove what only a run under way needs."""
     import torch
 
-    from bilinear_circuits.rows import TOKENIZER
+    from bilinear_circuits.rows import TOKENIZER as TOKENIZER_FOLDER
 
     if training["recipe"]["optim"]["precision"] == "bf16":
         model = model.to(torch.bfloat16)
-    with common.written_whole(out) as folder:
-        model.save_pretrained(folder)
-        shutil.copytree(out / _DATA / TOKENIZER, folder, dirs_exist_ok=True)
-        (folder / "training.json").write_text(common.to_json(training), encoding="utf-8")
-        # Before the record is in place, after which none would. A network disk may keep files that are still mapped.
-        shutil.rmtree(out / _DATA, ignore_errors=True)
+    with common.written_whole(folder.folder) as whole:
+        model.save_pretrained(whole)
+        shutil.copytree(folder.folder / _DATA / TOKENIZER_FOLDER, whole, dirs_exist_ok=True)
+        (whole / _RECORD).write_text(common.to_json(training), encoding="utf-8")
+    _clear(folder, keep_checkpoints)
+
+
+def _clear(folder: RunFolder, keep_checkpoints: bool) -> None:
+    """Remove what only a run under way needs; its marker goes last."""
+    # A network disk may keep files that are still mapped.
+    shutil.rmtree(folder.folder / _DATA, ignore_errors=True)
     if not keep_checkpoints:
-        shutil.rmtree(out / "checkpoints")
+        shutil.rmtree(folder.folder / _CHECKPOINTS, ignore_errors=True)
+    folder.unmark()

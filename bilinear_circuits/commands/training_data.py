@@ -1,7 +1,8 @@
 """From the corpora of a training recipe to the tokenizer and the token rows that all processes of a run read."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +13,11 @@ if TYPE_CHECKING:
     from bilinear_circuits.commands.train import Recipe
 
 
-def prepare(recipe: "Recipe", corpus: str, folder: Path) -> None:
-    """Save the tokenizer and the token rows of a recipe, unless a run that was killed has saved the same ones.
+def prepare(recipe: "Recipe", corpus: str, folder: Path) -> Callable[[], None]:
+    """Make the tokenizer and the token rows of a recipe, unless a run that was killed has saved the same ones.
+
+    Returns:
+        What saves them.
 
     Raises:
         FileNotFoundError: If a corpus or a tokenizer is missing.
@@ -36,14 +40,14 @@ def prepare(recipe: "Recipe", corpus: str, folder: Path) -> None:
     key = data_key(made_by, stories, valid)
     if TrainingData.is_saved(folder, key):
         common.note("the stories are tokenized already")
-        return
+        return lambda: None
     train, held_out, counts = divide(recipe, stories, valid)
     if tokenizer is None:
         tokenizer = train_tokenizer(train, recipe.vocab_size, recipe.model.context, common.bar)
     rows, valid_rows = (
         tokenize_rows(texts, tokenizer, recipe.model.context, common.bar) for texts in (train, held_out)
     )
-    TrainingData(tokenizer, rows, valid_rows, counts).save(folder, key)
+    return partial(TrainingData(tokenizer, rows, valid_rows, counts).save, folder, key)
 
 
 def divide(

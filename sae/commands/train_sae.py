@@ -18,6 +18,7 @@ from simple_parsing import field
 from bilinear_circuits import zoo
 from bilinear_circuits.commands import common
 from bilinear_circuits.commands.changes import with_changes
+from bilinear_circuits.commands.run_folder import RunFolder
 from sae.settings import Recipe
 
 if TYPE_CHECKING:
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from sae.train import TrainedDictionaries
 
 _RECORD = "training.json"
-_MARKER = "run.json"
 _CHECKPOINTS = "checkpoints"
 _SNAPSHOTS = "snapshots"
 
@@ -82,7 +82,12 @@ def run(arguments: Arguments) -> None:
     common.check_device(arguments.device)
     zoo.model_path(recipe.model)
     resolved = _resolved(recipe)
-    _check_run(out, resolved)
+    folder = RunFolder(out, "a training", _RECORD)
+    if folder.is_over(resolved):
+        _clear(folder)
+        print(f"{recipe.name} was finished already: {out}")
+        return
+    folder.check(resolved)
 
     from bilinear_circuits.data import read_stories, tokenize_stories
     from sae.checks import check_model, check_options, check_tokens
@@ -95,7 +100,7 @@ def run(arguments: Arguments) -> None:
     check_model(model, recipe)
     tokens = tokenize_stories(stories, model.tokenizer, recipe.context)
     check_tokens(tokens, recipe)
-    _start(out, resolved)
+    _start(folder, resolved)
     metadata = _metadata(recipe, resolved, len(tokens), type(model).__name__, excluded_tokens(tokens))
 
     def keep(n_tokens: int, dictionaries: "dict[str, Dictionary]") -> None:
@@ -114,7 +119,7 @@ def run(arguments: Arguments) -> None:
         wandb=arguments.wandb,
     )
     record = _record(resolved, tokens, trained, time.perf_counter() - started)
-    _write(out, recipe, trained, record, metadata | {"training_tokens": trained.n_tokens})
+    _write(folder, recipe, trained, record, metadata | {"training_tokens": trained.n_tokens})
     print(table(trained))
     print(f"written: {out}")
 
@@ -139,33 +144,13 @@ def _resolved(recipe: Recipe) -> dict[str, Any]:
     return json.loads(json.dumps(asdict(recipe) | named | hashes))
 
 
-def _check_run(out: Path, resolved: dict[str, Any]) -> None:
-    """Refuse a folder that holds finished dictionaries or the start of another run.
-
-    Raises:
-        ValueError: If the folder is another's.
-    """
-    if (out / _RECORD).is_file():
-        raise ValueError(f"out must be a folder without finished dictionaries, got {out}. Name another --out.")
-    if (out / _MARKER).is_file():
-        if changed := common.changed_settings(out / _MARKER, resolved):
-            raise ValueError(
-                f"out must hold a run of this recipe to go on with, got {out}, where {', '.join(changed)} differ."
-                " Remove it to start anew, or name another --out."
-            )
-    elif out.is_dir() and any(out.iterdir()):
-        raise ValueError(f"out must be a new or empty folder, or hold a run to go on with, got {out}.")
-
-
-def _start(out: Path, resolved: dict[str, Any]) -> None:
+def _start(folder: RunFolder, resolved: dict[str, Any]) -> None:
     """Mark the folder as this run's; take away dictionaries that a kill left without their record."""
-    for folder in out.glob("blocks.*.mlp.hook_*"):
-        shutil.rmtree(folder)
-    if not (out / _MARKER).is_file():
-        with common.written_whole(out) as folder:
-            (folder / _MARKER).write_text(common.to_json(resolved), encoding="utf-8")
-    if any(out.glob(f"{_CHECKPOINTS}/*")):
-        common.note(f"going on from the last checkpoint in {out / _CHECKPOINTS}")
+    folder.mark(resolved, [_SNAPSHOTS])
+    for one in folder.folder.glob("blocks.*.mlp.hook_*"):
+        shutil.rmtree(one)
+    if any(folder.folder.glob(f"{_CHECKPOINTS}/*")):
+        common.note(f"going on from the last checkpoint in {folder.folder / _CHECKPOINTS}")
 
 
 def _record(
@@ -206,14 +191,19 @@ def _metadata(
 
 
 def _write(
-    out: Path, recipe: Recipe, trained: "TrainedDictionaries", record: dict[str, Any], metadata: dict[str, Any]
+    folder: RunFolder, recipe: Recipe, trained: "TrainedDictionaries", record: dict[str, Any], metadata: dict[str, Any]
 ) -> None:
     """The dictionaries, then their record, then the checkpoints go: a kill in between leaves a run to go on with."""
-    _write_dictionaries(out, recipe, trained.dictionaries, metadata)
-    with common.written_whole(out) as folder:
-        (folder / _RECORD).write_text(common.to_json(record), encoding="utf-8")
-    shutil.rmtree(out / _CHECKPOINTS, ignore_errors=True)
-    (out / _MARKER).unlink()
+    _write_dictionaries(folder.folder, recipe, trained.dictionaries, metadata)
+    with common.written_whole(folder.folder) as whole:
+        (whole / _RECORD).write_text(common.to_json(record), encoding="utf-8")
+    _clear(folder)
+
+
+def _clear(folder: RunFolder) -> None:
+    """Remove what only a run under way needs; its marker goes last."""
+    shutil.rmtree(folder.folder / _CHECKPOINTS, ignore_errors=True)
+    folder.unmark()
 
 
 def _write_dictionaries(
