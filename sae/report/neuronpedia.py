@@ -8,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bilinear_circuits.examples import Band
 from bilinear_circuits.report.payload import plain
-from sae.report.results import Band, FeatureCard
+from sae.report.results import FeatureCard
 
 BATCH = 128
 _N_LOGIT_BINS = 50
