@@ -9,7 +9,8 @@ from torch import Tensor
 from bilinear_circuits.activity import LayerActivity
 from bilinear_circuits.examples import ExampleFinder, bands, histogram
 from bilinear_circuits.naming import TokenTexts, all_top_tokens
-from sae.report.results import DENSE, RARE, FeatureCard, Side, State
+from bilinear_circuits.report.graph_ids import Side
+from sae.report.results import DENSE, RARE, FeatureCard, State
 
 _N_TOKENS, _N_TOP_TOKENS, _N_NEIGHBOURS = 10, 6, 10
 _TOGETHER = 64

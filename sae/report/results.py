@@ -6,7 +6,6 @@ from typing import Literal
 from bilinear_circuits.examples import Band, Histogram
 from bilinear_circuits.profiles import FeatureProfile
 
-Side = Literal["in", "out"]
 State = Literal["", "dead", "rare", "dense"]
 DENSE = 0.1
 """Share of tokens above which a feature counts as dense."""
