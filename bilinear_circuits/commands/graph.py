@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from simple_parsing import field
 
 from bilinear_circuits.commands import common
-from bilinear_circuits.commands.graph_folder import LIST, NEURONPEDIA, GraphFolder
+from bilinear_circuits.commands.graph_folder import FEATURES, LIST, NEURONPEDIA, GraphFolder
 
 if TYPE_CHECKING:
     from bilinear_circuits.activity import LayerActivity
@@ -81,6 +81,10 @@ class Arguments(common.CommonArguments):
             raise ValueError(f"slug must not be {self.slug}: {LIST} is the list of graphs.")
 
 
+def results_folder(arguments: Arguments) -> None:
+    """Name no folder to be held during the run: many graphs are added to one, which is held while it is written."""
+
+
 def run(arguments: Arguments) -> None:
     """Attribute, print, write."""
     started = time.perf_counter()
@@ -106,7 +110,8 @@ def run(arguments: Arguments) -> None:
     tokens = tokenize_stories(stories, model.tokenizer, context_length(model))
     (activity,) = collect_activity(model, interactions, tokens, common.bar)
     seconds = time.perf_counter() - started
-    provenance = _provenance(arguments, common.provenance(arguments, interactions, corpus, len(stories), seconds))
+    resolved = replace(arguments, saes=common.saes_of(arguments), corpus=common.display_name(corpus))
+    provenance = common.provenance(resolved, interactions, corpus, len(stories), seconds)
     document, others = _documents(arguments, slug, graph, activity, model, provenance)
     folder.write(arguments.prompt, document, others)
     print(describe(graph, model.tokenizer, _names(activity, model.tokenizer)))
@@ -114,12 +119,6 @@ def run(arguments: Arguments) -> None:
         f"\nwritten: {arguments.out}/{slug}.json, {len(document['nodes'])} nodes, {len(document['links'])} links,"
         f" details of {len(others) - 1} features; for an upload: {arguments.out}/{NEURONPEDIA}/{slug}.json"
     )
-
-
-def _provenance(arguments: Arguments, made: dict[str, Any]) -> dict[str, Any]:
-    """What it takes to repeat the graph, without a path of the machine: a graph is made to be shared."""
-    config = common.shared_config(replace(arguments, saes=common.saes_of(arguments), corpus=made["corpus"]["name"]))
-    return {**made, "model": made["model"] | {"name": common.display_name(arguments.model)}, "config": config}
 
 
 def _documents(
@@ -150,7 +149,7 @@ def _documents(
     document = graph_payload(graph, source, model.tokenizer, name, arguments.max_links, arguments.max_pairs)
     maker = graph_features.DetailMaker(activity, unembedding(model), model.tokenizer)
     shown = (maker.detail(feature, side) for _, feature, side in features_of(graph, arguments.max_links))
-    others = {f"{graph_features.FEATURES}/{details}/{number}.json": detail for number, detail in shown}
+    others = {f"{FEATURES}/{details}/{number}.json": detail for number, detail in shown}
     source_set = common.display_name(common.saes_of(arguments))
     upload = graph_features.neuronpedia_document(document, model_id, source_set)
     return document, {**others, f"{NEURONPEDIA}/{slug}.json": upload}

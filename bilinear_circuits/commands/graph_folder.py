@@ -4,19 +4,18 @@ Others write there too. Their entries in the list are kept, runs that write at o
 by which a graph is found, is replaced as a whole and last.
 """
 
-import contextlib
-import fcntl
 import json
 import os
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from bilinear_circuits.commands.claims import HALF_WRITTEN, claimed
 from bilinear_circuits.folders import read_json
 
 LIST = "graph-metadata.json"
-NEURONPEDIA = "neuronpedia"
+FEATURES, NEURONPEDIA = "features", "neuronpedia"
 
 
 class GraphFolder:
@@ -47,6 +46,9 @@ class GraphFolder:
         for name in (LIST, f"{self.slug}.json"):
             if (self.folder / name).is_dir():
                 raise ValueError(f"out must not hold a folder where a file is written, got {self.folder / name}.")
+        for name in (FEATURES, NEURONPEDIA):
+            if (self.folder / name).is_file():
+                raise ValueError(f"out must not hold a file where a folder is made, got {self.folder / name}.")
         self._check_slug(prompt)
 
     def write(self, prompt: str, graph: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]]) -> None:
@@ -61,18 +63,19 @@ class GraphFolder:
             ValueError: As `check` does, if the folder was changed meanwhile.
         """
         documents = {**others, f"{self.slug}.json": graph}
-        self.folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self.folder.parent, prefix=f".{self.folder.name}-") as name:
+        with claimed(self.folder, wait=True), self._temporary() as name:
             temporary = Path(name)
+            self.check(prompt)
+            documents[LIST] = self._with_entry(graph["metadata"])
             for path, document in documents.items():
                 _write(temporary / path, document)
-            self.folder.mkdir(exist_ok=True)
-            with _locked(self.folder):
-                self.check(prompt)
-                _write(temporary / LIST, self._with_entry(graph["metadata"]), indent=2)
-                for path in (*documents, LIST):
-                    (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
-                    os.replace(temporary / path, self.folder / path)
+            for path in documents:
+                (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
+                os.replace(temporary / path, self.folder / path)
+
+    def _temporary(self) -> tempfile.TemporaryDirectory[str]:
+        folder = self.folder.resolve()
+        return tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-", suffix=HALF_WRITTEN)
 
     def _listed(self) -> dict[str, Any]:
         """The list of graphs as it stands; an empty one where there is none.
@@ -117,19 +120,7 @@ class GraphFolder:
         return isinstance(metadata, dict) and metadata.get("name") == self._generator
 
 
-def _write(file: Path, document: Mapping[str, Any], indent: int | None = None) -> None:
+def _write(file: Path, document: Mapping[str, Any]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    separators = None if indent else (",", ":")
-    text = json.dumps(document, ensure_ascii=False, allow_nan=False, indent=indent, separators=separators)
+    text = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     file.write_text(text + "\n", encoding="utf-8")
-
-
-@contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    """Hold a lock on the folder itself, which leaves no file behind and ends with the process."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)

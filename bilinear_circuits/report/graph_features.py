@@ -17,14 +17,13 @@ from bilinear_circuits.naming import TokenTexts
 from bilinear_circuits.report.graph_ids import Side, cantor_pair, shared_index
 from bilinear_circuits.report.payload import plain
 
-FEATURES = "features"
 _N_LOGITS, _N_QUANTILES = 10, 100
 _INSIDE = "##"  # WordPiece: the token goes on with a word
 
 
 def details_scan(name: str) -> str:
     """The scan of a graph whose feature details lie in `features/name` of the folder that circuit-tracer opens."""
-    return f"./data/{FEATURES}/{name}"
+    return f"./data/features/{name}"
 
 
 def neuronpedia_document(document: Mapping[str, Any], model_id: str, source_set: str) -> dict[str, Any]:
