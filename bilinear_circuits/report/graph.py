@@ -21,8 +21,8 @@ GRAPH_VERSION = 1
 GENERATOR = "bilinear-circuits"
 FEATURE_TYPE = "cross layer transcoder"
 MAX_LINKS, MAX_PAIRS = 2000, 2000
-# The one type that neither viewer takes for a feature, and that Neuronpedia's scores do not take for a logit, as they
-# do every type they have no place for.
+# The one type of MLPs that neither viewer takes for a feature, and that Neuronpedia's scores do not take for a logit,
+# as they do every type they have no place for.
 _NO_FEATURE = "mlp reconstruction error"
 _ERROR, _BIAS, _REST = -1, -2, -3  # numbers that no feature has
 _PARTS = {
