@@ -1,6 +1,7 @@
-"""Stretches of stories around tokens at which a feature is active."""
+"""Where a feature is active: stretches of stories around its tokens, and how its activations are distributed."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 from jaxtyping import Float, Int
@@ -11,6 +12,9 @@ from bilinear_circuits.naming import TokenTexts
 
 _TOKENS_BEFORE, _TOKENS_AFTER = 14, 6
 _DIGITS = 4
+N_BINS = 40
+_N_STRONGEST, _STRONGEST_AMONG, _N_PER_BAND, _FEW = 6, 3, 3, 12
+_BAND_EDGES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,42 @@ class Example:
     values: tuple[float, ...]
     centre: int
     quantile: float
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of active tokens by activation.
+
+    Attributes:
+        low: Lower end of the first bin.
+        high: Upper end of the last.
+        counts: Tokens in each bin; bins are of equal width.
+    """
+
+    low: float
+    high: float
+    counts: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Band:
+    """Examples from one range of activation.
+
+    Attributes:
+        low: Quantile among the active tokens at which the range begins, 0 for the weakest activation.
+        high: Quantile at which it ends, 1 for the strongest.
+        least: Smallest activation in the range.
+        most: Largest.
+        share: Share of the active tokens that lie in it.
+        examples: Some of them, strongest first.
+    """
+
+    low: float
+    high: float
+    least: float
+    most: float
+    share: float
+    examples: tuple[Example, ...]
 
 
 class ExampleFinder:
@@ -90,3 +130,30 @@ def stretch(story: Int[Tensor, " token"], centre: int, before: int, after: int) 
 def evenly(n: int, most: int) -> Int[Tensor, " m"]:
     """Up to `most` indices below n, evenly spread."""
     return torch.linspace(0, n - 1, min(n, most)).long()
+
+
+def histogram(value: Float[Tensor, " n"], n_bins: int = N_BINS) -> Histogram:
+    """Counts in bins of equal width from 0, or the least activation if that is negative, to the largest."""
+    if len(value) == 0:
+        return Histogram(0.0, 0.0, ())
+    low, high = min(0.0, value.min().item()), max(0.0, value.max().item())
+    counts = torch.histc(value.float().cpu(), n_bins, low, high)
+    return Histogram(low, high, tuple(int(one) for one in counts.tolist()))
+
+
+def bands(finder: ExampleFinder, value: Float[Tensor, " n"]) -> tuple[Band, ...]:
+    """Examples from the whole range of activation: the strongest, then some from each quarter of the active tokens."""
+    ordered = value.sort(descending=True).values
+    n = len(ordered)
+    if n <= _FEW:
+        return (_band(ordered, 0, n, 0.0, 1.0, finder.find(n)),)
+    among = min(n, _N_STRONGEST * _STRONGEST_AMONG)
+    found = [_band(ordered, 0, among, 1 - among / n, 1.0, finder.find(_N_STRONGEST, 0, among))]
+    for low, high in reversed(list(pairwise(_BAND_EDGES))):
+        first, end = round((1 - high) * n), round((1 - low) * n)
+        found.append(_band(ordered, first, end, low, high, finder.find(_N_PER_BAND, first, end)))
+    return tuple(found)
+
+
+def _band(ordered: Tensor, first: int, end: int, low: float, high: float, examples: tuple) -> Band:
+    return Band(low, high, ordered[end - 1].item(), ordered[first].item(), (end - first) / len(ordered), examples)

@@ -67,6 +67,38 @@ SCHEMA = record(
                 activation={"type": ["number", "null"]},
             )
         ),
-        "links": listing(record({"source": STRING, "target": STRING, "weight": NUMBER})),
+        "links": listing(record({"source": STRING, "target": STRING, "weight": NUMBER}, removal=NUMBER)),
     }
+)
+
+# Details of a feature: what circuit-tracer's page reads, and the keys that Neuronpedia's type of them requires.
+DETAIL = record(
+    {
+        "transcoder_id": STRING,
+        "index": INTEGER,
+        "examples_quantiles": listing(
+            record(
+                {
+                    "quantile_name": STRING,
+                    "examples": listing(
+                        record(
+                            {
+                                "tokens": listing(STRING),
+                                "tokens_acts_list": listing(NUMBER),
+                                "train_token_ind": INTEGER,
+                                "is_repeated_datapoint": {"type": "boolean"},
+                            }
+                        )
+                    ),
+                }
+            )
+        ),
+        "top_logits": listing(STRING),
+        "bottom_logits": listing(STRING),
+        "activation_frequency": NUMBER,
+    },
+    act_min=NUMBER,
+    act_max=NUMBER,
+    quantile_values={**listing(NUMBER), "minItems": 100, "maxItems": 100},
+    histogram=listing(NUMBER),
 )

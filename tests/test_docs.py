@@ -44,6 +44,23 @@ def test_the_code_of_the_readme_runs_and_its_numbers_are_right():
     torch.testing.assert_close(ledger.total.float(), expected, atol=1e-5, rtol=1e-4)
 
 
+def test_the_graph_of_the_readme_ends_where_its_feature_is_active_and_pairs_explain_it():
+    import bilinear_circuits as bc
+    from bilinear_circuits.attribution import attribute_prompt
+    from bilinear_circuits.prompts import prompt_tokens
+
+    (asked,) = re.findall(r'graph --prompt "(.+)" --layer (\d+) --feature (\d+)', README)
+    layer, feature = map(int, asked[1:])
+    model = bc.load_model()
+    mlp = bc.BilinearMLP.from_model(model, layer)
+    interactions = bc.FeatureInteractions(mlp, *bc.load_dictionaries(layer))
+    ids = prompt_tokens(asked[0], model.tokenizer, 256)
+    (one,) = attribute_prompt(model, [interactions], [(layer, feature)], ids).attributions
+    assert one.position == len(ids) - 1
+    assert one.direct is not None
+    assert one.ledger.completeness.item() > 0.9
+
+
 def test_every_query_in_configs_is_a_valid_query():
     from bilinear_circuits.commands.circuits import read_query
 

@@ -8,6 +8,7 @@ import re
 from html.parser import HTMLParser
 
 import pytest
+import torch
 from features_world import D_SAE_IN, D_SAE_OUT, DEAD, DENSE, LAYER, SCRIPT, activity_of, write_world
 from pyarrow import parquet
 from test_cli import mistake
@@ -175,23 +176,58 @@ def test_tables_hold_what_the_index_shows(made):
     assert any(tokens[:1] == ["=1+2"] for tokens in table["tokens"])
 
 
-def test_neuronpedia_batches_hold_every_feature(made):
+def test_input_features_are_numbered_after_the_output_features_as_in_graphs(world, made):
+    from bilinear_circuits.attribution import attribute_prompt
+    from bilinear_circuits.report.graph import GraphSource, graph_payload
+
+    model, activity = activity_of(world)
+    folder = made / "layer-1-in" / "neuronpedia"
+    batches = [json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("batch-*.json")]
+    vectors = {one["feature_index"]: one["vector"] for batch in batches for one in batch["features"]}
+    skipped = json.loads((folder / "skipped_indexes.json").read_text())["skipped_indexes"]
+    assert sorted([*vectors, *skipped]) == list(range(D_SAE_OUT, D_SAE_OUT + D_SAE_IN))
+    ids = torch.tensor([1, 5, 6, 7, 8, 9, 10, 11])
+    graph = attribute_prompt(model, [activity.interactions], [(LAYER, DENSE)], ids)
+    document = graph_payload(graph, GraphSource("", "s", "m"), model.tokenizer, lambda *name: str(name))
+    seen = 0
+    for node in document["nodes"]:
+        layer, index, _ = node["node_id"].split("_") if node["feature_type"] == "cross layer transcoder" else (0, 0, 0)
+        side = node["clerp"].split(" ")[0]
+        if side == "in" and int(index) in vectors:
+            number = int(node["clerp"].split("/")[1].split(":")[0])
+            assert vectors[int(index)] == pytest.approx(activity.interactions.sae_in.W_dec[number].tolist(), rel=1e-6)
+            assert int(layer) == batches[0]["layer"]
+            seen += 1
+    assert seen > 3
+
+
+def test_neuronpedia_batches_hold_every_feature(world, made):
     keys = {
         "feature_index", "neuron_alignment_indices", "neuron_alignment_values", "neuron_alignment_l1",
         "correlated_neurons_indices", "correlated_neurons_l1", "correlated_neurons_pearson",
         "correlated_features_indices", "correlated_features_l1", "correlated_features_pearson",
         "neg_str", "neg_values", "pos_str", "pos_values", "frac_nonzero", "freq_hist_data_bar_heights",
         "freq_hist_data_bar_values", "logits_hist_data_bar_heights", "logits_hist_data_bar_values", "n_prompts_total",
-        "n_tokens_in_prompt", "dataset", "decoder_weights_dist", "activations",
+        "n_tokens_in_prompt", "dataset", "decoder_weights_dist", "activations", "vector",
     }  # fmt: skip
-    found = []
-    for file in sorted((made / "layer-1-out" / "neuronpedia").iterdir()):
+    _, activity = activity_of(world)
+    found, folder = [], made / "layer-1-out" / "neuronpedia"
+    for file in sorted(folder.glob("batch-*.json")):
         batch = json.loads(file.read_text(encoding="utf-8"))
         assert set(batch) == {"model_id", "layer", "sae_set", "sae_id_suffix", "features"}
-        assert (batch["model_id"], batch["layer"], batch["sae_id_suffix"]) == ("tiny", LAYER, "mlp-out")
+        assert (batch["model_id"], batch["layer"], batch["sae_id_suffix"]) == ("tiny", LAYER, None)
         found += batch["features"]
-    assert sorted(one["feature_index"] for one in found) == list(range(D_SAE_OUT))
+    skipped = json.loads((folder / "skipped_indexes.json").read_text())
+    named = {"model_id": "tiny", "layer": "1", "sae_set": "saes", "log_sparsity": None}
+    assert skipped == named | {"skipped_indexes": skipped["skipped_indexes"]}
+    assert skipped["skipped_indexes"] == (activity.outputs.counts == 0).nonzero().squeeze(1).tolist()
+    assert DEAD in skipped["skipped_indexes"]
+    numbers = [one["feature_index"] for one in found]
+    assert sorted([*numbers, *skipped["skipped_indexes"]]) == list(range(D_SAE_OUT))
     for one in found:
+        assert one["activations"]
+        row = activity.interactions.sae_out.W_dec[one["feature_index"]].tolist()
+        assert one["vector"] == pytest.approx(row, rel=1e-6)
         assert set(one) == keys
         assert sum(one["logits_hist_data_bar_heights"]) == 20
         assert len(one["logits_hist_data_bar_values"]) == 50

@@ -17,13 +17,14 @@ OLD = "old"  # within one, what was in the place of the new folder
 
 
 @contextlib.contextmanager
-def claimed(out: str | Path | None) -> Iterator[None]:
+def claimed(out: str | Path | None, wait: bool = False) -> Iterator[None]:
     """Hold a folder of results for this run, and clear what a killed one left half written.
 
     The folder is made where there is none, and taken away again if the run puts nothing in it.
 
     Args:
         out: The folder; None claims nothing. Where several processes share a run, the first one claims.
+        wait: Wait for another run to end instead of refusing, for folders that many runs add to.
 
     Raises:
         ValueError: If another run is going on there.
@@ -36,7 +37,7 @@ def claimed(out: str | Path | None) -> Iterator[None]:
     _restore(folder)
     made = _made(folder)
     try:
-        with _locked(folder, str(out)):
+        with _locked(folder, str(out), wait):
             _clear(folder)
             yield
     finally:
@@ -53,7 +54,7 @@ def _made(folder: Path) -> list[Path]:
 
 
 @contextlib.contextmanager
-def _locked(folder: Path, shown: str) -> Iterator[None]:
+def _locked(folder: Path, shown: str, wait: bool) -> Iterator[None]:
     """Lock a folder itself, which leaves no file behind and ends with the process, however that ends."""
     if fcntl is None:
         yield
@@ -61,7 +62,7 @@ def _locked(folder: Path, shown: str) -> Iterator[None]:
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise ValueError(
                 f"out must not be written by two runs at once, got {shown}, where another one is going on. Wait for it"

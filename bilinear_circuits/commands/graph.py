@@ -1,22 +1,27 @@
-"""Write the attribution graph of a prompt: which inputs made output features active, for Neuronpedia's viewer.
+"""Write the attribution graph of a prompt: which inputs made output features active, for graph viewers.
 
-The file is in the format of circuit-tracer and Neuronpedia (schema version 1). Links into an output feature add up to
-its pre-activation: products of two input features are split half and half, and what the dictionary misses, its bias and
-the inputs too small to show are nodes of their own. Upload it at neuronpedia.org, or read it as JSON.
+The folder opens in circuit-tracer's server as it is: SLUG.json, its entry in graph-metadata.json beside those that are
+there, and details of its features. neuronpedia/SLUG.json is the same graph for an upload at neuronpedia.org. Links into
+an output feature add up to its pre-activation: products of two input features are split half and half, and what the
+dictionary misses, its bias and the inputs too small to show are nodes of their own. Each link also says what the
+removal of its source does.
 
-  bilinear-circuits graph --prompt "the dog was not bad ." --layer 4 --feature 143 --out graph
+  bilinear-circuits graph --prompt "she could not" --layer 4 --feature 143 --out graph
 """
 
+import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from simple_parsing import field
 
 from bilinear_circuits.commands import common
+from bilinear_circuits.commands.graph_folder import FEATURES, LIST, NEURONPEDIA, GraphFolder
 
 if TYPE_CHECKING:
     from bilinear_circuits.activity import LayerActivity
@@ -24,9 +29,9 @@ if TYPE_CHECKING:
 
     Names = Callable[[int, int, str], str]
 
-FILE = "graph.json"
 _SLUG = 60  # characters
 _PAIRS_SHOWN = 3
+_DIGEST = 8  # characters of a hash that tell folders apart
 
 
 @dataclass(kw_only=True)
@@ -43,7 +48,7 @@ class Arguments(common.CommonArguments):
     """Output features, one or more; also given several times."""
 
     out: str
-    """Folder for graph.json."""
+    """Folder of graphs; this one is added to those that are there."""
 
     slug: str | None = None
     """Short name of the graph, of a-z, 0-9 and dashes; by default made of the features and the prompt."""
@@ -72,6 +77,12 @@ class Arguments(common.CommonArguments):
                 raise ValueError(f"{name} must be at least 1, got {value}.")
         if self.slug is not None and not re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", self.slug):
             raise ValueError(f"slug must be made of a-z, 0-9 and single dashes, got {self.slug!r}.")
+        if self.slug == Path(LIST).stem:
+            raise ValueError(f"slug must not be {self.slug}: {LIST} is the list of graphs.")
+
+
+def results_folder(arguments: Arguments) -> None:
+    """Name no folder to be held during the run: many graphs are added to one, which is held while it is written."""
 
 
 def run(arguments: Arguments) -> None:
@@ -86,46 +97,88 @@ def run(arguments: Arguments) -> None:
     from bilinear_circuits.attribution import attribute_prompt
     from bilinear_circuits.data import read_stories, tokenize_stories
     from bilinear_circuits.prompts import prompt_tokens
-    from bilinear_circuits.report.graph import GraphSource, graph_payload
+    from bilinear_circuits.report.graph import GENERATOR
     from bilinear_circuits.running import context_length
 
+    slug = arguments.slug or default_slug(features, arguments.prompt)
+    folder = GraphFolder(arguments.out, slug, GENERATOR)
+    folder.check(arguments.prompt)
     stories = read_stories(corpus, arguments.n_stories)
     model, interactions = common.load_interactions(arguments, layers)
     token_ids = prompt_tokens(arguments.prompt, model.tokenizer, context_length(model))
     graph = attribute_prompt(model, interactions, features, token_ids, arguments.n_logits)
     tokens = tokenize_stories(stories, model.tokenizer, context_length(model))
     (activity,) = collect_activity(model, interactions, tokens, common.bar)
-    name = _names(activity, model.tokenizer)
     seconds = time.perf_counter() - started
     resolved = replace(arguments, saes=common.saes_of(arguments), corpus=common.display_name(corpus))
+    provenance = common.provenance(resolved, interactions, corpus, len(stories), seconds)
+    document, others = _documents(arguments, slug, graph, activity, model, provenance)
+    folder.write(arguments.prompt, document, others)
+    print(describe(graph, model.tokenizer, _names(activity, model.tokenizer)))
+    print(
+        f"\nwritten: {arguments.out}/{slug}.json, {len(document['nodes'])} nodes, {len(document['links'])} links,"
+        f" details of {len(others) - 1} features; for an upload: {arguments.out}/{NEURONPEDIA}/{slug}.json"
+    )
+
+
+def _documents(
+    arguments: Arguments,
+    slug: str,
+    graph: "PromptAttribution",
+    activity: "LayerActivity",
+    model: Any,
+    provenance: dict[str, Any],
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+    """The graph, and what belongs to it by its path in the folder: details of its features, and the upload."""
+    from bilinear_circuits.report import graph_features
+    from bilinear_circuits.report.graph import GraphSource, graph_payload
+    from bilinear_circuits.report.graph import graph_features as features_of
+    from bilinear_circuits.running import unembedding
+
+    model_id, interactions = common.display_name(arguments.model), activity.interactions
+    details = details_name(model_id, provenance)
     source = GraphSource(
         prompt=arguments.prompt,
-        slug=arguments.slug or default_slug(features, arguments.prompt),
-        scan=common.display_name(arguments.model),
-        dictionaries=tuple(one.name for one in (interactions[0].sae_in, interactions[0].sae_out)),
+        slug=slug,
+        scan=graph_features.details_scan(details),
+        dictionaries=(interactions.sae_in.name, interactions.sae_out.name),
         creator=arguments.creator,
-        provenance=common.provenance(resolved, interactions, corpus, len(stories), seconds),
+        provenance=provenance,
     )
+    name = _names(activity, model.tokenizer)
     document = graph_payload(graph, source, model.tokenizer, name, arguments.max_links, arguments.max_pairs)
-    text = json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
-    with common.written_whole(arguments.out) as folder:
-        (folder / FILE).write_text(text, encoding="utf-8")
-    print(describe(graph, model.tokenizer, name))
-    print(
-        f"\nwritten: {arguments.out}/{FILE}, {len(document['nodes'])} nodes, {len(document['links'])} links,"
-        f" {len(text.encode()) / 1000:.0f} kB"
-    )
+    maker = graph_features.DetailMaker(activity, unembedding(model), model.tokenizer)
+    shown = (maker.detail(feature, side) for _, feature, side in features_of(graph, arguments.max_links))
+    others = {f"{FEATURES}/{details}/{number}.json": detail for number, detail in shown}
+    source_set = common.display_name(common.saes_of(arguments))
+    upload = graph_features.neuronpedia_document(document, model_id, source_set)
+    return document, {**others, f"{NEURONPEDIA}/{slug}.json": upload}
+
+
+def details_name(model_id: str, provenance: Mapping[str, Any]) -> str:
+    """Name a folder of feature details, another for every model, dictionaries and corpus; as "ts-17m-1f9c30ab"."""
+    hashes = [one["sha256"] for one in (provenance["model"], *provenance["dictionaries"], provenance["corpus"])]
+    digest = hashlib.sha256(json.dumps([*hashes, provenance["corpus"]["n_stories"]]).encode()).hexdigest()
+    return f"{re.sub('[^A-Za-z0-9._-]+', '-', model_id)}-{digest[:_DIGEST]}"
 
 
 def default_slug(features: Sequence[tuple[int, int]], prompt: str) -> str:
-    """For instance "4-143-the-cake-was-not-good"; other letters than a-z and digits become dashes."""
+    """For instance "4-143-the-cake-was-not-good"; other letters than a-z and digits become dashes.
+
+    One that is cut ends in a hash of the whole, so that it stays another than that of other features or prompts.
+    """
     words = "-".join([*(f"{layer}-{feature}" for layer, feature in features), prompt.lower()])
-    return re.sub("[^a-z0-9]+", "-", words)[:_SLUG].strip("-")
+    slug = re.sub("[^a-z0-9]+", "-", words).strip("-")
+    if len(slug) <= _SLUG:
+        return slug
+    digest = hashlib.sha256(words.encode()).hexdigest()[:_DIGEST]
+    return f"{slug[: _SLUG - _DIGEST - 1].strip('-')}-{digest}"
 
 
 def describe(graph: "PromptAttribution", tokenizer: Any, name: "Names") -> str:
     """Where the features are active, and the pairs that make them so."""
     from bilinear_circuits.naming import token_text
+    from bilinear_circuits.report.graph import has_logits
 
     texts = [token_text(tokenizer, token_id) for token_id in graph.token_ids.tolist()]
     likeliest = zip(graph.logit_ids.tolist(), graph.probabilities.tolist(), strict=True)
@@ -143,6 +196,11 @@ def describe(graph: "PromptAttribution", tokenizer: Any, name: "Names") -> str:
             lines.append("   token          activation  = inputs   + error    + bias  pairs explain  leading pairs")
         for one in found:
             lines += _row(one, texts[one.position], name)
+    if not has_logits(graph):
+        lines += [
+            "",
+            f"none is active at the last token: the {len(graph.logit_ids)} next tokens have no link and are left out",
+        ]
     return "\n".join(lines)
 
 

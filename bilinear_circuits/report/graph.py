@@ -1,39 +1,45 @@
 """Attribution graphs in the format of circuit-tracer and Neuronpedia, schema version 1.
 
-The published format has one dictionary for each layer; here a layer has two, at the input and at the output of its MLP.
-So layer L takes two rows, 2L for input features and 2L + 1 for output features, and node ids, `layer` and the Cantor
-numbers are made of rows. Links into an output feature are the shares of `bilinear_circuits.attribution`. They add up
-to its pre-activation, also where small ones are left out: those are summed into one node. Pairs, which a graph has no
-place for, stand under the key "bilinear_circuits", which viewers ignore.
+Layers of nodes are layers of the model, and both dictionaries of a layer share its numbers (`report.graph_ids`). Links
+into an output feature are the shares of `bilinear_circuits.attribution`. They add up to its pre-activation, also where
+small ones are left out: those are summed into one node. Each link also says what the removal of its source does. Pairs,
+which a graph has no place for, stand under the key "bilinear_circuits", which viewers ignore.
 """
 
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import bilinear_circuits
 from bilinear_circuits.attribution import Attribution, PromptAttribution
 from bilinear_circuits.naming import token_text
+from bilinear_circuits.report.graph_ids import Side, cantor_pair, shared_index
 from bilinear_circuits.report.payload import plain
 
 GRAPH_VERSION = 1
+GENERATOR = "bilinear-circuits"
+FEATURE_TYPE = "cross layer transcoder"
 MAX_LINKS, MAX_PAIRS = 2000, 2000
-Side = Literal["in", "out"]
+# The one type of MLPs that neither viewer takes for a feature, and that Neuronpedia's scores do not take for a logit,
+# as they do every type they have no place for.
+_NO_FEATURE = "mlp reconstruction error"
 _ERROR, _BIAS, _REST = -1, -2, -3  # numbers that no feature has
 _PARTS = {
-    _ERROR: ("mlp reconstruction error", "what the input dictionary misses"),
-    _BIAS: ("bias", "decoder bias of the input dictionary and constant"),
-    _REST: ("sum of small inputs", "input features left out of this graph, summed"),
+    _ERROR: "what the input dictionary misses",
+    _BIAS: "decoder bias of the input dictionary and constant",
+    _REST: "the rest: input features left out of this graph, summed",
 }
 _DESCRIPTION = (
-    "Output features of bilinear MLPs. Layer L of the model takes two rows: 2L holds features of its MLP input, 2L + 1"
-    " features of its MLP output. Links into an output feature add up to its pre-activation: each product of two input"
-    " features, or of one with the bias or the error, is split half and half between the two. Links into a logit are"
-    " the direct path alone: activation times decoder row through the unembedding, with the final norm's scale held"
-    " fixed. Not in the graph: attention, later layers, other output features, and what makes the input features"
-    " active, hence no links from embeddings. Pairs of input features: key bilinear_circuits."
+    "Output features of bilinear MLPs. Both dictionaries of a layer share its numbers: output features keep theirs,"
+    " those of input features follow. Links into an output feature add up to its pre-activation: each product of two"
+    " input features, or of one with the bias or the error, is split half and half between the two (Shapley values);"
+    " `removal` is the change where the source is taken out, all of its products with it. Links into a logit are the"
+    " direct path alone: activation times decoder row through the unembedding, with the final norm's scale held fixed."
+    " Not in the graph: attention, later layers, other output features, and what makes the input features active, hence"
+    " no links from embeddings. Pairs of input features: key bilinear_circuits."
 )
+_NO_LOGITS = " Next tokens are left out: no feature of the graph is active at the last token, so nothing links to them."
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class GraphSource:
     Attributes:
         prompt: The prompt as it was written.
         slug: Short name of the graph, for file names and addresses.
-        scan: Name of the model.
+        scan: Where circuit-tracer's page looks for feature details.
         dictionaries: Names of the dictionaries.
         creator: Who made the graph, if that should be told.
         provenance: What it was computed with; kept as it is.
@@ -55,21 +61,6 @@ class GraphSource:
     dictionaries: tuple[str, ...] = ()
     creator: str | None = None
     provenance: Mapping[str, Any] | None = None
-
-
-def cantor_pair(row: int, feature: int) -> int:
-    """One number for a row and a feature, as circuit-tracer has it.
-
-    Example:
-        >>> cantor_pair(0, 0), cantor_pair(1, 0), cantor_pair(0, 1), cantor_pair(9, 143)
-        (0, 1, 2, 11771)
-    """
-    return (row + feature) * (row + feature + 1) // 2 + feature
-
-
-def graph_row(layer: int, side: Side) -> int:
-    """Row of a dictionary in the graph: 2L for the input of an MLP, 2L + 1 for its output."""
-    return 2 * layer + (side == "out")
 
 
 def graph_payload(
@@ -101,15 +92,15 @@ def graph_payload(
     draft = _Draft(len(texts), name)
     for position, token_id in enumerate(graph.token_ids.tolist()):
         draft.add(f"E_{token_id}_{position}", "E", position, position, "embedding", texts[position])
-    share = max(1, len(graph.attributions))
     for one in graph.attributions:
-        draft.add_target(one, max(1, max_links // share))
-    _add_logits(draft, graph, tokenizer)
+        draft.add_target(one, _share(graph, max_links))
+    if has_logits(graph):
+        _add_logits(draft, graph, tokenizer)
     draft.set_influence()
-    targets = [_node_id(graph_row(one.layer, "out"), one.feature, one.position) for one in graph.attributions]
+    targets = [_target_id(one) for one in graph.attributions]
     caps = {"max_n_logits": len(graph.logit_ids), "max_links": max_links, "max_pairs": max_pairs}
     return {
-        "metadata": _metadata(source, texts, caps),
+        "metadata": _metadata(source, texts, caps, "" if has_logits(graph) else _NO_LOGITS),
         "qParams": {
             "pinnedIds": targets,
             "supernodes": [],
@@ -121,11 +112,30 @@ def graph_payload(
         "links": draft.links,
         "bilinear_circuits": {
             "schema_version": GRAPH_VERSION,
-            "targets": [_target(one, max(1, max_pairs // share)) for one in graph.attributions],
+            "targets": [_target(one, _share(graph, max_pairs)) for one in graph.attributions],
             "pair_columns": ["first", "second", "weight", "contribution"],
             "provenance": plain(source.provenance or {}),
         },
     }
+
+
+def has_logits(graph: PromptAttribution) -> bool:
+    """Whether a feature is active at the last token, so that something links to the next tokens."""
+    return any(one.direct is not None for one in graph.attributions)
+
+
+def graph_features(graph: PromptAttribution, max_links: int = MAX_LINKS) -> list[tuple[int, int, Side]]:
+    """Layer, number and side of every feature that has a node, each once."""
+    found: dict[tuple[int, int, Side], None] = {}
+    for one in graph.attributions:
+        found[one.layer, one.feature, "out"] = None
+        found |= dict.fromkeys((one.layer, number, "in") for number in one.inputs[: _share(graph, max_links)].tolist())
+    return list(found)
+
+
+def _share(graph: PromptAttribution, limit: int) -> int:
+    """What of a limit falls to each output feature and token."""
+    return max(1, limit // max(1, len(graph.attributions)))
 
 
 class _Draft:
@@ -170,37 +180,35 @@ class _Draft:
         )
         return node_id
 
-    def link(self, source: str, target: str, weight: float) -> None:
-        self.links.append({"source": source, "target": target, "weight": weight})
+    def link(self, source: str, target: str, weight: float, removal: float) -> None:
+        self.links.append({"source": source, "target": target, "weight": weight, "removal": removal})
 
     def add_target(self, one: Attribution, n_links: int) -> None:
         """An output feature at one token, with everything that feeds it."""
-        target = self._feature(one.layer, one.feature, "out", one.position, one.activation)
-        shares = one.shares.tolist()
-        kept = zip(one.inputs.tolist(), one.values.tolist(), shares[:n_links], strict=False)
-        for feature, value, weight in kept:
-            self.link(self._feature(one.layer, feature, "in", one.position, value), target, weight)
-        parts = {_ERROR: one.error, _BIAS: one.bias}
-        if len(shares) > n_links:
-            parts[_REST] = sum(shares[n_links:])
-        row = graph_row(one.layer, "in")
-        for number, weight in parts.items():
-            feature_type, clerp = _PARTS[number]
-            node_id = _node_id(row, number, one.position)
-            self.link(self.add(node_id, str(row), number, one.position, feature_type, clerp), target, weight)
+        target = self._feature(one, one.feature, "out", one.activation)
+        columns = (one.inputs, one.values, one.shares, one.removals)
+        for feature, value, weight, removal in zip(*(column[:n_links].tolist() for column in columns), strict=True):
+            self.link(self._feature(one, feature, "in", value), target, weight, removal)
+        parts = {_ERROR: (one.error, one.error_removal), _BIAS: (one.bias, one.bias_removal)}
+        if len(one.shares) > n_links:
+            parts[_REST] = (one.shares[n_links:].sum().item(), one.joint_removal(one.inputs[n_links:]))
+        for number, numbers in parts.items():
+            node_id = _node_id(one.layer, number, one.position)
+            self.add(node_id, str(one.layer), number, one.position, _NO_FEATURE, _PARTS[number])
+            self.link(node_id, target, *numbers)
 
-    def _feature(self, layer: int, feature: int, side: Side, position: int, activation: float) -> str:
-        key = (layer, feature, side)
+    def _feature(self, one: Attribution, feature: int, side: Side, activation: float) -> str:
+        key = (one.layer, feature, side)
         if key not in self._names:
             self._names[key] = self._name(*key)
-        row = graph_row(layer, side)
+        index = shared_index(feature, side, one.d_sae_out)
         return self.add(
-            _node_id(row, feature, position),
-            str(row),
-            cantor_pair(row, feature),
-            position,
-            "cross layer transcoder",
-            f"{side} {layer}/{feature}: {self._names[key]}",
+            _node_id(one.layer, index, one.position),
+            str(one.layer),
+            cantor_pair(one.layer, index),
+            one.position,
+            FEATURE_TYPE,
+            f"{side} {one.layer}/{feature}: {self._names[key]}",
             activation,
         )
 
@@ -219,13 +227,17 @@ class _Draft:
             self.nodes[node_id]["influence"] = min(1.0, round(so_far / total, 6)) if total else 0.0
 
 
-def _node_id(row: int, feature: int, position: int) -> str:
-    return f"{row}_{feature}_{position}"
+def _node_id(layer: int, number: int, position: int) -> str:
+    return f"{layer}_{number}_{position}"
+
+
+def _target_id(one: Attribution) -> str:
+    return _node_id(one.layer, shared_index(one.feature, "out", one.d_sae_out), one.position)
 
 
 def _add_logits(draft: _Draft, graph: PromptAttribution, tokenizer: Any) -> None:
     """The most likely next tokens, and the direct effects on them of what is active at the last token."""
-    layer, last = 2 * graph.n_layers + 1, len(graph.token_ids) - 1  # one row is left free, as circuit-tracer does
+    layer, last = graph.n_layers + 1, len(graph.token_ids) - 1  # one layer is left free, as circuit-tracer does
     for index, (token_id, p) in enumerate(zip(graph.logit_ids.tolist(), graph.probabilities.tolist(), strict=True)):
         # Viewers read the probability from behind the first "(p=".
         text = token_text(tokenizer, token_id).replace("(p=", "(p =")
@@ -234,14 +246,14 @@ def _add_logits(draft: _Draft, graph: PromptAttribution, tokenizer: Any) -> None
         draft.nodes[node_id] |= {"token_prob": p, "is_target_logit": index == 0}
         for one in graph.attributions:
             if one.direct is not None:
-                target = _node_id(graph_row(one.layer, "out"), one.feature, one.position)
-                draft.link(target, node_id, one.direct[index].item())
+                effect = one.direct[index].item()
+                draft.link(_target_id(one), node_id, effect, -effect)
 
 
-def _metadata(source: GraphSource, texts: Sequence[str], caps: Mapping[str, int]) -> dict[str, Any]:
+def _metadata(source: GraphSource, texts: Sequence[str], caps: Mapping[str, int], remark: str) -> dict[str, Any]:
     info: dict[str, Any] = {
-        "description": _DESCRIPTION,
-        "generator": {"name": "bilinear-circuits", "version": bilinear_circuits.__version__},
+        "description": _DESCRIPTION + remark,
+        "generator": {"name": GENERATOR, "version": bilinear_circuits.__version__},
     }
     if source.creator:
         info["creator_name"] = source.creator
@@ -263,7 +275,7 @@ def _target(one: Attribution, n_pairs: int) -> dict[str, Any]:
     pairs = one.pairs
     columns = (pairs.first, pairs.second, pairs.weights, pairs.contributions)
     return {
-        "node_id": _node_id(graph_row(one.layer, "out"), one.feature, one.position),
+        "node_id": _target_id(one),
         "layer": one.layer,
         "feature": one.feature,
         "position": one.position,

@@ -16,9 +16,9 @@ from bilinear_circuits.commands import common
 from sae.commands.report_folder import ReportFolder
 
 if TYPE_CHECKING:
+    from bilinear_circuits.report.graph_ids import Side
     from sae.report.index import Row
     from sae.report.pages import Book
-    from sae.report.results import Side
 
 _SCHEMA_VERSION = 1
 _SIDES: dict[str, tuple["Side", ...]] = {"both": ("in", "out"), "in": ("in",), "out": ("out",)}

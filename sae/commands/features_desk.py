@@ -10,11 +10,11 @@ from sae.commands.report_folder import ReportFolder, chunks_of
 if TYPE_CHECKING:
     from bilinear_circuits.activity import ActiveTokens, LayerActivity
     from bilinear_circuits.profiles import Profiler
+    from bilinear_circuits.report.graph_ids import Side
     from sae.commands.features import Arguments
     from sae.report.index import Row
     from sae.report.measure import CardMaker
     from sae.report.pages import Book
-    from sae.report.results import Side
 
 
 class Desk:
@@ -97,7 +97,12 @@ class Desk:
             maker = PageMaker(self, book, [feature for index in left for feature in chunks[index]])
             for index in common.bar(left, f"{book.side}put features, chunks of {len(chunks[0])}"):
                 folder.write(index, *maker.make(chunks[index]))
-        return folder.rows(len(chunks))
+        rows = folder.rows(len(chunks))
+        if (source := self.neuronpedia_source(book.side)) is not None:
+            from sae.report.neuronpedia import skipped
+
+            folder.skip(skipped(source, [row.feature for row in rows if row.state == "dead"]))
+        return rows
 
     def cards(self, book: "Book") -> "CardMaker":
         """Makes the cards of a dictionary."""
@@ -110,6 +115,10 @@ class Desk:
         from bilinear_circuits.profiles import Profiler
 
         return Profiler(self.activity, self._unembedding, self._texts, features)
+
+    def vector(self, side: "Side", feature: int) -> Any:
+        """Decoder row of a feature."""
+        return (self.interactions.sae_in if side == "in" else self.interactions.sae_out).W_dec[feature]
 
     def logits(self, feature: int) -> Any:
         """What the decoder row of an output feature adds to the logits."""
@@ -127,7 +136,8 @@ class Desk:
             model_id=common.display_name(self._arguments.model),
             layer=self._arguments.layer,
             sae_set=common.display_name(common.saes_of(self._arguments)),
-            suffix=f"mlp-{side}",
+            side=side,
+            d_sae_out=self._d_sae("out"),
             dataset=common.display_name(common.corpus_of(self._arguments)),
             n_prompts=self._n_stories,
             n_tokens_in_prompt=int(lengths.max()),
@@ -164,7 +174,8 @@ class PageMaker:
         for card, reading in zip(self._cards.cards(features), self._readings(features), strict=True):
             pages[card.feature] = feature_page(self._book, card, reading)
             rows.append(row_of(card, reading))
-            exported.append(self._exported(card))
+            if self._source is not None and card.bands:
+                exported.append(self._exported(card))
         if self._source is None:
             return pages, rows, None
         from sae.report.neuronpedia import batch
@@ -181,8 +192,7 @@ class PageMaker:
         return (read_inputs(self._by_weight, self._by_activity, feature) for feature in features)
 
     def _exported(self, card: Any) -> Any:
-        if self._source is None:
-            return None
         from sae.report.neuronpedia import feature
 
-        return feature(self._source, card, self._desk.logits(card.feature) if self._side == "out" else None)
+        logits = self._desk.logits(card.feature) if self._side == "out" else None
+        return feature(self._source, card, self._desk.vector(self._side, card.feature), logits)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 CHUNK = 64
 _PAGES, _PARTS, _NEURONPEDIA = "features", "parts", "neuronpedia"
+_SKIPPED = "skipped_indexes.json"
 
 
 class ReportFolder(RunFolder):
@@ -46,6 +47,11 @@ class ReportFolder(RunFolder):
         with common.written_whole(self.folder / _PARTS) as folder:
             text = json.dumps([asdict(row) for row in rows], ensure_ascii=False, allow_nan=False)
             (folder / self._part(index).name).write_text(text, encoding="utf-8")
+
+    def skip(self, listed: Mapping[str, Any]) -> None:
+        """Write the list of features that are in no batch."""
+        with common.written_whole(self.folder / _NEURONPEDIA) as folder:
+            (folder / _SKIPPED).write_text(common.to_json(listed), encoding="utf-8")
 
     def rows(self, n_chunks: int) -> list["Row"]:
         """Rows of all chunks."""

@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 
-from bilinear_circuits.examples import evenly
+from bilinear_circuits.examples import Histogram, evenly
 from bilinear_circuits.profiles import FeatureProfile
 from bilinear_circuits.report.figures import (
     ACTIVATION,
@@ -12,7 +12,6 @@ from bilinear_circuits.report.figures import (
     rank2_scatter,
     spectrum_bars,
 )
-from sae.report.results import Histogram
 
 _N_POINTS = 200
 

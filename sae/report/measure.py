@@ -1,21 +1,18 @@
 """What is said of any feature of a dictionary: when it is active, what it writes, which others are near."""
 
 from collections.abc import Iterator, Sequence
-from itertools import pairwise
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from bilinear_circuits.activity import LayerActivity
-from bilinear_circuits.examples import ExampleFinder
+from bilinear_circuits.examples import ExampleFinder, bands, histogram
 from bilinear_circuits.naming import TokenTexts, all_top_tokens
-from sae.report.results import DENSE, RARE, Band, FeatureCard, Histogram, Side, State
+from bilinear_circuits.report.graph_ids import Side
+from sae.report.results import DENSE, RARE, FeatureCard, State
 
-N_BINS = 40
 _N_TOKENS, _N_TOP_TOKENS, _N_NEIGHBOURS = 10, 6, 10
-_N_STRONGEST, _STRONGEST_AMONG, _N_PER_BAND, _FEW = 6, 3, 3, 12
-_BAND_EDGES = (0.0, 0.25, 0.5, 0.75, 1.0)
 _TOGETHER = 64
 
 
@@ -109,30 +106,3 @@ def state_of(n_active: int, n_tokens: int) -> State:
     if n_active > DENSE * n_tokens:
         return "dense"
     return "rare" if n_active <= RARE else ""
-
-
-def histogram(value: Float[Tensor, " n"], n_bins: int = N_BINS) -> Histogram:
-    """Counts in bins of equal width from 0, or the least activation if that is negative, to the largest."""
-    if len(value) == 0:
-        return Histogram(0.0, 0.0, ())
-    low, high = min(0.0, value.min().item()), max(0.0, value.max().item())
-    counts = torch.histc(value.float().cpu(), n_bins, low, high)
-    return Histogram(low, high, tuple(int(one) for one in counts.tolist()))
-
-
-def bands(finder: ExampleFinder, value: Float[Tensor, " n"]) -> tuple[Band, ...]:
-    """Examples from the whole range of activation: the strongest, then some from each quarter of the active tokens."""
-    ordered = value.sort(descending=True).values
-    n = len(ordered)
-    if n <= _FEW:
-        return (_band(ordered, 0, n, 0.0, 1.0, finder.find(n)),)
-    among = min(n, _N_STRONGEST * _STRONGEST_AMONG)
-    found = [_band(ordered, 0, among, 1 - among / n, 1.0, finder.find(_N_STRONGEST, 0, among))]
-    for low, high in reversed(list(pairwise(_BAND_EDGES))):
-        first, end = round((1 - high) * n), round((1 - low) * n)
-        found.append(_band(ordered, first, end, low, high, finder.find(_N_PER_BAND, first, end)))
-    return tuple(found)
-
-
-def _band(ordered: Tensor, first: int, end: int, low: float, high: float, examples: tuple) -> Band:
-    return Band(low, high, ordered[end - 1].item(), ordered[first].item(), (end - first) / len(ordered), examples)

@@ -8,8 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bilinear_circuits.examples import Band
+from bilinear_circuits.report.graph_ids import Side, shared_index
 from bilinear_circuits.report.payload import plain
-from sae.report.results import Band, FeatureCard
+from sae.report.results import FeatureCard
 
 BATCH = 128
 _N_LOGIT_BINS = 50
@@ -30,7 +32,8 @@ class Source:
         model_id: Name of the model.
         layer: Layer of the MLP.
         sae_set: Name of the set of dictionaries.
-        suffix: What tells this dictionary from the others of its layer, for instance "mlp-out".
+        side: Which dictionary of the layer; both share the numbers of one source, as in `report.graph_ids`.
+        d_sae_out: Features of the output dictionary.
         dataset: Name of the corpus.
         n_prompts: Stories read.
         n_tokens_in_prompt: Longest of them, in tokens.
@@ -39,7 +42,8 @@ class Source:
     model_id: str
     layer: int
     sae_set: str
-    suffix: str
+    side: Side
+    d_sae_out: int
     dataset: str
     n_prompts: int
     n_tokens_in_prompt: int
@@ -51,23 +55,38 @@ def batch(source: Source, features: Sequence[dict[str, Any]]) -> dict[str, Any]:
         "model_id": source.model_id,
         "layer": source.layer,
         "sae_set": source.sae_set,
-        "sae_id_suffix": source.suffix,
+        "sae_id_suffix": None,
         "features": list(features),
     }
 
 
-def feature(source: Source, card: FeatureCard, logits: Float[Tensor, " d_vocab"] | None) -> dict[str, Any]:
+def skipped(source: Source, features: Sequence[int]) -> dict[str, Any]:
+    """The list of features without examples, which Neuronpedia shows as such; they are in no batch."""
+    return {
+        "model_id": source.model_id,
+        "layer": str(source.layer),
+        "sae_set": source.sae_set,
+        "log_sparsity": None,
+        "skipped_indexes": [shared_index(one, source.side, source.d_sae_out) for one in features],
+    }
+
+
+def feature(
+    source: Source, card: FeatureCard, vector: Float[Tensor, " d_model"], logits: Float[Tensor, " d_vocab"] | None
+) -> dict[str, Any]:
     """One feature of a batch.
 
     Args:
         source: Where it comes from.
         card: The feature.
+        vector: Its decoder row, along which Neuronpedia steers.
         logits: What its decoder row adds to the logits; None for an input feature, where no direct path leads there.
     """
     histogram = card.histogram
     heights, values = ([], []) if logits is None else _bars(logits)
     document = {
-        "feature_index": card.feature,
+        "feature_index": shared_index(card.feature, source.side, source.d_sae_out),
+        "vector": vector.tolist(),
         **{name: [] for name in _ABSENT},
         "neg_str": [token for token, _ in card.suppressed],
         "neg_values": [value for _, value in card.suppressed],

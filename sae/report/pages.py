@@ -9,10 +9,11 @@ import torch
 
 from bilinear_circuits.profiles import FeatureProfile
 from bilinear_circuits.report.figures import Spec
+from bilinear_circuits.report.graph_ids import Side
 from bilinear_circuits.report.html import render
 from bilinear_circuits.report.text import number
 from sae.report.figures import activation_histogram, form_figures
-from sae.report.results import FeatureCard, Feed, InputReading, OutputReading, Pair, Side
+from sae.report.results import FeatureCard, Feed, InputReading, OutputReading, Pair
 
 SIDE_NAMES = {"in": "input", "out": "output"}
 _PACKAGES = ("sae.report",)

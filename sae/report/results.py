@@ -3,51 +3,14 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from bilinear_circuits.examples import Example
+from bilinear_circuits.examples import Band, Histogram
 from bilinear_circuits.profiles import FeatureProfile
 
-Side = Literal["in", "out"]
 State = Literal["", "dead", "rare", "dense"]
 DENSE = 0.1
 """Share of tokens above which a feature counts as dense."""
 RARE = 10
 """Number of active tokens up to which correlations say nothing."""
-
-
-@dataclass(frozen=True)
-class Histogram:
-    """Counts of active tokens by activation.
-
-    Attributes:
-        low: Lower end of the first bin.
-        high: Upper end of the last.
-        counts: Tokens in each bin; bins are of equal width.
-    """
-
-    low: float
-    high: float
-    counts: tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Band:
-    """Examples from one range of activation.
-
-    Attributes:
-        low: Quantile among the active tokens at which the range begins, 0 for the weakest activation.
-        high: Quantile at which it ends, 1 for the strongest.
-        least: Smallest activation in the range.
-        most: Largest.
-        share: Share of the active tokens that lie in it.
-        examples: Some of them, strongest first.
-    """
-
-    low: float
-    high: float
-    least: float
-    most: float
-    share: float
-    examples: tuple[Example, ...]
 
 
 @dataclass(frozen=True)
