@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from simple_parsing import field
 
 from bilinear_circuits.commands import common
+from bilinear_circuits.commands.corpus import corpus_of, tokenized
 
 if TYPE_CHECKING:
     from bilinear_circuits.activity import LayerActivity
@@ -79,25 +80,24 @@ def run(arguments: Arguments) -> None:
     started = time.perf_counter()
     common.check_out(arguments.out)
     layers = common.check_layers([arguments.layer], common.saes_of(arguments))
-    corpus = common.corpus_of(arguments)
+    corpus = corpus_of(arguments)
     features = [(arguments.layer, feature) for feature in dict.fromkeys(arguments.feature)]
 
     from bilinear_circuits.activity import collect_activity
     from bilinear_circuits.attribution import attribute_prompt
-    from bilinear_circuits.data import read_stories, tokenize_stories
     from bilinear_circuits.prompts import prompt_tokens
     from bilinear_circuits.report.graph import GraphSource, graph_payload
     from bilinear_circuits.running import context_length
 
-    stories = read_stories(corpus, arguments.n_stories)
+    stories = corpus.read(arguments.n_stories)
     model, interactions = common.load_interactions(arguments, layers)
     token_ids = prompt_tokens(arguments.prompt, model.tokenizer, context_length(model))
     graph = attribute_prompt(model, interactions, features, token_ids, arguments.n_logits)
-    tokens = tokenize_stories(stories, model.tokenizer, context_length(model))
+    tokens = tokenized(corpus, stories, model.tokenizer, context_length(model))
     (activity,) = collect_activity(model, interactions, tokens, common.bar)
     name = _names(activity, model.tokenizer)
     seconds = time.perf_counter() - started
-    resolved = replace(arguments, saes=common.saes_of(arguments), corpus=common.display_name(corpus))
+    resolved = replace(arguments, saes=common.saes_of(arguments), corpus=common.display_name(corpus.path))
     source = GraphSource(
         prompt=arguments.prompt,
         slug=arguments.slug or default_slug(features, arguments.prompt),

@@ -15,7 +15,9 @@ from simple_parsing import field
 
 from bilinear_circuits import processes, zoo
 from bilinear_circuits.commands import common
+from bilinear_circuits.commands.corpus import CorpusArguments, chosen_corpus, settings_of
 from bilinear_circuits.commands.training_data import prepare
+from bilinear_circuits.corpora import Corpus
 
 if TYPE_CHECKING:
     from bilinear_circuits.llama import ModelSettings
@@ -28,7 +30,7 @@ _DATA = "data"
 
 
 @dataclass(kw_only=True)
-class Arguments:
+class Arguments(CorpusArguments):
     """Options of `train`."""
 
     recipe: str = field(positional=True, metavar="RECIPE.yaml")
@@ -36,9 +38,6 @@ class Arguments:
 
     out: str | None = None
     """Folder of the model; by default out/NAME, with the recipe's name."""
-
-    corpus: str | None = None
-    """Text file of stories, each ended by <|endoftext|>, or a Hub id; by default what the recipe says."""
 
     device: str | None = None
     """cpu to stay off a GPU; by default a GPU where there is one."""
@@ -56,11 +55,15 @@ class Recipe:
 
     Attributes:
         name: Name of the model.
-        corpus: Text file, Hub id, or a shipped model's name for the stories sampled from it.
+        corpus: File, Hub id, or a shipped model's name for the stories sampled from it.
         model: Shape of the model.
         optim: How to train it.
         n_stories: Stories read from the corpus; all by default.
+        separator: How the stories of its text are separated; `<|endoftext|>` by default.
+        column: Column of its records that holds the stories; text by default.
         valid: Corpus for validation, whose stories are left out of training; a share of the corpus by default.
+        valid_separator: How its stories are separated.
+        valid_column: Column that holds them.
         valid_share: That share.
         vocab_size: Size of the tokenizer trained on the training stories.
         tokenizer: A tokenizer folder or shipped model to use instead.
@@ -72,11 +75,27 @@ class Recipe:
     model: "ModelSettings"
     optim: "OptimSettings"
     n_stories: int | None = None
+    separator: str | None = None
+    column: str | None = None
     valid: str | None = None
+    valid_separator: str | None = None
+    valid_column: str | None = None
     valid_share: float = 0.03
     vocab_size: int = 4096
     tokenizer: str | None = None
     seed: int = 0
+
+    @property
+    def stories(self) -> Corpus:
+        """What to train on."""
+        return Corpus(self.corpus, self.separator, self.column)
+
+    @property
+    def valid_stories(self) -> Corpus | None:
+        """What to validate with, if it is not a share of the corpus."""
+        if self.valid is None:
+            return None
+        return Corpus(zoo.corpus_path(self.valid), self.valid_separator, self.valid_column)
 
 
 def read_recipe(path: str) -> Recipe:
@@ -145,19 +164,21 @@ def run(arguments: Arguments) -> None:
 
 def results_folder(arguments: Arguments) -> Path:
     """The folder of the run."""
-    return Path(arguments.out or f"out/{read_recipe(arguments.recipe).name}")
+    common.check_out(arguments.out)
+    return Path(f"out/{read_recipe(arguments.recipe).name}" if arguments.out is None else arguments.out)
 
 
-def _asked(arguments: Arguments) -> tuple[Recipe, str, Path]:
+def _asked(arguments: Arguments) -> tuple[Recipe, Corpus, Path]:
     """Recipe, corpus and folder of the run."""
     recipe = read_recipe(arguments.recipe)
-    return recipe, zoo.corpus_path(arguments.corpus or recipe.corpus), results_folder(arguments)
+    return recipe, chosen_corpus(arguments, recipe.stories), results_folder(arguments)
 
 
 def _start(arguments: Arguments) -> None:
     """Check what is asked, tokenize the stories, and mark the folder as that of this run."""
     from bilinear_circuits.training import rows_per_device
 
+    common.check_out(arguments.out)
     recipe, corpus, out = _asked(arguments)
     common.check_out(str(out))
     if arguments.device is not None:
@@ -170,19 +191,19 @@ def _start(arguments: Arguments) -> None:
         (folder / _MARKER).write_text(common.to_json(resolved(recipe, corpus)), encoding="utf-8")
 
 
-def resolved(recipe: Recipe, corpus: str) -> dict[str, Any]:
+def resolved(recipe: Recipe, corpus: Corpus) -> dict[str, Any]:
     """A recipe as plain data, every default filled in."""
-    return asdict(recipe) | {"corpus": common.display_name(corpus)}
+    return asdict(recipe) | {"corpus": common.display_name(corpus.path)} | settings_of(corpus)
 
 
-def record(recipe: Recipe, corpus: str, data: "TrainingData", result: "TrainingResult") -> dict[str, Any]:
+def record(recipe: Recipe, corpus: Corpus, data: "TrainingData", result: "TrainingResult") -> dict[str, Any]:
     """What is saved beside the weights: recipe, versions, commit, data, and how the training went."""
     return {
         "recipe": resolved(recipe, corpus),
         "data_sha256": data.rows.data_hash,
         "n_rows": len(data.rows),
         "n_stories": data.counts,
-        "corpus_sha256": common.file_hash(Path(corpus)),
+        "corpus_sha256": common.file_hash(corpus.path),
         "n_processes": processes.n_processes(),
         **common.environment(),
         "result": asdict(result),
