@@ -38,7 +38,7 @@ def test_progress_bars_may_move_and_tokens_in_them_may_not():
 def test_what_a_terminal_cannot_encode_is_a_number():
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding="ascii")
-    print("dög \ud800", file=ShownStream(stream))
+    ShownStream(stream).write("dög \ud800\n")
     stream.flush()
     assert raw.getvalue() == b"d\\xf6g \\ud800\n"
 
@@ -46,7 +46,7 @@ def test_what_a_terminal_cannot_encode_is_a_number():
 def test_streams_come_back(capsys):
     before = sys.stdout, sys.stderr
     with safe_terminal():
-        print("a\x1b[2Jb")
+        sys.stdout.write("a\x1b[2Jb\n")
     assert (sys.stdout, sys.stderr) == before
     assert capsys.readouterr().out == "a\\x1b[2Jb\n"
 

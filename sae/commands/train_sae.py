@@ -67,7 +67,7 @@ def read_recipe(path: str, changes: Sequence[str] = ()) -> Recipe:
 
 def results_folder(arguments: Arguments) -> Path:
     """The folder of the dictionaries."""
-    return Path(arguments.out or f"out/{read_recipe(arguments.recipe, arguments.set).name}")
+    return Path(f"out/{read_recipe(arguments.recipe, arguments.set).name}" if arguments.out is None else arguments.out)
 
 
 def run(arguments: Arguments) -> None:
