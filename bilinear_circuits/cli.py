@@ -6,6 +6,7 @@ import math
 import os
 import re
 import sys
+import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -48,7 +49,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     # torch's OpenMP threads spin while they wait, which on a busy machine costs most of the time. It reads this once.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-    argv = list(sys.argv[1:] if argv is None else argv)
+    from bilinear_circuits.commands.terminal import safe_terminal
+
+    with safe_terminal():
+        return _main(list(sys.argv[1:] if argv is None else argv))
+
+
+def _main(argv: list[str]) -> int:
     if not argv or argv[0] in ("-h", "--help"):
         print(_overview())
         return 0
@@ -74,7 +81,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except Exception as error:
         if os.environ.get(TRACEBACK):
-            raise
+            traceback.print_exc()  # here, where no control sequence of its message gets through
+            return 2
         return _fail(*explain(error, out))
     return 0
 

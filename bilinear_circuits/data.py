@@ -1,6 +1,7 @@
-"""Stories from a file or the Hugging Face Hub: read, cleaned, split into training and validation, and tokenized.
+"""Stories: read, cleaned, split into training and validation, and tokenized.
 
-1. `read_stories` reads texts; `clean_stories` normalises them, drops corrupt ones and duplicates, and counts both.
+1. `read_stories` reads texts of a `Corpus`; `clean_stories` normalises them, drops corrupt ones and duplicates, and
+   counts both.
 2. `split_stories` sends a story to training or validation by a hash of its text alone; `stories_not_in` takes those of
    another corpus out.
 3. `tokenize_stories` makes rows for analyses, one story each. Rows for training are in `bilinear_circuits.rows`.
@@ -9,91 +10,27 @@
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from bilinear_circuits.corpora import Corpus as Corpus
+from bilinear_circuits.corpora import read_stories as read_stories
 from bilinear_circuits.progress import Progress, silent
 
-STORY_END = "<|endoftext|>"
 PLAIN_SIGNS: Mapping[str, str] = {'"': "“”„«»", "'": "‘’`´", "-": "–—", "...": "…"}
 """Signs as the models know them, and the typographic ones each stands for."""
 
 _TO_PLAIN = str.maketrans({sign: plain for plain, signs in PLAIN_SIGNS.items() for sign in signs})
 _INVISIBLE = ("Mn", "Mc", "Me", "Cf")  # Unicode categories: accents and other marks, and format characters
-_FILE_SUFFIXES = (".txt", ".json", ".jsonl", ".parquet", ".csv", ".gz")
-_RECORDS = {".parquet": "parquet", ".json": "json", ".jsonl": "json"}
-_BATCH = 1000  # texts read at once
 # UTF-8 read as Latin-1 or Windows-1252 gives the first two; the rest no text holds: control characters except white
 # space, halves of surrogate pairs, the replacement character.
 _MOJIBAKE = re.compile("â€|[ÂÃ][\xa0-\xbf]|[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ud800-\udfff\ufffd]")
-
-
-def read_stories(corpus: str | Path, limit: int | None = None, column: str = "text") -> list[str]:
-    """Stories of a file or of the training split of a Hub dataset, stripped of outer white space, without empty ones.
-
-    A file ending in .parquet, .json or .jsonl holds records; any other is text, each story ended by `<|endoftext|>`.
-    Files are read only as far as the limit.
-
-    Args:
-        corpus: Path of a file, or a Hub id such as "roneneldan/TinyStories", read with `datasets`.
-        limit: Read at most this many.
-        column: Where records hold the text.
-
-    Raises:
-        FileNotFoundError: If the corpus is no file, and is not written like a Hub id (owner/name).
-        ValueError: If it holds no story, its records have no such column or no text there, or `limit` is not positive.
-    """
-    if limit is not None and limit < 1:
-        raise ValueError(f"limit must be at least 1, got {limit}.")
-    path = Path(corpus)
-    if path.is_file() and path.suffix not in _RECORDS:
-        texts = _file_texts(path)
-    elif path.is_file() or (len(path.parts) == 2 and not path.is_absolute() and path.suffix not in _FILE_SUFFIXES):
-        texts = _record_texts(corpus, column)
-    else:
-        raise FileNotFoundError(f"corpus must be a text file or a Hub id (owner/name), got {corpus}: no such file.")
-    stories = list(islice((story for text in texts if (story := text.strip())), limit))
-    if not stories:
-        raise ValueError(f"corpus must hold at least one story, got none in {corpus}.")
-    return stories
-
-
-def _file_texts(path: Path) -> Iterator[str]:
-    """Texts between the ends of stories."""
-    with path.open(encoding="utf-8") as lines:
-        pieces: list[str] = []
-        for line in lines:
-            *ended, rest = line.split(STORY_END)
-            for piece in ended:
-                yield "".join((*pieces, piece))
-                pieces = []
-            pieces.append(rest)
-        yield "".join(pieces)
-
-
-def _record_texts(corpus: str | Path, column: str) -> Iterator[str]:
-    """Texts of one column of a dataset; a record without one counts as empty."""
-    from datasets import load_dataset
-
-    kind = _RECORDS.get(Path(corpus).suffix)
-    if kind is None:
-        records = load_dataset(str(corpus), split="train")
-    else:  # streamed, so that no copy of the file is written
-        records = load_dataset(kind, data_files=str(corpus), split="train", streaming=True)
-    for batch in records.iter(batch_size=_BATCH):
-        if column not in batch:
-            raise ValueError(f"column must be one of {sorted(batch)}, the columns of {corpus}, got {column!r}.")
-        for text in batch[column]:
-            if not isinstance(text, str | None):
-                raise ValueError(f"column must hold texts, got {type(text).__name__} in {column!r} of {corpus}.")
-            yield text or ""
+_HALF = re.compile("[\ud800-\udfff]")
 
 
 def normalise(text: str) -> str:
@@ -218,42 +155,55 @@ def split_stories(
 
 @dataclass(frozen=True, eq=False)
 class StoryTokens:
-    """One story a row, [BOS] first, cut at the context length, padded on the right.
+    """One story a row, [BOS] first, cut at the context length, filled up with [BOS] on the right.
 
     Attributes:
         ids: Token ids.
-        mask: True on the story's own tokens: not on padding, not on [BOS].
+        mask: True on the story's own tokens: not on the filling, not on the first [BOS].
+        is_cut: Which stories were longer; None where none was.
     """
 
     ids: Int[Tensor, "story pos"]
     mask: Bool[Tensor, "story pos"]
+    is_cut: Bool[Tensor, " story"] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def __getitem__(self, index: slice | Tensor) -> "StoryTokens":
         """Select rows."""
-        return StoryTokens(self.ids[index], self.mask[index])
+        return StoryTokens(self.ids[index], self.mask[index], None if self.is_cut is None else self.is_cut[index])
+
+    @property
+    def n_cut(self) -> int:
+        """Stories that were longer than the context."""
+        return 0 if self.is_cut is None else int(self.is_cut.sum())
 
 
 def tokenize_stories(stories: Sequence[str], tokenizer: Any, context: int) -> StoryTokens:
-    """Tokens of stories, one row each. The tokenizer's own [BOS] is used, or put in front where it adds none.
+    """Tokenize stories, one row each, of which the first `context` tokens are kept.
+
+    Of the tokenizer nothing counts but what tokens it makes: rows start with its [BOS], or where it has none with its
+    [EOS], and are cut at their end and filled up with the same token here, whatever sides or pad token it names.
 
     Raises:
-        ValueError: If there is no story, or the tokenizer has neither a [BOS] nor an [EOS] token.
+        ValueError: If there is no story, or one with half a character, or the tokenizer has neither a [BOS] nor an
+            [EOS] token.
     """
     if not stories:
         raise ValueError("stories must hold at least one text, got none.")
     bos = tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id
     if bos is None:
         raise ValueError("tokenizer must have a bos_token or an eos_token to start rows with.")
-    rows = tokenizer(list(stories), add_special_tokens=False, truncation=True, max_length=context - 1)["input_ids"]
-    width = max(len(row) for row in rows) + 1
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else bos
-    ids = torch.full((len(rows), width), pad, dtype=torch.long)
-    mask = torch.zeros(len(rows), width, dtype=torch.bool)
+    for story in stories:
+        if _HALF.search(story):
+            raise ValueError(f"stories must hold whole characters, got half of a surrogate pair in {story!r:.60}.")
+    whole = tokenizer(list(stories), add_special_tokens=False, padding=False, truncation=False, verbose=False)
+    rows = [row[: context - 1] for row in whole["input_ids"]]
+    ids = torch.full((len(rows), max(map(len, rows)) + 1), bos, dtype=torch.long)
+    mask = torch.zeros(ids.shape, dtype=torch.bool)
     for index, row in enumerate(rows):
-        ids[index, 0] = bos
         ids[index, 1 : len(row) + 1] = torch.tensor(row, dtype=torch.long)
         mask[index, 1 : len(row) + 1] = True
-    return StoryTokens(ids, mask)
+    is_cut = torch.tensor([len(row) > context - 1 for row in whole["input_ids"]])
+    return StoryTokens(ids, mask, is_cut if is_cut.any() else None)

@@ -28,12 +28,24 @@ class TokenTexts:
 
 
 def token_text(tokenizer: Any, token_id: int) -> str:
-    """Text of one token, as the tokenizer writes it; marks of byte-level and SentencePiece tokenizers are resolved."""
-    raw = str(tokenizer.convert_ids_to_tokens(int(token_id)))
+    """Text of one token, as the tokenizer writes it; marks of byte-level and SentencePiece tokenizers are resolved.
+
+    An id that the tokenizer does not have, as where a vocabulary is rounded up, is shown as such: <4097>.
+    """
+    raw = _raw_token(tokenizer, int(token_id))
+    if raw is None:
+        return f"<{token_id}>"
     if raw.isascii():
         return raw
     decoded = str(tokenizer.decode([int(token_id)], clean_up_tokenization_spaces=False))
     return raw.replace("Ġ", " ").replace("▁", " ") if "▁" in raw or "\ufffd" in decoded else decoded
+
+
+def _raw_token(tokenizer: Any, token_id: int) -> str | None:
+    try:
+        return tokenizer.convert_ids_to_tokens(token_id)
+    except (IndexError, KeyError, OverflowError):  # tokenizers differ in how they miss an id
+        return None
 
 
 def input_label(activity: LayerActivity, feature: int, tokenizer: Any) -> str:

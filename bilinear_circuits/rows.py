@@ -55,6 +55,16 @@ class StoryRows(Dataset[dict[str, Tensor]]):
         row = torch.from_numpy(self.stream.take(positions, mode="wrap").astype(np.int64))
         return {"input_ids": row, "labels": row.clone()}
 
+    @property
+    def n_story_tokens(self) -> int:
+        """Tokens of the stories, without [BOS] and [EOS]."""
+        return len(self.stream) - 2 * len(self.starts)
+
+    @property
+    def n_cut(self) -> int:
+        """Stories that are longer than a row, of which the rest is trained on in none."""
+        return int((np.diff(self.starts, append=len(self.stream)) > self.context + 1).sum())
+
     @cached_property
     def data_hash(self) -> str:
         """SHA-256 of the stream and the context, to record which data a model saw."""

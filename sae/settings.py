@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from bilinear_circuits.corpora import Corpus
+
 _WHOLE = ("expansion", "tokens", "batch_tokens", "buffer_rows", "model_rows", "context", "dead_window", "norm_batches")
 SIDES = ("hook_in", "hook_out")
 SAVE_DTYPES = ("float16", "float32")
@@ -140,7 +142,9 @@ class Recipe(TrainSettings):
     Attributes:
         name: Name of the dictionaries.
         model: A shipped model, a Hugging Face model folder, or a Hub id.
-        corpus: Text file, Hub id, or a shipped model's name for the stories sampled from it.
+        corpus: File, Hub id, or a shipped model's name for the stories sampled from it.
+        separator: How the stories of its text are separated; `<|endoftext|>` by default.
+        column: Column of its records that holds the stories; text by default.
         n_stories: Stories read from the corpus; all by default.
         save_dtype: Precision of the files, float16 or float32.
     """
@@ -148,6 +152,8 @@ class Recipe(TrainSettings):
     name: str
     model: str
     corpus: str
+    separator: str | None = None
+    column: str | None = None
     n_stories: int | None = None
     save_dtype: str = "float16"
 
@@ -160,6 +166,11 @@ class Recipe(TrainSettings):
             raise ValueError(f"n_stories must be a whole number of at least 1, got {self.n_stories!r}.")
         if self.save_dtype not in SAVE_DTYPES:
             raise ValueError(f"save_dtype must be one of {', '.join(SAVE_DTYPES)}, got {self.save_dtype!r}.")
+
+    @property
+    def stories(self) -> Corpus:
+        """What to train on."""
+        return Corpus(self.corpus, self.separator, self.column)
 
     @property
     def settings(self) -> TrainSettings:

@@ -234,4 +234,4 @@ def test_the_corpus_of_shipped_stories_is_found_by_its_hash(world):
     first, second = read_sources(arguments)
     shipped = common.file_hash(zoo.FOLDER / "ts-17m-stories.txt")
     object.__setattr__(first.file, "corpus_hash", shipped)
-    assert corpus_for(arguments, [first, second]) == zoo.corpus_path("ts-17m")
+    assert corpus_for(arguments, [first, second]).path == zoo.corpus_path("ts-17m")

@@ -93,11 +93,13 @@ def test_a_hub_id_is_read_with_datasets(tmp_path, monkeypatch):
     # A folder called owner/name is read as the Hub's repository of that name is, without the Hub.
     import datasets
 
+    load = datasets.load_dataset
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: load(str(tmp_path / name), split=split))
+
     (tmp_path / "owner" / "name").mkdir(parents=True)
     write_records(tmp_path / "owner" / "name" / "train.parquet", [{"text": story} for story in STORIES])
     write_records(tmp_path / "owner" / "name" / "validation.parquet", [{"text": "not this"}])
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.chdir(tmp_path)
     assert read_stories("owner/name") == STORIES
     assert read_stories("owner/name", limit=2) == STORIES[:2]
     with refused(ValueError, r"column must be one of \['text'\], the columns of owner/name, got 'story'"):
@@ -239,12 +241,12 @@ def test_a_split_without_two_sides_is_refused():
             split_stories(STORIES, **arguments)
 
 
-def test_rows_start_with_bos_and_are_padded_on_the_right():
+def test_rows_start_with_bos_and_are_filled_up_on_the_right():
     tokenizer = tiny_tokenizer()
     tokens = tokenize_stories(STORIES[:2], tokenizer, context=16)
     assert [tokenizer.convert_ids_to_tokens(row) for row in tokens.ids] == [
         ["[BOS]", "the", "cat", "sat"],
-        ["[BOS]", "a", "dog", "[PAD]"],
+        ["[BOS]", "a", "dog", "[BOS]"],
     ]
     assert tokens.mask.tolist() == [[False, True, True, True], [False, True, True, False]]
 

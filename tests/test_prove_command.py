@@ -54,7 +54,9 @@ def world(tmp_path_factory):
     )
     stories = read_stories(asked.corpus)
     search = find_circuits(bridge, layers, query, stories, settings=settings, seed=3)
-    source = common.provenance(asked, layers, asked.corpus, len(stories), 1.0)
+    from bilinear_circuits.data import Corpus
+
+    source = common.provenance(asked, layers, Corpus(asked.corpus), len(stories), 1.0)
     file = root / "circuit.json"
     file.write_text(common.to_json(search_payload(search, source)))
     return {

@@ -104,7 +104,7 @@ def test_metadata_say_where_it_sits_and_how_to_reload(trained, hook_name):
         "model_class_name": "TransformerBridge",
         "context_size": CONTEXT,
         "prepend_bos": True,
-        "exclude_special_tokens": [1, 3],
+        "exclude_special_tokens": [1],
         "training_tokens": 62 * 64,
         "training_architecture": "topk",
         "dataset_path": "stories.txt (150 stories)",

@@ -354,7 +354,7 @@ def test_every_long_step_from_stories_to_rows_reports_its_progress(tmp_path, mon
     reported = []
     monkeypatch.setattr(common, "bar", bar)
     asked = recipe_of(recipe(tmp_path))
-    prepare(asked, asked.corpus, tmp_path / "data")
+    prepare(asked, asked.stories, tmp_path / "data")
     # Tokens are made a thousand stories at a time.
     assert reported == [("clean", 220), ("train the tokenizer", 1), ("tokenize", 1), ("tokenize", 1)]
 
@@ -365,7 +365,7 @@ def test_stories_are_tokenized_once_for_the_same_recipe_corpus_and_tokenizer(tmp
 
     def prepared(**change):
         asked = recipe_of(recipe(tmp_path, **change))
-        prepare(asked, asked.corpus, tmp_path / "data")()
+        prepare(asked, asked.stories, tmp_path / "data")()
         again = "the stories are tokenized already" in capsys.readouterr().err
         return again, TrainingData.load(tmp_path / "data").rows.data_hash
 

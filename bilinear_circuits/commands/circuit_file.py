@@ -2,13 +2,15 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bilinear_circuits import zoo
 from bilinear_circuits.commands import common
-from bilinear_circuits.folders import Fingerprint
+from bilinear_circuits.commands.corpus import corpus_of
+from bilinear_circuits.corpora import Corpus
+from bilinear_circuits.folders import Fingerprint, file_hash
 
 if TYPE_CHECKING:
     from bilinear_circuits.circuits import CircuitQuery, SearchSettings
@@ -55,6 +57,7 @@ class CircuitFile:
         model_files: SHA-256 of every file that decides what that model computes.
         saes: Name or folder of the dictionaries.
         dictionary_files: The same of every dictionary, by its name, such as blocks.4.mlp.hook_in.
+        corpus: Name of the corpus, and how stories are found in it.
         corpus_hash: SHA-256 of the corpus; None where it was on the Hub.
     """
 
@@ -67,6 +70,7 @@ class CircuitFile:
     model_files: Fingerprint
     saes: str
     dictionary_files: Mapping[str, Fingerprint]
+    corpus: Corpus
     corpus_hash: str | None
 
     @property
@@ -89,6 +93,20 @@ class CircuitFile:
         if not names:
             raise ValueError(f"features must name at least one circuit of the file ({', '.join(known)}), got none.")
         return tuple(known[name] for name in dict.fromkeys(names))
+
+    def is_corpus(self, corpus: Corpus) -> bool:
+        """Whether a corpus is the one the search read, and its stories are found in the same way."""
+        return self._same_text(corpus) and replace(corpus, path=self.corpus.path) == self.corpus
+
+    def corpus_of(self, arguments: common.CommonArguments) -> Corpus:
+        """The corpus asked for; where it is that of the search, its stories are found as the search did."""
+        same = arguments.separator is None and arguments.column is None
+        corpus = corpus_of(arguments)
+        return replace(self.corpus, path=corpus.path) if same and self._same_text(corpus) else corpus
+
+    def _same_text(self, corpus: Corpus) -> bool:
+        found = file_hash(corpus.path)
+        return found == self.corpus_hash and (found is not None or corpus.path == self.corpus.path)
 
     def check_source(self, arguments: common.CommonArguments) -> None:
         """Refuse a model or dictionaries other than those the circuits were found in, by the hashes of their files.
@@ -148,6 +166,7 @@ def read_circuit_file(path: str) -> CircuitFile:
         model_files=_files(model, f"model of {path}"),
         saes=_typed(config, "saes", str, f"config of {path}"),
         dictionary_files={_typed(source, "name", str, where): _files(source, where) for source in dictionaries},
+        corpus=Corpus(_typed(corpus, "name", str, f"corpus of {path}"), corpus.get("separator"), corpus.get("column")),
         corpus_hash=_hash(corpus, f"corpus of {path}"),
     )
 

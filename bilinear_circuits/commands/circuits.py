@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from simple_parsing import field
 
 from bilinear_circuits.commands import common, images, tables
+from bilinear_circuits.commands.corpus import check_stories, corpus_of
+from bilinear_circuits.corpora import Corpus
 
 if TYPE_CHECKING:
     from bilinear_circuits.circuits import CircuitQuery, CircuitSearch, SearchSettings
@@ -45,7 +47,7 @@ class QueryFile:
 
     query: "CircuitQuery"
     settings: "SearchSettings"
-    corpus: str | None
+    corpus: Corpus | None
     n_stories: int
 
 
@@ -68,16 +70,22 @@ def read_query(path: str) -> QueryFile:
         raise ValueError(f"n_stories of {path} must be a positive whole number, got {n_stories!r}.")
     if not isinstance(corpus, str | None):
         raise ValueError(f"corpus of {path} must be a file, a Hub id or a shipped model's name, got {corpus!r}.")
-    query = common.from_mapping(CircuitQuery, content, f"query {path} (besides corpus, n_stories and settings)")
-    return QueryFile(query, settings, corpus, n_stories)
+    separator, column = content.pop("separator", None), content.pop("column", None)
+    if corpus is None and (separator, column) != (None, None):
+        raise ValueError(f"corpus of {path} must be given with its separator or column, got none.")
+    query = common.from_mapping(
+        CircuitQuery, content, f"query {path} (besides corpus, separator, column, n_stories and settings)"
+    )
+    found = None if corpus is None else Corpus(corpus, separator, column)
+    return QueryFile(query, settings, found, n_stories)
 
 
 def run(arguments: Arguments) -> None:
     """Search, print the circuits, write the report."""
     from bilinear_circuits.circuits import find_circuits
-    from bilinear_circuits.data import read_stories
     from bilinear_circuits.report import circuits_page, search_payload
     from bilinear_circuits.report.figures import search_figures
+    from bilinear_circuits.running import context_length
 
     started = time.perf_counter()
     asked = read_query(arguments.query)
@@ -85,14 +93,17 @@ def run(arguments: Arguments) -> None:
     images.check(arguments.images, arguments.out)
     n_stories = asked.n_stories if arguments.n_stories is None else arguments.n_stories
     layers = common.check_layers(arguments.layers, common.saes_of(arguments))
-    corpus = common.corpus_of(arguments, asked.corpus)
-    stories = read_stories(corpus, n_stories)
+    corpus = corpus_of(arguments, asked.corpus)
+    stories = corpus.read(n_stories)
     model, interactions = common.load_interactions(arguments, layers)
+    check_stories(corpus, stories, model.tokenizer, min(asked.settings.context, context_length(model)))
     search = find_circuits(
         model, interactions, asked.query, stories, settings=asked.settings, seed=arguments.seed, progress=common.bar
     )
     seconds = time.perf_counter() - started
-    resolved = replace(arguments, saes=common.saes_of(arguments), corpus=common.display_name(corpus), layers=layers)
+    resolved = replace(
+        arguments, saes=common.saes_of(arguments), corpus=common.display_name(corpus.path), layers=layers
+    )
     source = common.provenance(resolved, interactions, corpus, len(stories), seconds)
     # The numbers first: a page that fails must not take them along.
     with common.written_whole(arguments.out) as folder:

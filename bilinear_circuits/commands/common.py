@@ -5,9 +5,8 @@ import difflib
 import json
 import os
 import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, asdict, dataclass, fields
 from importlib import metadata
 from pathlib import Path
@@ -15,6 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from bilinear_circuits import zoo
 from bilinear_circuits.commands.claims import HALF_WRITTEN
+from bilinear_circuits.commands.corpus import CorpusArguments, settings_of
+from bilinear_circuits.commands.terminal import bar as bar
+from bilinear_circuits.commands.terminal import note as note
+from bilinear_circuits.corpora import Corpus
 from bilinear_circuits.folders import Fingerprint, file_hash, read_json
 
 if TYPE_CHECKING:
@@ -26,8 +29,8 @@ _PACKAGES = ("bilinear-circuits", "torch", "transformers", "transformer-lens", "
 
 
 @dataclass(kw_only=True)
-class CommonArguments:
-    """Model, dictionaries and corpus."""
+class ModelArguments:
+    """Model and dictionaries."""
 
     model: str = zoo.DEFAULT_MODEL
     """A shipped model, a Hugging Face model folder, or a Hub id."""
@@ -35,8 +38,10 @@ class CommonArguments:
     saes: str | None = None
     """Folder of SAELens folders blocks.L.mlp.hook_in and hook_out; by default those shipped with the model."""
 
-    corpus: str | None = None
-    """Text file of stories, each ended by <|endoftext|>, or a Hub id; by default those shipped with the model."""
+
+@dataclass(kw_only=True)
+class CommonArguments(CorpusArguments, ModelArguments):
+    """Model, dictionaries and corpus."""
 
     device: str = "cpu"
     """Where to compute: cpu, cuda, cuda:1."""
@@ -45,6 +50,7 @@ class CommonArguments:
     """Seed of everything random."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_seed(self.seed)
 
 
@@ -81,6 +87,8 @@ def check_out(out: str | None) -> None:
     """
     if out is None:
         return
+    if not out.strip():
+        raise ValueError(f"out must be the name of a folder, got {out!r}.")
     for folder in (Path(out), *Path(out).parents):
         if folder.exists():
             if not folder.is_dir():
@@ -105,20 +113,6 @@ def saes_of(arguments: CommonArguments) -> str:
     raise ValueError(
         f"--saes must be given for {arguments.model}: dictionaries are shipped for {', '.join(zoo.names())}."
     )
-
-
-def corpus_of(arguments: CommonArguments, default: str | None = None) -> str:
-    """The corpus asked for, the default, or the stories shipped with the model.
-
-    Raises:
-        ValueError: If none is given and none is shipped.
-    """
-    corpus = arguments.corpus or default or (arguments.model if arguments.model in zoo.names() else None)
-    if corpus is None:
-        raise ValueError(
-            f"--corpus must be given for {arguments.model}: stories are shipped for {', '.join(zoo.names())}."
-        )
-    return zoo.corpus_path(corpus)
 
 
 def check_layers(layers: Sequence[int] | None, saes: str) -> list[int]:
@@ -175,18 +169,6 @@ def quietly_load(load: Callable[[str, str], T], name: str, device: str) -> T:
         raise
     except Exception as error:  # a broken folder fails in as many ways as there are libraries below
         raise ValueError(f"model must be one that transformers can load, got {name}: {error!r}") from error
-
-
-def note(text: str) -> None:
-    """Say on stderr what is going on."""
-    print(text, file=sys.stderr, flush=True)
-
-
-def bar(items: Sequence[T], description: str, /) -> Iterable[T]:
-    """A progress bar on stderr, there from the first moment: 0 of so many."""
-    from tqdm import tqdm
-
-    return tqdm(items, desc=description, file=sys.stderr, leave=False)
 
 
 def read_yaml(path: str, what: str) -> dict[Any, Any]:
@@ -254,7 +236,7 @@ def to_json(payload: Mapping[str, Any]) -> str:
 def provenance(
     arguments: CommonArguments,
     interactions: "Sequence[FeatureInteractions]",
-    corpus: str,
+    corpus: Corpus | None,
     n_stories: int,
     seconds: float,
 ) -> dict[str, Any]:
@@ -273,7 +255,7 @@ def provenance(
     return {
         "model": model_source(arguments.model),
         "dictionaries": dictionaries,
-        "corpus": corpus_source(corpus, n_stories),
+        "corpus": None if corpus is None else corpus_source(corpus, n_stories),
         **environment(),
         "config": shared_config(arguments),
         "seconds": round(seconds, 1),
@@ -305,9 +287,10 @@ def layer_hashes(arguments: CommonArguments, layer: int) -> dict[str, Any]:
     }
 
 
-def corpus_source(corpus: str, n_stories: int) -> dict[str, Any]:
-    """Name a corpus with its hash, where it is a file, and the number of stories read."""
-    return {"name": display_name(corpus), "sha256": file_hash(corpus), "n_stories": n_stories}
+def corpus_source(corpus: Corpus, n_stories: int) -> dict[str, Any]:
+    """Name a corpus with its hash, where it is a file, how stories are found in it, and the number of stories read."""
+    named = {"name": display_name(corpus.path), "sha256": file_hash(corpus.path), "n_stories": n_stories}
+    return named | settings_of(corpus)
 
 
 def shared_config(arguments: Any) -> dict[str, Any]:

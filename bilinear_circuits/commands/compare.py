@@ -7,7 +7,7 @@ tokens give, and alike enough.
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -16,6 +16,8 @@ from simple_parsing import field
 from bilinear_circuits import zoo
 from bilinear_circuits.commands import common
 from bilinear_circuits.commands.circuit_file import CircuitFile, read_circuit_file
+from bilinear_circuits.commands.corpus import CorpusArguments, tokenized
+from bilinear_circuits.corpora import Corpus
 
 if TYPE_CHECKING:
     from bilinear_circuits.interactions import FeatureInteractions
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class Arguments:
+class Arguments(CorpusArguments):
     """Options of `compare`."""
 
     circuits: list[str] = field(positional=True, nargs="+", metavar="CIRCUIT.json")  # noqa: RUF009
@@ -37,7 +39,7 @@ class Arguments:
     """Dictionaries of each file, in the same order, or one for all; needed for those that are not shipped."""
 
     corpus: str | None = None
-    """Text file of stories, each ended by <|endoftext|>, or a Hub id; by default the corpus of the first file, where
+    """Stories: a file of text, CSV, JSON lines or parquet, or a Hub id; by default the corpus of the first file, where
     it is shipped."""
 
     n_stories: int = 200
@@ -65,6 +67,7 @@ class Arguments:
     """Folder for result.json and result.safetensors; not written by default."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         common.check_seed(self.seed)
 
 
@@ -82,7 +85,6 @@ def run(arguments: Arguments) -> None:
     started = time.perf_counter()
     common.check_out(arguments.out)
 
-    from bilinear_circuits.data import read_stories
     from bilinear_circuits.saving import save_result
     from bilinear_circuits.stability import StabilityTable, check_settings, compare_circuits
 
@@ -90,9 +92,9 @@ def run(arguments: Arguments) -> None:
     sources = read_sources(arguments)
     layers = layers_for(sources)
     corpus = corpus_for(arguments, sources)
-    stories = read_stories(corpus, arguments.n_stories)
+    stories = corpus.read(arguments.n_stories)
     loaded = [common.load_interactions(source.place, one) for source, one in zip(sources, layers, strict=True)]
-    first, *others = circuit_sets(sources, loaded, stories)
+    first, *others = circuit_sets(sources, loaded, corpus, stories)
     result = StabilityTable(
         tuple(
             compare_circuits(
@@ -134,6 +136,8 @@ def read_sources(arguments: Arguments) -> list[Source]:
             model=_place(arguments.models, index, file.model),
             saes=_place(arguments.saes, index, file.saes),
             corpus=arguments.corpus,
+            separator=arguments.separator,
+            column=arguments.column,
             device=arguments.device,
             seed=arguments.seed,
         )
@@ -153,22 +157,25 @@ def layers_for(sources: Sequence[Source]) -> list[list[int]]:
     return [common.check_layers(layers if one_model else None, common.saes_of(source.place)) for source in sources]
 
 
-def corpus_for(arguments: Arguments, sources: Sequence[Source]) -> str:
+def corpus_for(arguments: Arguments, sources: Sequence[Source]) -> Corpus:
     """The corpus asked for, or the shipped one that the first file was made with.
 
     Raises:
         ValueError: If none is given and that of the first file is not shipped.
     """
     if arguments.corpus is not None:
-        return zoo.corpus_path(arguments.corpus)
+        return sources[0].file.corpus_of(sources[0].place)
     for name in zoo.names():
         if common.file_hash(Path(zoo.corpus_path(name))) == sources[0].file.corpus_hash:
-            return zoo.corpus_path(name)
+            return sources[0].file.corpus_of(replace(sources[0].place, corpus=name))
     raise ValueError(f"--corpus must be given: that of {arguments.circuits[0]} is not shipped.")
 
 
 def circuit_sets(
-    sources: Sequence[Source], loaded: "Sequence[tuple[Any, Sequence[FeatureInteractions]]]", stories: Sequence[str]
+    sources: Sequence[Source],
+    loaded: "Sequence[tuple[Any, Sequence[FeatureInteractions]]]",
+    corpus: Corpus,
+    stories: Sequence[str],
 ) -> "list[CircuitSet]":
     """Run every model on the same tokens.
 
@@ -176,7 +183,6 @@ def circuit_sets(
         ValueError: If their vocabularies differ.
     """
     from bilinear_circuits.activity import collect_activity
-    from bilinear_circuits.data import tokenize_stories
     from bilinear_circuits.likeness import CircuitSet
     from bilinear_circuits.running import context_length, unembedding
 
@@ -188,7 +194,7 @@ def circuit_sets(
                 f" {len(tokenizer.get_vocab())} tokens and {source.place.model} with"
                 f" {len(model.tokenizer.get_vocab())}{'' if len(tokenizer) != len(model.tokenizer) else ' others'}."
             )
-    tokens = tokenize_stories(stories, tokenizer, min(context_length(model) for model, _ in loaded))
+    tokens = tokenized(corpus, stories, tokenizer, min(context_length(model) for model, _ in loaded))
     return [
         CircuitSet(
             source.name,
@@ -245,7 +251,7 @@ def provenance(
     arguments: Arguments,
     sources: Sequence[Source],
     loaded: "Sequence[tuple[Any, Sequence[FeatureInteractions]]]",
-    corpus: str,
+    corpus: Corpus,
     n_stories: int,
     seconds: float,
 ) -> dict[str, Any]:

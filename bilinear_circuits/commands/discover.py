@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from bilinear_circuits.commands import common, tables
+from bilinear_circuits.commands.corpus import corpus_of, tokenized
 
 if TYPE_CHECKING:
     from bilinear_circuits.activity import LayerActivity
@@ -73,15 +74,14 @@ def run(arguments: Arguments) -> None:
         if getattr(arguments, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(arguments, name)}.")
     layers = common.check_layers(arguments.layers, common.saes_of(arguments))
-    corpus = common.corpus_of(arguments)
+    corpus = corpus_of(arguments)
 
     from bilinear_circuits.activity import collect_activity
-    from bilinear_circuits.data import read_stories, tokenize_stories
     from bilinear_circuits.running import context_length
 
-    stories = read_stories(corpus, arguments.n_stories)
+    stories = corpus.read(arguments.n_stories)
     model, interactions = common.load_interactions(arguments, layers)
-    tokens = tokenize_stories(stories, model.tokenizer, context_length(model))
+    tokens = tokenized(corpus, stories, model.tokenizer, context_length(model))
     activity = collect_activity(model, interactions, tokens, common.bar)
     features = [FeatureActivity(one.x, one.inputs, one.outputs) for one in activity]
     search = discover(interactions, features, settings, arguments.seed, common.bar)

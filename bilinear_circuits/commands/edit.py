@@ -22,7 +22,9 @@ from bilinear_circuits import zoo
 from bilinear_circuits.commands import common
 from bilinear_circuits.commands.circuit_file import CircuitFile, read_circuit_file, read_ranking
 from bilinear_circuits.commands.claims import HALF_WRITTEN, OLD
+from bilinear_circuits.commands.corpus import check_stories
 from bilinear_circuits.commands.edit_report import KIND, edit_card, edit_payload, summary
+from bilinear_circuits.corpora import Corpus
 
 if TYPE_CHECKING:
     from bilinear_circuits.interactions import FeatureInteractions
@@ -85,18 +87,19 @@ def run(arguments: Arguments) -> None:
     factors = factors_of(arguments, asked, read_ranking(arguments.circuit))
     asked.check_source(arguments)
     layers = common.check_layers(sorted({int(name.split("/")[0]) for name in factors}), common.saes_of(arguments))
-    corpus = common.corpus_of(arguments)
+    corpus = asked.corpus_of(arguments)
 
     from transformers import AutoTokenizer
 
-    from bilinear_circuits.data import read_stories
+    from bilinear_circuits.running import context_length
     from bilinear_circuits.saving import save_result
     from bilinear_circuits.surgery import edit_model
 
-    stories = read_stories(corpus, asked.n_stories if arguments.n_stories is None else arguments.n_stories)
-    if (common.file_hash(Path(corpus)), len(stories)) != (asked.corpus_hash, asked.n_stories):
+    stories = corpus.read(asked.n_stories if arguments.n_stories is None else arguments.n_stories)
+    if not asked.is_corpus(corpus) or len(stories) != asked.n_stories:
         common.note("other stories than those of the search: some may have been used for its ranking")
     model, interactions = common.load_interactions(arguments, layers)
+    check_stories(corpus, stories, model.tokenizer, min(asked.settings.context, context_length(model)))
     edits = _edits(interactions, factors, arguments.rank)
     with replaced_whole(arguments.out) as folder:
         edit_model(model, edits).save_pretrained(folder)
@@ -218,7 +221,7 @@ def _measure(
 def _provenance(
     arguments: Arguments,
     interactions: "list[FeatureInteractions]",
-    corpus: str,
+    corpus: Corpus,
     n_stories: int,
     seconds: float,
     folder: Path,
@@ -226,7 +229,7 @@ def _provenance(
     """What it takes to repeat the edit: besides the usual, the circuits and the weights written."""
     circuit, weights = Path(arguments.circuit), folder / "model.safetensors"
     resolved = replace(
-        arguments, saes=common.saes_of(arguments), corpus=common.display_name(corpus), circuit=circuit.name
+        arguments, saes=common.saes_of(arguments), corpus=common.display_name(corpus.path), circuit=circuit.name
     )
     return {
         **common.provenance(resolved, interactions, corpus, n_stories, seconds),

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 from simple_parsing import field
 
 from bilinear_circuits.commands import common
-from bilinear_circuits.commands.circuit_file import read_circuit_file, read_proofs
+from bilinear_circuits.commands.circuit_file import CircuitFile, read_circuit_file, read_proofs
+from bilinear_circuits.commands.corpus import corpus_of, tokenized
+from bilinear_circuits.corpora import Corpus
 
 if TYPE_CHECKING:
     from bilinear_circuits.activity import LayerActivity
@@ -164,23 +166,23 @@ def prepare(arguments: Arguments) -> Explorer:
         ValueError: If features are missing, misspelt or unknown, or the file is of another model.
     """
     started = time.perf_counter()
-    names, proofs = _asked_for(arguments)
+    asked = None if arguments.circuit is None else read_circuit_file(arguments.circuit)
+    names, proofs = _asked_for(arguments, asked)
     texts = DEFAULT_PROMPTS if arguments.prompts is None else read_prompts(arguments.prompts)
     _check_counts(arguments)
     layers = common.check_layers(sorted({layer for layer, _ in names}), common.saes_of(arguments))
-    corpus = common.corpus_of(arguments)
+    corpus = corpus_of(arguments) if asked is None else asked.corpus_of(arguments)
 
     from bilinear_circuits.activity import collect_activity
-    from bilinear_circuits.data import read_stories, tokenize_stories
     from bilinear_circuits.report.explorer import explorer_document
     from bilinear_circuits.running import context_length
 
-    stories = read_stories(corpus, arguments.n_stories)
+    stories = corpus.read(arguments.n_stories)
     model, interactions = common.load_interactions(arguments, layers)
     by_layer = dict(zip(layers, interactions, strict=True))
     for layer, feature in names:
         by_layer[layer].check_feature(feature)
-    tokens = tokenize_stories(stories, model.tokenizer, context_length(model))
+    tokens = tokenized(corpus, stories, model.tokenizer, context_length(model))
     activities = dict(zip(layers, collect_activity(model, interactions, tokens, common.bar), strict=True))
     profiles, around = _measured(model, activities, names, arguments.n_members)
     answers = PromptAnswers(model, tuple(activities.values()), names)
@@ -211,7 +213,7 @@ def _measured(
     return profiles, around
 
 
-def _resolved(arguments: Arguments, names: "Sequence[Name]", corpus: str) -> Arguments:
+def _resolved(arguments: Arguments, names: "Sequence[Name]", corpus: Corpus) -> Arguments:
     """What was asked for, with what was left open filled in, and files by their names alone."""
     return replace(
         arguments,
@@ -219,7 +221,7 @@ def _resolved(arguments: Arguments, names: "Sequence[Name]", corpus: str) -> Arg
         prompts=None if arguments.prompts is None else Path(arguments.prompts).name,
         features=[f"{layer}/{feature}" for layer, feature in names],
         saes=common.saes_of(arguments),
-        corpus=common.display_name(corpus),
+        corpus=common.display_name(corpus.path),
     )
 
 
@@ -239,10 +241,9 @@ def read_prompts(path: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(texts))
 
 
-def _asked_for(arguments: Arguments) -> tuple[list[tuple[int, int]], Mapping[str, Any]]:
+def _asked_for(arguments: Arguments, asked: CircuitFile | None) -> tuple[list[tuple[int, int]], Mapping[str, Any]]:
     """Layer and feature of every circuit, and what is proved of them."""
-    if arguments.circuit is not None:
-        asked = read_circuit_file(arguments.circuit)
+    if asked is not None and arguments.circuit is not None:
         chosen = asked.select(arguments.features)
         asked.check_source(arguments)
         return [(one.layer, one.feature) for one in chosen], read_proofs(arguments.circuit)

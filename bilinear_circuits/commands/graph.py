@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from simple_parsing import field
 
 from bilinear_circuits.commands import common
+from bilinear_circuits.commands.corpus import corpus_of, tokenized
 from bilinear_circuits.commands.graph_folder import FEATURES, LIST, NEURONPEDIA, GraphFolder
 
 if TYPE_CHECKING:
@@ -90,12 +91,11 @@ def run(arguments: Arguments) -> None:
     started = time.perf_counter()
     common.check_out(arguments.out)
     layers = common.check_layers([arguments.layer], common.saes_of(arguments))
-    corpus = common.corpus_of(arguments)
+    corpus = corpus_of(arguments)
     features = [(arguments.layer, feature) for feature in dict.fromkeys(arguments.feature)]
 
     from bilinear_circuits.activity import collect_activity
     from bilinear_circuits.attribution import attribute_prompt
-    from bilinear_circuits.data import read_stories, tokenize_stories
     from bilinear_circuits.prompts import prompt_tokens
     from bilinear_circuits.report.graph import GENERATOR
     from bilinear_circuits.running import context_length
@@ -103,14 +103,14 @@ def run(arguments: Arguments) -> None:
     slug = arguments.slug or default_slug(features, arguments.prompt)
     folder = GraphFolder(arguments.out, slug, GENERATOR)
     folder.check(arguments.prompt)
-    stories = read_stories(corpus, arguments.n_stories)
+    stories = corpus.read(arguments.n_stories)
     model, interactions = common.load_interactions(arguments, layers)
     token_ids = prompt_tokens(arguments.prompt, model.tokenizer, context_length(model))
     graph = attribute_prompt(model, interactions, features, token_ids, arguments.n_logits)
-    tokens = tokenize_stories(stories, model.tokenizer, context_length(model))
+    tokens = tokenized(corpus, stories, model.tokenizer, context_length(model))
     (activity,) = collect_activity(model, interactions, tokens, common.bar)
     seconds = time.perf_counter() - started
-    resolved = replace(arguments, saes=common.saes_of(arguments), corpus=common.display_name(corpus))
+    resolved = replace(arguments, saes=common.saes_of(arguments), corpus=common.display_name(corpus.path))
     provenance = common.provenance(resolved, interactions, corpus, len(stories), seconds)
     document, others = _documents(arguments, slug, graph, activity, model, provenance)
     folder.write(arguments.prompt, document, others)

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from bilinear_circuits.commands import common, images
+from bilinear_circuits.commands.corpus import corpus_of, tokenized
 
 if TYPE_CHECKING:
     from bilinear_circuits.profiles import FeatureProfile
@@ -39,19 +40,18 @@ def run(arguments: Arguments) -> None:
     common.check_out(arguments.out)
     images.check(arguments.images, arguments.out)
     layers = common.check_layers([arguments.layer], common.saes_of(arguments))
-    corpus = common.corpus_of(arguments)
+    corpus = corpus_of(arguments)
 
     from bilinear_circuits.activity import collect_activity
-    from bilinear_circuits.data import read_stories, tokenize_stories
     from bilinear_circuits.profiles import input_label, profile_feature
     from bilinear_circuits.report import feature_page, profile_payload
     from bilinear_circuits.report.figures import feature_figures
     from bilinear_circuits.running import context_length, unembedding
 
-    stories = read_stories(corpus, arguments.n_stories)
+    stories = corpus.read(arguments.n_stories)
     model, interactions = common.load_interactions(arguments, layers)
     interactions[0].check_feature(arguments.feature)
-    tokens = tokenize_stories(stories, model.tokenizer, context_length(model))
+    tokens = tokenized(corpus, stories, model.tokenizer, context_length(model))
     (activity,) = collect_activity(model, interactions, tokens, common.bar)
     profile = profile_feature(activity, arguments.feature, unembedding(model), model.tokenizer)
     top = interactions[0].top(arguments.k, arguments.feature)

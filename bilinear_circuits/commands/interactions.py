@@ -12,13 +12,13 @@ import os
 import time
 from dataclasses import asdict, dataclass, replace
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from simple_parsing import field
 
 from bilinear_circuits import processes
 from bilinear_circuits.commands import common, tables
+from bilinear_circuits.commands.corpus import corpus_of, settings_of, tokenized
 from bilinear_circuits.commands.shards import ShardFolder
 from bilinear_circuits.progress import silent
 
@@ -164,15 +164,15 @@ def _start(arguments: Arguments, folder: ShardFolder) -> "FeatureInteractions":
     folder.check(settings)
 
     from bilinear_circuits.activity import collect_activity
-    from bilinear_circuits.data import read_stories, tokenize_stories
     from bilinear_circuits.running import context_length
 
-    stories = read_stories(common.corpus_of(arguments), arguments.n_stories) if arguments.coactive else []
+    corpus = corpus_of(arguments) if arguments.coactive else None
+    stories = [] if corpus is None else corpus.read(arguments.n_stories)
     model, interactions = _load(arguments)
     interactions.products(arguments.features, settings["precision"])  # refuses features that are none
     folder.start(settings)
-    if arguments.coactive and folder.moments is None:
-        tokens = tokenize_stories(stories, model.tokenizer, context_length(model))
+    if corpus is not None and folder.moments is None:
+        tokens = tokenized(corpus, stories, model.tokenizer, context_length(model))
         (activity,) = collect_activity(model, [interactions], tokens, common.bar)
         folder.moments = activity.second_moments
     return interactions
@@ -189,9 +189,9 @@ def _settings(arguments: Arguments, started: dict[str, Any]) -> dict[str, Any]:
     # What was the faster precision at the start stays, so that the certificate is of one.
     settings["precision"] = arguments.precision or started.get("precision")
     if arguments.coactive:
-        corpus = common.corpus_of(arguments)
-        named = {"corpus": common.display_name(corpus), "corpus_sha256": common.file_hash(Path(corpus))}
-        settings |= {"precision": "float32", "n_stories": arguments.n_stories, **named}
+        corpus = corpus_of(arguments)
+        named = {"corpus": common.display_name(corpus.path), "corpus_sha256": common.file_hash(corpus.path)}
+        settings |= {"precision": "float32", "n_stories": arguments.n_stories, **named, **settings_of(corpus)}
     elif settings["precision"] is None:
         import torch
 
@@ -259,7 +259,7 @@ def _record(
 ) -> dict[str, Any]:
     """What is saved beside the table: its certificate, what was searched, and what it takes to repeat it."""
     resolved = replace(arguments, saes=common.saes_of(arguments))
-    corpus = common.corpus_of(arguments) if arguments.coactive else ""
+    corpus = corpus_of(arguments) if arguments.coactive else None
     source = common.provenance(resolved, [interactions], corpus, settings.get("n_stories", 0), seconds)
     counts = {
         "interactions": len(top),
@@ -273,7 +273,7 @@ def _record(
         "counts": counts,
         "certificate": asdict(top.certificate),
         "n_processes": processes.n_processes(),
-        "provenance": source if arguments.coactive else source | {"corpus": None},
+        "provenance": source,
     }
 
 

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from bilinear_circuits.commands import common, tables
+from bilinear_circuits.commands.corpus import corpus_of, tokenized
 
 if TYPE_CHECKING:
     from bilinear_circuits.lowrank import LowRankCorrelation
@@ -44,17 +45,16 @@ def run(arguments: Arguments) -> None:
     if arguments.min_active < 1:
         raise ValueError(f"min_active must be at least 1, got {arguments.min_active}.")
     layers = common.check_layers(arguments.layers, common.saes_of(arguments))
-    corpus = common.corpus_of(arguments)
+    corpus = corpus_of(arguments)
 
     from bilinear_circuits.activity import collect_activity
-    from bilinear_circuits.data import read_stories, tokenize_stories
     from bilinear_circuits.lowrank import low_rank_correlation
     from bilinear_circuits.report.payload import plain
     from bilinear_circuits.running import context_length
 
-    stories = read_stories(corpus, arguments.n_stories)
+    stories = corpus.read(arguments.n_stories)
     model, interactions = common.load_interactions(arguments, layers)
-    tokens = tokenize_stories(stories, model.tokenizer, context_length(model))
+    tokens = tokenized(corpus, stories, model.tokenizer, context_length(model))
     results = {}
     for activity in collect_activity(model, interactions, tokens, common.bar):
         layer = activity.interactions.mlp.layer

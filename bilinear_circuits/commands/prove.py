@@ -14,6 +14,7 @@ from simple_parsing import field
 
 from bilinear_circuits.commands import common
 from bilinear_circuits.commands.circuit_file import CircuitFeature, CircuitFile, read_circuit_file
+from bilinear_circuits.commands.corpus import check_stories
 
 if TYPE_CHECKING:
     from bilinear_circuits.interactions import FeatureInteractions
@@ -59,19 +60,22 @@ def run(arguments: Arguments) -> None:
     saes = common.saes_of(arguments)
     asked.check_source(arguments)
     layers = common.check_layers(sorted({one.layer for one in chosen}), saes)
-    corpus = common.corpus_of(arguments)
-    if common.file_hash(Path(corpus)) != asked.corpus_hash:
+    corpus = asked.corpus_of(arguments)
+    if not asked.is_corpus(corpus):
         common.note("the corpus is not that of the search: edges and sites are chosen on other stories")
 
     from bilinear_circuits.commands.prove_tables import tables
-    from bilinear_circuits.data import read_stories
+    from bilinear_circuits.running import context_length
     from bilinear_circuits.saving import save_result
 
-    stories = read_stories(corpus, asked.n_stories)
+    stories = corpus.read(asked.n_stories)
     known = [layer for layer in common.check_layers(None, saes) if layer >= layers[0]]
     model, interactions = common.load_interactions(arguments, known)
+    check_stories(corpus, stories, model.tokenizer, min(asked.settings.context, context_length(model)))
     proofs = _prove(model, interactions, asked, chosen, stories, settings, arguments.seed)
-    resolved = replace(arguments, saes=saes, corpus=common.display_name(corpus), features=[one.name for one in chosen])
+    resolved = replace(
+        arguments, saes=saes, corpus=common.display_name(corpus.path), features=[one.name for one in chosen]
+    )
     source = common.provenance(resolved, interactions, corpus, len(stories), time.perf_counter() - started)
     source |= {"circuits": {"sha256": common.file_hash(Path(arguments.circuit)), "seed": asked.seed}}
     with common.written_whole(arguments.out) as folder:

@@ -115,6 +115,8 @@ def explorer_app(arguments: Arguments) -> "Starlette":
             model=arguments.model,
             saes=arguments.saes,
             corpus=arguments.corpus,
+            separator=arguments.separator,
+            column=arguments.column,
             device=arguments.device,
             seed=arguments.seed,
             circuit=arguments.circuit,

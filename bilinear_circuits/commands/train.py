@@ -15,8 +15,10 @@ from simple_parsing import field
 
 from bilinear_circuits import processes, zoo
 from bilinear_circuits.commands import common
+from bilinear_circuits.commands.corpus import CorpusArguments, chosen_corpus, settings_of
 from bilinear_circuits.commands.run_folder import RunFolder
 from bilinear_circuits.commands.training_data import prepare
+from bilinear_circuits.corpora import Corpus
 from bilinear_circuits.folders import TOKENIZER, fingerprint
 
 if TYPE_CHECKING:
@@ -30,7 +32,7 @@ _DATA, _CHECKPOINTS = "data", "checkpoints"
 
 
 @dataclass(kw_only=True)
-class Arguments:
+class Arguments(CorpusArguments):
     """Options of `train`."""
 
     recipe: str = field(positional=True, metavar="RECIPE.yaml")
@@ -38,9 +40,6 @@ class Arguments:
 
     out: str | None = None
     """Folder of the model; by default out/NAME, with the recipe's name."""
-
-    corpus: str | None = None
-    """Text file of stories, each ended by <|endoftext|>, or a Hub id; by default what the recipe says."""
 
     device: str | None = None
     """cpu to stay off a GPU; by default a GPU where there is one."""
@@ -58,11 +57,15 @@ class Recipe:
 
     Attributes:
         name: Name of the model.
-        corpus: Text file, Hub id, or a shipped model's name for the stories sampled from it.
+        corpus: File, Hub id, or a shipped model's name for the stories sampled from it.
         model: Shape of the model.
         optim: How to train it.
         n_stories: Stories read from the corpus; all by default.
+        separator: How the stories of its text are separated; `<|endoftext|>` by default.
+        column: Column of its records that holds the stories; text by default.
         valid: Corpus for validation, whose stories are left out of training; a share of the corpus by default.
+        valid_separator: How its stories are separated.
+        valid_column: Column that holds them.
         valid_share: That share.
         vocab_size: Size of the tokenizer trained on the training stories.
         tokenizer: A tokenizer folder or shipped model to use instead.
@@ -74,11 +77,27 @@ class Recipe:
     model: "ModelSettings"
     optim: "OptimSettings"
     n_stories: int | None = None
+    separator: str | None = None
+    column: str | None = None
     valid: str | None = None
+    valid_separator: str | None = None
+    valid_column: str | None = None
     valid_share: float = 0.03
     vocab_size: int = 4096
     tokenizer: str | None = None
     seed: int = 0
+
+    @property
+    def stories(self) -> Corpus:
+        """What to train on."""
+        return Corpus(self.corpus, self.separator, self.column)
+
+    @property
+    def valid_stories(self) -> Corpus | None:
+        """What to validate with, if it is not a share of the corpus."""
+        if self.valid is None:
+            return None
+        return Corpus(zoo.corpus_path(self.valid), self.valid_separator, self.valid_column)
 
 
 def read_recipe(path: str) -> Recipe:
@@ -152,20 +171,21 @@ def run(arguments: Arguments) -> None:
 
 def results_folder(arguments: Arguments) -> Path:
     """The folder of the run."""
-    return Path(arguments.out or f"out/{read_recipe(arguments.recipe).name}")
+    common.check_out(arguments.out)
+    return Path(f"out/{read_recipe(arguments.recipe).name}" if arguments.out is None else arguments.out)
 
 
-def _asked(arguments: Arguments) -> tuple[Recipe, str, Path]:
+def _asked(arguments: Arguments) -> tuple[Recipe, Corpus, Path]:
     """Recipe, corpus and folder of the run."""
     recipe = read_recipe(arguments.recipe)
-    return recipe, zoo.corpus_path(arguments.corpus or recipe.corpus), results_folder(arguments)
+    return recipe, chosen_corpus(arguments, recipe.stories), results_folder(arguments)
 
 
 def _run_folder(out: Path) -> RunFolder:
     return RunFolder(out, "a training", _RECORD)
 
 
-def _start(arguments: Arguments, recipe: Recipe, corpus: str, folder: RunFolder) -> None:
+def _start(arguments: Arguments, recipe: Recipe, corpus: Corpus, folder: RunFolder) -> None:
     """Check what is asked, mark the folder as that of this run, and tokenize the stories."""
     from bilinear_circuits.training import rows_per_device
 
@@ -180,16 +200,16 @@ def _start(arguments: Arguments, recipe: Recipe, corpus: str, folder: RunFolder)
     save()
 
 
-def resolved(recipe: Recipe, corpus: str) -> dict[str, Any]:
+def resolved(recipe: Recipe, corpus: Corpus) -> dict[str, Any]:
     """A recipe as plain data, every default filled in, and the texts and the tokenizer it was run on."""
-    named = {"corpus": common.display_name(corpus), "corpus_sha256": common.file_hash(corpus)}
+    named = {"corpus": common.display_name(corpus.path), "corpus_sha256": common.file_hash(corpus.path)}
     if recipe.valid is not None:
         valid = zoo.corpus_path(recipe.valid)
         named |= {"valid": common.display_name(valid), "valid_sha256": common.file_hash(valid)}
     if recipe.tokenizer is not None:
         files = fingerprint(zoo.model_path(recipe.tokenizer), TOKENIZER)
         named |= {"tokenizer": common.display_name(recipe.tokenizer), "tokenizer_sha256": files.sha256}
-    return asdict(recipe) | named
+    return asdict(recipe) | named | settings_of(corpus)
 
 
 def record(settings: dict[str, Any], data: "TrainingData", result: "TrainingResult") -> dict[str, Any]:

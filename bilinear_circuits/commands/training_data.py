@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 from bilinear_circuits import zoo
 from bilinear_circuits.commands import common
+from bilinear_circuits.commands.corpus import check_known, note_cut, settings_of
+from bilinear_circuits.corpora import Corpus
 
 if TYPE_CHECKING:
     from bilinear_circuits.commands.train import Recipe
 
 
-def prepare(recipe: "Recipe", corpus: str, folder: Path) -> Callable[[], None]:
+def prepare(recipe: "Recipe", corpus: Corpus, folder: Path) -> Callable[[], None]:
     """Make the tokenizer and the token rows of a recipe, unless a run that was killed has saved the same ones.
 
     Returns:
@@ -25,15 +27,14 @@ def prepare(recipe: "Recipe", corpus: str, folder: Path) -> Callable[[], None]:
     """
     from transformers import AutoTokenizer
 
-    from bilinear_circuits.data import read_stories
     from bilinear_circuits.rows import TrainingData, data_key, tokenize_rows
     from bilinear_circuits.tokenization import train_tokenizer
 
-    stories = read_stories(corpus, recipe.n_stories)
-    valid = [] if recipe.valid is None else read_stories(zoo.corpus_path(recipe.valid))
+    stories = corpus.read(recipe.n_stories)
+    valid = [] if recipe.valid_stories is None else recipe.valid_stories.read()
     tokenizer = None if recipe.tokenizer is None else AutoTokenizer.from_pretrained(zoo.model_path(recipe.tokenizer))
     made_by = {
-        "recipe": asdict(recipe),
+        "recipe": asdict(recipe) | settings_of(corpus),
         "tokenizer": None if tokenizer is None else tokenizer.backend_tokenizer.to_str(),
         "versions": common.environment()["versions"],
     }
@@ -47,6 +48,9 @@ def prepare(recipe: "Recipe", corpus: str, folder: Path) -> Callable[[], None]:
     rows, valid_rows = (
         tokenize_rows(texts, tokenizer, recipe.model.context, common.bar) for texts in (train, held_out)
     )
+    unknown = tokenizer.unk_token_id
+    check_known(corpus, rows.n_story_tokens, 0 if unknown is None else int((rows.stream == unknown).sum()))
+    note_cut(corpus, rows.n_cut, len(rows), rows.context)
     return partial(TrainingData(tokenizer, rows, valid_rows, counts).save, folder, key)
 
 

@@ -12,6 +12,7 @@ from bilinear_circuits.folders import (
     check_model_folder,
     download_model,
     fingerprint,
+    read_json,
 )
 
 if TYPE_CHECKING:
@@ -91,7 +92,8 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL, device: str = "cpu") ->
     from transformer_lens.model_bridge import TransformerBridge
 
     folder = _checked(name_or_path)
-    return _finite(TransformerBridge.boot_transformers(str(folder), device=device).eval(), folder)
+    model = TransformerBridge.boot_transformers(str(folder), device=device, hf_config_overrides=_pad_id(folder))
+    return _finite(model.eval(), folder)
 
 
 def load_plain_model(name_or_path: str | Path = DEFAULT_MODEL, device: str = "cpu") -> tuple[Any, Any]:
@@ -99,7 +101,7 @@ def load_plain_model(name_or_path: str | Path = DEFAULT_MODEL, device: str = "cp
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = _checked(name_or_path)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32").to(device).eval()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32", **_pad_id(folder)).to(device).eval()
     return _finite(model, folder), AutoTokenizer.from_pretrained(folder)
 
 
@@ -115,7 +117,7 @@ def _checked(name_or_path: str | Path) -> Path:
     try:
         # On the meta device no weights are read: this takes milliseconds, also of sharded and of tied weights.
         _, found = AutoModelForCausalLM.from_pretrained(
-            folder, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True
+            folder, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True, **_pad_id(folder)
         )
     finally:
         logging.set_verbosity(verbosity)
@@ -126,6 +128,14 @@ def _checked(name_or_path: str | Path) -> Path:
             " weights and config.json are of different models."
         )
     return folder
+
+
+def _pad_id(folder: Path) -> dict[str, None]:
+    """What leaves out the pad id of a config.json where the model has no such token: it is only ever masked."""
+    config = read_json(folder / "config.json", "config.json")
+    pad, size = config.get("pad_token_id"), config.get("vocab_size")
+    fits = pad is None or not isinstance(size, int) or (isinstance(pad, int) and -size <= pad < size)
+    return {} if fits else {"pad_token_id": None}
 
 
 def _refuse_missing(folder: Path, missing: Sequence[str], unexpected: Sequence[str]) -> None:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from bilinear_circuits import zoo
 from bilinear_circuits.commands import common
+from bilinear_circuits.commands.corpus import corpus_of, tokenized
+from bilinear_circuits.corpora import Corpus
 
 if TYPE_CHECKING:
     from sae.evaluate import Evaluation
@@ -36,17 +38,16 @@ def run(arguments: Arguments) -> None:
     common.check_out(arguments.out)
     saes = common.saes_of(arguments)
     layers = common.check_layers(arguments.layers, saes)
-    corpus = common.corpus_of(arguments)
+    corpus = corpus_of(arguments)
     common.check_device(arguments.device)
 
-    from bilinear_circuits.data import read_stories, tokenize_stories
     from bilinear_circuits.running import context_length
     from sae.evaluate import evaluate
 
-    stories = read_stories(corpus, arguments.n_stories)
+    stories = corpus.read(arguments.n_stories)
     common.note(f"loading {arguments.model}")
     model = common.quietly_load_model(arguments.model, arguments.device)
-    tokens = tokenize_stories(stories, model.tokenizer, context_length(model))
+    tokens = tokenized(corpus, stories, model.tokenizer, context_length(model))
     dictionaries = [one for layer in layers for one in zoo.load_dictionaries(layer, saes, arguments.device)]
     evaluations = evaluate(model, dictionaries, tokens, progress=common.bar)
     print(table(evaluations))
@@ -107,7 +108,7 @@ def payload(one: "Evaluation") -> dict[str, Any]:
 
 
 def _provenance(
-    arguments: Arguments, evaluations: "Sequence[Evaluation]", corpus: str, n_stories: int, seconds: float
+    arguments: Arguments, evaluations: "Sequence[Evaluation]", corpus: Corpus, n_stories: int, seconds: float
 ) -> dict[str, Any]:
     """What it takes to repeat the result: configuration, versions, commit, hashes of model, dictionaries and data."""
     saes = zoo.dictionaries_path(common.saes_of(arguments))

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from simple_parsing import field
 
 from bilinear_circuits.commands import common
+from bilinear_circuits.commands.corpus import corpus_of, settings_of
+from bilinear_circuits.corpora import Corpus
 from sae.commands.report_folder import ReportFolder
 
 if TYPE_CHECKING:
@@ -62,7 +64,7 @@ def run(arguments: Arguments) -> None:
     started = time.perf_counter()
     common.check_out(arguments.out)
     common.check_layers([arguments.layer], common.saes_of(arguments))
-    corpus = common.corpus_of(arguments)
+    corpus = corpus_of(arguments)
     sides = _SIDES[arguments.side]
     labels = read_labels(arguments.labels, arguments.side)
     folders = {side: _folder(arguments, side) for side in sides}
@@ -70,10 +72,9 @@ def run(arguments: Arguments) -> None:
     for side in sides:
         folders[side].check(settings[side])
 
-    from bilinear_circuits.data import read_stories
     from sae.commands.features_desk import Desk
 
-    stories = read_stories(corpus, arguments.n_stories)
+    stories = corpus.read(arguments.n_stories)
     desk = Desk(arguments, stories, labels)
     # A report is sent to others: the folder it was made in is nothing to them.
     resolved = replace(arguments, saes=common.saes_of(arguments), out=Path(arguments.out).name)
@@ -139,7 +140,9 @@ def _folder(arguments: Arguments, side: "Side") -> ReportFolder:
     return ReportFolder(Path(arguments.out) / side_folder(arguments.layer, side))
 
 
-def _settings(arguments: Arguments, side: "Side", labels: dict["Side", dict[int, str]], corpus: str) -> dict[str, Any]:
+def _settings(
+    arguments: Arguments, side: "Side", labels: dict["Side", dict[int, str]], corpus: Corpus
+) -> dict[str, Any]:
     """What decides what the pages show, as plain data."""
     return {
         "layer": arguments.layer,
@@ -150,7 +153,8 @@ def _settings(arguments: Arguments, side: "Side", labels: dict["Side", dict[int,
         "n_stories": arguments.n_stories,
         "linked": _linked(arguments, side),
         **common.layer_hashes(arguments, arguments.layer),
-        "corpus_sha256": common.file_hash(Path(corpus)),
+        "corpus_sha256": common.file_hash(corpus.path),
+        **settings_of(corpus),
         "commit": common.environment()["commit"],
     }
 

@@ -5,6 +5,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from bilinear_circuits.commands import common
+from bilinear_circuits.commands.corpus import corpus_of, tokenized
 from sae.commands.report_folder import ReportFolder, chunks_of
 
 if TYPE_CHECKING:
@@ -21,13 +22,12 @@ class Desk:
     """Model, dictionaries and corpus of a run, and what both sides share."""
 
     def __init__(self, arguments: "Arguments", stories: list[str], labels: "dict[Side, dict[int, str]]") -> None:
-        from bilinear_circuits.data import tokenize_stories
         from bilinear_circuits.naming import TokenTexts
         from bilinear_circuits.running import context_length, unembedding
 
         self._arguments, self._n_stories, self._labels = arguments, len(stories), labels
         self._model, (self.interactions,) = common.load_interactions(arguments, [arguments.layer])
-        self._tokens = tokenize_stories(stories, self._model.tokenizer, context_length(self._model))
+        self._tokens = tokenized(corpus_of(arguments), stories, self._model.tokenizer, context_length(self._model))
         self._texts, self._unembedding = TokenTexts(self._model.tokenizer), unembedding(self._model)
 
     @cached_property
@@ -73,7 +73,7 @@ class Desk:
         from sae.report.pages import Book
 
         other: Side = "in" if side == "out" else "out"
-        corpus = common.display_name(common.corpus_of(self._arguments))
+        corpus = common.display_name(corpus_of(self._arguments).path)
         return Book(
             layer=self._arguments.layer,
             side=side,
@@ -138,7 +138,7 @@ class Desk:
             sae_set=common.display_name(common.saes_of(self._arguments)),
             side=side,
             d_sae_out=self._d_sae("out"),
-            dataset=common.display_name(common.corpus_of(self._arguments)),
+            dataset=common.display_name(corpus_of(self._arguments).path),
             n_prompts=self._n_stories,
             n_tokens_in_prompt=int(lengths.max()),
         )

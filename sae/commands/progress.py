@@ -14,6 +14,8 @@ from simple_parsing import field
 
 from bilinear_circuits import zoo
 from bilinear_circuits.commands import common
+from bilinear_circuits.commands.corpus import CorpusArguments, corpus_of, tokenized
+from bilinear_circuits.corpora import Corpus
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -28,7 +30,7 @@ _TREND_RANK = 2
 
 
 @dataclass(kw_only=True)
-class Arguments:
+class Arguments(CorpusArguments):
     """Options of `sae-progress`."""
 
     folder: str = field(positional=True, metavar="FOLDER")
@@ -36,9 +38,6 @@ class Arguments:
 
     model: str | None = None
     """A shipped model, a Hugging Face model folder, or a Hub id; by default the one trained on, if it is shipped."""
-
-    corpus: str | None = None
-    """Text file of stories, each ended by <|endoftext|>, or a Hub id; by default those shipped with the model."""
 
     layers: list[int] | None = None
     """Layers to measure; by default all that have dictionaries."""
@@ -56,6 +55,7 @@ class Arguments:
     """Folder for progress.json and progress.html; not written by default."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         common.check_seed(self.seed)
 
 
@@ -69,17 +69,20 @@ def run(arguments: Arguments) -> None:
     folders = _stage_folders(folder, record, names)
     model_name = arguments.model or _shipped_model(folder, record)
     zoo.model_path(model_name)
-    corpus = common.corpus_of(common.CommonArguments(model=model_name, corpus=arguments.corpus))
+    corpus = corpus_of(
+        common.CommonArguments(
+            model=model_name, corpus=arguments.corpus, separator=arguments.separator, column=arguments.column
+        )
+    )
     common.check_device(arguments.device)
 
-    from bilinear_circuits.data import read_stories, tokenize_stories
     from bilinear_circuits.running import context_length
     from sae.progress import training_progress, trends
 
-    stories = read_stories(corpus, arguments.n_stories)
+    stories = corpus.read(arguments.n_stories)
     common.note(f"loading {model_name}")
     model = common.quietly_load_model(model_name, arguments.device)
-    tokens = tokenize_stories(stories, model.tokenizer, context_length(model))
+    tokens = tokenized(corpus, stories, model.tokenizer, context_length(model))
     stages = training_progress(model, _load(folders, names, arguments.device), tokens, progress=common.bar)
     document = payload(stages, trends(stages, _TREND_RANK, _THRESHOLD), arguments.seed)
     print(table(document))
@@ -259,7 +262,7 @@ def _provenance(
     record: "Mapping[str, Any]",
     folders: "Mapping[int, Path]",
     names: list[str],
-    corpus: str,
+    corpus: Corpus,
     n_stories: int,
     seconds: float,
 ) -> dict[str, Any]:

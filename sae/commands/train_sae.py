@@ -18,6 +18,7 @@ from simple_parsing import field
 from bilinear_circuits import zoo
 from bilinear_circuits.commands import common
 from bilinear_circuits.commands.changes import with_changes
+from bilinear_circuits.commands.corpus import CorpusArguments, chosen_corpus, tokenized
 from bilinear_circuits.commands.run_folder import RunFolder
 from sae.settings import Recipe
 
@@ -32,7 +33,7 @@ _SNAPSHOTS = "snapshots"
 
 
 @dataclass(kw_only=True)
-class Arguments:
+class Arguments(CorpusArguments):
     """Options of `train-sae`."""
 
     recipe: str = field(positional=True, metavar="RECIPE.yaml")
@@ -40,9 +41,6 @@ class Arguments:
 
     model: str | None = None
     """A shipped model, a Hugging Face model folder, or a Hub id; by default what the recipe says."""
-
-    corpus: str | None = None
-    """Text file of stories, each ended by <|endoftext|>, or a Hub id; by default what the recipe says."""
 
     out: str | None = None
     """Folder of the dictionaries; by default out/NAME, with the recipe's name."""
@@ -69,15 +67,23 @@ def read_recipe(path: str, changes: Sequence[str] = ()) -> Recipe:
 
 def results_folder(arguments: Arguments) -> Path:
     """The folder of the dictionaries."""
-    return Path(arguments.out or f"out/{read_recipe(arguments.recipe, arguments.set).name}")
+    return Path(f"out/{read_recipe(arguments.recipe, arguments.set).name}" if arguments.out is None else arguments.out)
 
 
 def run(arguments: Arguments) -> None:
     """Train, or go on training, and write the dictionaries."""
     started = time.perf_counter()
     recipe = read_recipe(arguments.recipe, arguments.set)
-    recipe = replace(recipe, model=arguments.model or recipe.model, corpus=arguments.corpus or recipe.corpus)
     out = results_folder(arguments)
+    common.check_out(arguments.out)
+    corpus = chosen_corpus(arguments, recipe.stories)
+    recipe = replace(
+        recipe,
+        model=recipe.model if arguments.model is None else arguments.model,
+        corpus=recipe.corpus if arguments.corpus is None else arguments.corpus,
+        separator=corpus.separator,
+        column=corpus.column,
+    )
     common.check_out(str(out))
     common.check_device(arguments.device)
     zoo.model_path(recipe.model)
@@ -89,16 +95,15 @@ def run(arguments: Arguments) -> None:
         return
     folder.check(resolved)
 
-    from bilinear_circuits.data import read_stories, tokenize_stories
     from sae.checks import check_model, check_options, check_tokens
     from sae.train import excluded_tokens, train_dictionaries
 
     check_options(recipe)
-    stories = read_stories(zoo.corpus_path(recipe.corpus), recipe.n_stories)
+    stories = corpus.read(recipe.n_stories)
     common.note(f"loading {recipe.model}")
     model = common.quietly_load_model(recipe.model, arguments.device)
     check_model(model, recipe)
-    tokens = tokenize_stories(stories, model.tokenizer, recipe.context)
+    tokens = tokenized(corpus, stories, model.tokenizer, recipe.context)
     check_tokens(tokens, recipe)
     _start(folder, resolved)
     metadata = _metadata(recipe, resolved, len(tokens), type(model).__name__, excluded_tokens(tokens))
@@ -135,11 +140,10 @@ def table(trained: "TrainedDictionaries") -> str:
 
 def _resolved(recipe: Recipe) -> dict[str, Any]:
     """A recipe as plain data, every default filled in, and the weights and text it was run on."""
-    corpus = Path(zoo.corpus_path(recipe.corpus))
     named = {"model": common.display_name(recipe.model), "corpus": common.display_name(recipe.corpus)}
     hashes = {
         "model_sha256": zoo.model_fingerprint(recipe.model).sha256,
-        "corpus_sha256": common.file_hash(corpus),
+        "corpus_sha256": common.file_hash(zoo.corpus_path(recipe.corpus)),
     }
     return json.loads(json.dumps(asdict(recipe) | named | hashes))
 

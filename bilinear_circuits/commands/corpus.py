@@ -1,0 +1,110 @@
+"""Which stories a verb reads: the options that name them, and what is said of them once they are tokenized."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bilinear_circuits import zoo
+from bilinear_circuits.commands.terminal import note
+from bilinear_circuits.corpora import Corpus
+
+if TYPE_CHECKING:
+    from bilinear_circuits.commands.common import CommonArguments
+    from bilinear_circuits.data import StoryTokens
+
+_MOST_UNKNOWN = 0.5  # share of [UNK], above which a text is of another language, or read in another encoding
+
+
+@dataclass(kw_only=True)
+class CorpusArguments:
+    """Which stories are read, and how they are found in a file."""
+
+    corpus: str | None = None
+    """Stories: a file of text, CSV, JSON lines or parquet, or a Hub id; by default those of the query or recipe, or
+    those shipped with the model."""
+
+    separator: str | None = None
+    """How the stories of a text are separated: line (one story a line), blank-line (blank lines between stories), or
+    the text between them; by default <|endoftext|>."""
+
+    column: str | None = None
+    """Column of CSV, JSON lines, parquet or a Hub dataset that holds the stories; by default text."""
+
+    def __post_init__(self) -> None:
+        if self.corpus is not None and not self.corpus.strip():
+            raise ValueError(f"corpus must be a file or a Hub id, got {self.corpus!r}. Leave it out for the default.")
+        Corpus("", self.separator, self.column)  # refuses what no corpus can have
+
+
+def chosen_corpus(arguments: CorpusArguments, default: Corpus) -> Corpus:
+    """The corpus asked for by options, or the default one, with what the options say of it in place of its own."""
+    if arguments.corpus is not None:
+        return Corpus(zoo.corpus_path(arguments.corpus), arguments.separator, arguments.column)
+    return Corpus(
+        zoo.corpus_path(default.path), arguments.separator or default.separator, arguments.column or default.column
+    )
+
+
+def corpus_of(arguments: "CommonArguments", default: Corpus | None = None) -> Corpus:
+    """The corpus asked for, the default, or the stories shipped with the model.
+
+    Raises:
+        ValueError: If none is given and none is shipped, or its settings do not fit its kind.
+        FileNotFoundError: If there is no such file.
+    """
+    shipped = Corpus(arguments.model) if arguments.model in zoo.names() else None
+    if arguments.corpus is None and default is None and shipped is None:
+        raise ValueError(
+            f"--corpus must be given for {arguments.model}: stories are shipped for {', '.join(zoo.names())}."
+        )
+    corpus = chosen_corpus(arguments, default or shipped or Corpus(""))
+    corpus.check()
+    return corpus
+
+
+def settings_of(corpus: Corpus) -> dict[str, str | None]:
+    """What decides which stories a file holds, for records and for settings that a resumed run must share."""
+    return {"separator": corpus.separator, "column": corpus.column}
+
+
+def tokenized(corpus: Corpus, stories: Sequence[str], tokenizer: Any, context: int) -> "StoryTokens":
+    """Tokenize the stories of a corpus, and say how many are cut at the context.
+
+    Raises:
+        ValueError: If no token comes of them, or most of those that do are [UNK].
+    """
+    from bilinear_circuits.data import tokenize_stories
+
+    tokens = tokenize_stories(stories, tokenizer, context)
+    own, unknown = tokens.ids[tokens.mask], tokenizer.unk_token_id
+    check_known(corpus, len(own), 0 if unknown is None else int((own == unknown).sum()))
+    note_cut(corpus, tokens.n_cut, len(tokens), context)
+    return tokens
+
+
+def check_stories(corpus: Corpus, stories: Sequence[str], tokenizer: Any, context: int) -> None:
+    """Say the same of stories that an analysis will tokenize by itself."""
+    tokenized(corpus, stories, tokenizer, context)
+
+
+def check_known(corpus: Corpus, n_tokens: int, n_unknown: int) -> None:
+    """Refuse a corpus that the tokenizer can do nothing with.
+
+    Raises:
+        ValueError: If it has no token, or most of them are [UNK].
+    """
+    if n_tokens == 0:
+        raise ValueError(
+            f"corpus must hold words of the model's vocabulary, got {corpus.path}, of which no token came."
+        )
+    if n_unknown > _MOST_UNKNOWN * n_tokens:
+        raise ValueError(
+            f"corpus must be of the model's vocabulary, got {corpus.path}, of whose {n_tokens:,} tokens"
+            f" {100 * n_unknown / n_tokens:.0f} % are unknown to it. Is it of another language, or another model's?"
+        )
+
+
+def note_cut(corpus: Corpus, n_cut: int, n_stories: int, context: int) -> None:
+    """Say how many stories are longer than the context, if any."""
+    if n_cut:
+        note(f"{n_cut:,} of {n_stories:,} stories of {corpus.path} are cut at the context, {context} tokens with [BOS]")

@@ -1,0 +1,81 @@
+"""Control sequences of tokens, files and errors reach a terminal as text."""
+
+import io
+import subprocess
+import sys
+from pathlib import Path
+
+from features_world import LAYER, write_world
+from planted import WORDS, random_stories, word_tokenizer
+from tokenizers import pre_tokenizers
+
+from bilinear_circuits.commands.terminal import ShownStream, safe_terminal
+
+ROOT = Path(__file__).parents[1]
+HOSTILE = "\x1b]0;owned\x07\x9b2J"
+
+
+def test_every_control_character_is_shown_but_line_ends_and_tabs():
+    stream = io.StringIO()
+    everything = "".join(map(chr, range(0x100)))
+    ShownStream(stream).write(everything)
+    shown = stream.getvalue()
+    assert [c for c in shown if ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0] == ["\t", "\n"]
+    assert "\\x1b" in shown
+    assert "\\x9b" in shown
+    assert "é" in shown
+
+
+def test_progress_bars_may_move_and_tokens_in_them_may_not():
+    stream = io.StringIO()
+    bars = ShownStream(stream, bars=True)
+    bars.write("\rtokens: 50 %")
+    bars.write("\x1b[A")
+    bars.write("a\rb\x1b[A")
+    assert stream.getvalue() == "\rtokens: 50 %\x1b[Aa\\x0db\\x1b[A"
+
+
+def test_what_a_terminal_cannot_encode_is_a_number():
+    raw = io.BytesIO()
+    stream = io.TextIOWrapper(raw, encoding="ascii")
+    ShownStream(stream).write("dög \ud800\n")
+    stream.flush()
+    assert raw.getvalue() == b"d\\xf6g \\ud800\n"
+
+
+def test_streams_come_back(capsys):
+    before = sys.stdout, sys.stderr
+    with safe_terminal():
+        sys.stdout.write("a\x1b[2Jb\n")
+    assert (sys.stdout, sys.stderr) == before
+    assert capsys.readouterr().out == "a\\x1b[2Jb\n"
+
+
+def raw_output(*arguments):
+    command = [sys.executable, "-m", "bilinear_circuits.cli", *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, cwd=ROOT)
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+def test_names_and_errors_are_shown(tmp_path):
+    for arguments in ((HOSTILE,), ("lowrank", "--corpus", HOSTILE), ("lowrank", f"--{HOSTILE}"), ("circuits", HOSTILE)):
+        code, out, err = raw_output(*arguments)
+        assert code == 2
+        assert "\x1b" not in out + err
+        assert "\x9b" not in out + err
+        assert "\\x1b]0;owned\\x07\\x9b2J" in err
+
+
+def test_tokens_are_shown(tmp_path):
+    words = [*WORDS[:8], *(f"{word}{HOSTILE}" for word in WORDS[8:])]
+    world = write_world(tmp_path)
+    made = word_tokenizer(words)
+    made.backend_tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made.save_pretrained(world["model"])
+    text = "\n<|endoftext|>\n".join(" ".join(words[WORDS.index(w)] for w in s.split()) for s in random_stories(60))
+    (tmp_path / "stories.txt").write_text(text, encoding="utf-8")
+    named = [part for key, value in world.items() for part in (f"--{key}", value)]
+    code, out, err = raw_output("inspect", *named, "--layer", LAYER, "--feature", 3, "--n-stories", 60)
+    assert code == 0, err
+    assert "\\x1b]0;owned\\x07\\x9b2J" in out
+    assert not {"\x1b", "\x07", "\x9b"} & set(out + err.replace("\x1b[A", ""))
