@@ -226,12 +226,11 @@ def test_weights_of_different_models_cannot_choose_the_matches(world, capsys):
 
 def test_the_corpus_of_shipped_stories_is_found_by_its_hash(world):
     from bilinear_circuits import zoo
-    from bilinear_circuits.commands import common
     from bilinear_circuits.commands.compare import Arguments, corpus_for, read_sources
 
     saes = [str(world / f"saes-{name}") for name in ("one", "two")]
     arguments = Arguments(circuits=files(world, "one", "two"), models=[str(world / "model")], saes=saes)
     first, second = read_sources(arguments)
-    shipped = common.file_hash(zoo.FOLDER / "ts-17m-stories.txt")
+    shipped = file_hash(zoo.FOLDER / "ts-17m-stories.txt")
     object.__setattr__(first.file, "corpus_hash", shipped)
     assert corpus_for(arguments, [first, second]).path == zoo.corpus_path("ts-17m")

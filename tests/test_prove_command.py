@@ -19,7 +19,7 @@ from bilinear_circuits.circuits import CircuitQuery, QueryTokens, SearchSettings
 from bilinear_circuits.circuits.experiments import Sites
 from bilinear_circuits.circuits.search import story_parts
 from bilinear_circuits.cli import main
-from bilinear_circuits.commands import common
+from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.circuit_file import CircuitFeature, read_circuit_file
 from bilinear_circuits.data import read_stories
 from bilinear_circuits.interventions import CircuitProofs, SiteRuns
@@ -56,7 +56,7 @@ def world(tmp_path_factory):
     search = find_circuits(bridge, layers, query, stories, settings=settings, seed=3)
     from bilinear_circuits.data import Corpus
 
-    source = common.provenance(asked, layers, Corpus(asked.corpus), len(stories), 1.0)
+    source = records.provenance(asked, layers, Corpus(asked.corpus), len(stories), 1.0)
     file = root / "circuit.json"
     file.write_text(common.to_json(search_payload(search, source)))
     return {

@@ -250,9 +250,9 @@ def test_the_shipped_model_in_compatibility_mode_is_refused():
 
 @pytest.mark.parametrize("name", ["~nobody-has-this-name/x", "owner/name", "x" * 5000, ""])
 def test_a_name_that_is_no_path_is_shown_as_it_is(name):
-    from bilinear_circuits.commands import common
+    from bilinear_circuits.commands import records
 
-    assert common.display_name(name) == name
+    assert records.display_name(name) == name
 
 
 def test_a_path_is_not_mistaken_for_a_neighbour_with_a_longer_name(tmp_path):

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bilinear_circuits import zoo
-from bilinear_circuits.commands import common
+from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.corpus import corpus_of
 from bilinear_circuits.corpora import Corpus
 from bilinear_circuits.folders import Fingerprint, file_hash
@@ -125,7 +125,7 @@ class CircuitFile:
             if different := known.differences(zoo.dictionary_fingerprint(saes / name)):
                 raise ValueError(
                     f"saes must be the dictionaries the circuits were found with, {self.saes}, got"
-                    f" {common.display_name(str(saes))}, in whose {name} {', '.join(different)} differ."
+                    f" {records.display_name(str(saes))}, in whose {name} {', '.join(different)} differ."
                 )
 
 

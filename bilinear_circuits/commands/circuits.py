@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from simple_parsing import field
 
-from bilinear_circuits.commands import common, images, tables
+from bilinear_circuits.commands import common, images, records, tables
 from bilinear_circuits.commands.corpus import check_stories, corpus_of
 from bilinear_circuits.corpora import Corpus
 
@@ -102,9 +102,9 @@ def run(arguments: Arguments) -> None:
     )
     seconds = time.perf_counter() - started
     resolved = replace(
-        arguments, saes=common.saes_of(arguments), corpus=common.display_name(corpus.path), layers=layers
+        arguments, saes=common.saes_of(arguments), corpus=records.display_name(corpus.path), layers=layers
     )
-    source = common.provenance(resolved, interactions, corpus, len(stories), seconds)
+    source = records.provenance(resolved, interactions, corpus, len(stories), seconds)
     # The numbers first: a page that fails must not take them along.
     with common.written_whole(arguments.out) as folder:
         (folder / "circuit.json").write_text(common.to_json(search_payload(search, source)), encoding="utf-8")

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from simple_parsing import field
 
 from bilinear_circuits import zoo
-from bilinear_circuits.commands import common
+from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.circuit_file import CircuitFile, read_circuit_file
 from bilinear_circuits.commands.corpus import CorpusArguments, tokenized
 from bilinear_circuits.corpora import Corpus
+from bilinear_circuits.folders import file_hash
 
 if TYPE_CHECKING:
     from bilinear_circuits.interactions import FeatureInteractions
@@ -166,7 +167,7 @@ def corpus_for(arguments: Arguments, sources: Sequence[Source]) -> Corpus:
     if arguments.corpus is not None:
         return sources[0].file.corpus_of(sources[0].place)
     for name in zoo.names():
-        if common.file_hash(Path(zoo.corpus_path(name))) == sources[0].file.corpus_hash:
+        if file_hash(Path(zoo.corpus_path(name))) == sources[0].file.corpus_hash:
             return sources[0].file.corpus_of(replace(sources[0].place, corpus=name))
     raise ValueError(f"--corpus must be given: that of {arguments.circuits[0]} is not shipped.")
 
@@ -258,17 +259,17 @@ def provenance(
     """Configuration, and for each file its hash, model, dictionaries and query."""
     files = []
     for path, source, (_, interactions) in zip(arguments.circuits, sources, loaded, strict=True):
-        whole = common.provenance(source.place, interactions, corpus, n_stories, seconds)
+        whole = records.provenance(source.place, interactions, corpus, n_stories, seconds)
         files.append(
             {
                 "name": source.name,
-                "sha256": common.file_hash(Path(path)),
+                "sha256": file_hash(Path(path)),
                 "query": asdict(source.file.query),
                 **{key: whole[key] for key in ("model", "dictionaries")},
             }
         )
     shared = {key: whole[key] for key in ("corpus", "versions", "commit", "seconds")}
-    return {"files": files, **shared, "config": common.shared_config(arguments)}
+    return {"files": files, **shared, "config": records.shared_config(arguments)}
 
 
 def _check_places(arguments: Arguments, files: Sequence[CircuitFile]) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from bilinear_circuits.commands import common, tables
+from bilinear_circuits.commands import common, records, tables
 from bilinear_circuits.commands.corpus import corpus_of, tokenized
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ def run(arguments: Arguments) -> None:
     print(interference_table(unmet))
     if arguments.out is not None:
         resolved = replace(arguments, saes=common.saes_of(arguments), layers=layers)
-        source = common.provenance(resolved, interactions, corpus, len(stories), time.perf_counter() - started)
+        source = records.provenance(resolved, interactions, corpus, len(stories), time.perf_counter() - started)
         _write(arguments.out, search, pairs, unmet, labels, source)
         print(f"written: {arguments.out}/result.json, discoveries.csv, discoveries.parquet, pairs.json")
 

@@ -19,12 +19,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from simple_parsing import field
 
 from bilinear_circuits import zoo
-from bilinear_circuits.commands import common
+from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.circuit_file import CircuitFile, read_circuit_file, read_ranking
 from bilinear_circuits.commands.claims import HALF_WRITTEN, OLD
 from bilinear_circuits.commands.corpus import check_stories
 from bilinear_circuits.commands.edit_report import KIND, edit_card, edit_payload, summary
 from bilinear_circuits.corpora import Corpus
+from bilinear_circuits.folders import file_hash
 
 if TYPE_CHECKING:
     from bilinear_circuits.interactions import FeatureInteractions
@@ -110,7 +111,7 @@ def run(arguments: Arguments) -> None:
         source = _provenance(arguments, interactions, corpus, len(stories), seconds, folder)
         save_result(report, folder / "result", source)
         (folder / "edit.json").write_text(common.to_json(edit_payload(report, asked.query, source)), encoding="utf-8")
-        card = edit_card(report, asked.query, common.display_name(arguments.model))
+        card = edit_card(report, asked.query, records.display_name(arguments.model))
         (folder / "README.md").write_text(card, encoding="utf-8")
     print(summary(report, asked.query.name))
     print(
@@ -229,12 +230,12 @@ def _provenance(
     """What it takes to repeat the edit: besides the usual, the circuits and the weights written."""
     circuit, weights = Path(arguments.circuit), folder / "model.safetensors"
     resolved = replace(
-        arguments, saes=common.saes_of(arguments), corpus=common.display_name(corpus.path), circuit=circuit.name
+        arguments, saes=common.saes_of(arguments), corpus=records.display_name(corpus.path), circuit=circuit.name
     )
     return {
-        **common.provenance(resolved, interactions, corpus, n_stories, seconds),
-        "circuit": {"name": circuit.name, "sha256": common.file_hash(circuit)},
-        "edited_model": {"sha256": common.file_hash(weights)},
+        **records.provenance(resolved, interactions, corpus, n_stories, seconds),
+        "circuit": {"name": circuit.name, "sha256": file_hash(circuit)},
+        "edited_model": {"sha256": file_hash(weights)},
     }
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from simple_parsing import field
 
-from bilinear_circuits.commands import common
+from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.circuit_file import CircuitFile, read_circuit_file, read_proofs
 from bilinear_circuits.commands.corpus import corpus_of, tokenized
 from bilinear_circuits.corpora import Corpus
@@ -188,7 +188,7 @@ def prepare(arguments: Arguments) -> Explorer:
     answers = PromptAnswers(model, tuple(activities.values()), names)
     prompts = _prompts(answers, activities, texts, model.tokenizer, arguments.n_examples)
     seconds = time.perf_counter() - started
-    source = common.provenance(_resolved(arguments, names, corpus), interactions, corpus, len(stories), seconds)
+    source = records.provenance(_resolved(arguments, names, corpus), interactions, corpus, len(stories), seconds)
     document = explorer_document(profiles, around, prompts, source, proofs)
     return Explorer(model, answers, document)
 
@@ -221,7 +221,7 @@ def _resolved(arguments: Arguments, names: "Sequence[Name]", corpus: Corpus) -> 
         prompts=None if arguments.prompts is None else Path(arguments.prompts).name,
         features=[f"{layer}/{feature}" for layer, feature in names],
         saes=common.saes_of(arguments),
-        corpus=common.display_name(corpus.path),
+        corpus=records.display_name(corpus.path),
     )
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from simple_parsing import field
 
-from bilinear_circuits.commands import common
+from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.corpus import corpus_of, tokenized
 from bilinear_circuits.commands.graph_folder import FEATURES, LIST, NEURONPEDIA, GraphFolder
 
@@ -110,8 +110,8 @@ def run(arguments: Arguments) -> None:
     tokens = tokenized(corpus, stories, model.tokenizer, context_length(model))
     (activity,) = collect_activity(model, interactions, tokens, common.bar)
     seconds = time.perf_counter() - started
-    resolved = replace(arguments, saes=common.saes_of(arguments), corpus=common.display_name(corpus.path))
-    provenance = common.provenance(resolved, interactions, corpus, len(stories), seconds)
+    resolved = replace(arguments, saes=common.saes_of(arguments), corpus=records.display_name(corpus.path))
+    provenance = records.provenance(resolved, interactions, corpus, len(stories), seconds)
     document, others = _documents(arguments, slug, graph, activity, model, provenance)
     folder.write(arguments.prompt, document, others)
     print(describe(graph, model.tokenizer, _names(activity, model.tokenizer)))
@@ -135,7 +135,7 @@ def _documents(
     from bilinear_circuits.report.graph import graph_features as features_of
     from bilinear_circuits.running import unembedding
 
-    model_id, interactions = common.display_name(arguments.model), activity.interactions
+    model_id, interactions = records.display_name(arguments.model), activity.interactions
     details = details_name(model_id, provenance)
     source = GraphSource(
         prompt=arguments.prompt,
@@ -150,7 +150,7 @@ def _documents(
     maker = graph_features.DetailMaker(activity, unembedding(model), model.tokenizer)
     shown = (maker.detail(feature, side) for _, feature, side in features_of(graph, arguments.max_links))
     others = {f"{FEATURES}/{details}/{number}.json": detail for number, detail in shown}
-    source_set = common.display_name(common.saes_of(arguments))
+    source_set = records.display_name(common.saes_of(arguments))
     upload = graph_features.neuronpedia_document(document, model_id, source_set)
     return document, {**others, f"{NEURONPEDIA}/{slug}.json": upload}
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from simple_parsing import field
 
-from bilinear_circuits.commands import common
+from bilinear_circuits.commands import common, records
 from bilinear_circuits.folders import TOKENIZER, download, file_hash, read_json
 
 if TYPE_CHECKING:
@@ -73,14 +73,14 @@ def run(arguments: Arguments) -> None:
         summary = write(config, tensors, arguments, folder, temporary)
         origin = {
             "schema_version": 1,
-            "source": common.display_name(arguments.source),
+            "source": records.display_name(arguments.source),
             "revision": revision,
             "source_files": {file.name: file_hash(file) for file in files},
             "source_config": config,
             "files": {file.name: file_hash(file) for file in sorted(temporary.iterdir())},
             "summary": summary.splitlines(),
-            **common.environment(),
-            "config": common.shared_config(arguments),
+            **records.environment(),
+            "config": records.shared_config(arguments),
         }
         (temporary / "import.json").write_text(common.to_json(origin), encoding="utf-8")
     print(f"{summary}\nwritten: {out}")
@@ -261,12 +261,12 @@ def _write_dictionary(
     from bilinear_circuits.dictionaries import Dictionary
     from bilinear_circuits.importing import TOPK_RULE, clipped_share, to_saelens
 
-    name = common.display_name(arguments.source)
+    name = records.display_name(arguments.source)
     model = arguments.model or (name.removesuffix("-scope") if name.endswith("-scope") else None)
     metadata = {
         "model_name": model,
         "model_class_name": "TransformerBridge",
-        "source": common.display_name(arguments.source),
+        "source": records.display_name(arguments.source),
         "load": "bilinear_circuits.Dictionary.load(this folder), and its model by bilinear_circuits.load_model(folder)",
     }
     known = {key: value for key, value in metadata.items() if value is not None}

@@ -4,7 +4,7 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from bilinear_circuits.commands import common, images
+from bilinear_circuits.commands import common, images, records
 from bilinear_circuits.commands.corpus import corpus_of, tokenized
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def run(arguments: Arguments) -> None:
         print(f"  {weight:+.4f}  {first:>5} x {second:<5}  {'   x   '.join(names)}")
     if arguments.out is not None:
         resolved = replace(arguments, saes=common.saes_of(arguments))
-        source = common.provenance(resolved, interactions, corpus, len(stories), time.perf_counter() - started)
+        source = records.provenance(resolved, interactions, corpus, len(stories), time.perf_counter() - started)
         with common.written_whole(arguments.out) as folder:
             (folder / "feature.json").write_text(common.to_json(profile_payload(profile, source)), encoding="utf-8")
             (folder / "report.html").write_text(feature_page(profile, source), encoding="utf-8")

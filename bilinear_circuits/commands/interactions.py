@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from simple_parsing import field
 
 from bilinear_circuits import processes
-from bilinear_circuits.commands import common, tables
+from bilinear_circuits.commands import common, records, tables
 from bilinear_circuits.commands.corpus import corpus_of, settings_of, tokenized
 from bilinear_circuits.commands.shards import ShardFolder
+from bilinear_circuits.folders import file_hash
 from bilinear_circuits.progress import silent
 
 if TYPE_CHECKING:
@@ -184,13 +185,13 @@ def _settings(arguments: Arguments, started: dict[str, Any]) -> dict[str, Any]:
 
     names = ("layer", "k", "per_feature", "order", "features", "coactive", "shard_size")
     settings = {name: getattr(arguments, name) for name in names} | {
-        **common.layer_hashes(arguments, arguments.layer),
+        **records.layer_hashes(arguments, arguments.layer),
     }
     # What was the faster precision at the start stays, so that the certificate is of one.
     settings["precision"] = arguments.precision or started.get("precision")
     if arguments.coactive:
         corpus = corpus_of(arguments)
-        named = {"corpus": common.display_name(corpus.path), "corpus_sha256": common.file_hash(corpus.path)}
+        named = {"corpus": records.display_name(corpus.path), "corpus_sha256": file_hash(corpus.path)}
         settings |= {"precision": "float32", "n_stories": arguments.n_stories, **named, **settings_of(corpus)}
     elif settings["precision"] is None:
         import torch
@@ -260,7 +261,7 @@ def _record(
     """What is saved beside the table: its certificate, what was searched, and what it takes to repeat it."""
     resolved = replace(arguments, saes=common.saes_of(arguments))
     corpus = corpus_of(arguments) if arguments.coactive else None
-    source = common.provenance(resolved, [interactions], corpus, settings.get("n_stories", 0), seconds)
+    source = records.provenance(resolved, [interactions], corpus, settings.get("n_stories", 0), seconds)
     counts = {
         "interactions": len(top),
         "output_features": len(arguments.features or range(interactions.sae_out.d_sae)),

@@ -9,7 +9,7 @@ import time
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
-from bilinear_circuits.commands import common, tables
+from bilinear_circuits.commands import common, records, tables
 from bilinear_circuits.commands.corpus import corpus_of, tokenized
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def run(arguments: Arguments) -> None:
         print(table(layer, results[layer], len(activity.x), arguments.seed), end="\n\n", flush=True)
     if arguments.out is not None:
         resolved = replace(arguments, saes=common.saes_of(arguments), layers=layers)
-        source = common.provenance(resolved, interactions, corpus, len(stories), time.perf_counter() - started)
+        source = records.provenance(resolved, interactions, corpus, len(stories), time.perf_counter() - started)
         rows = {str(layer): payload(one, arguments.seed) for layer, one in results.items()}
         with common.written_whole(arguments.out) as folder:
             text = common.to_json(plain({"schema_version": 1, "layers": rows, "provenance": source}))

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 from simple_parsing import field
 
-from bilinear_circuits.commands import common
+from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.circuit_file import CircuitFeature, CircuitFile, read_circuit_file
 from bilinear_circuits.commands.corpus import check_stories
+from bilinear_circuits.folders import file_hash
 
 if TYPE_CHECKING:
     from bilinear_circuits.interactions import FeatureInteractions
@@ -74,10 +75,10 @@ def run(arguments: Arguments) -> None:
     check_stories(corpus, stories, model.tokenizer, min(asked.settings.context, context_length(model)))
     proofs = _prove(model, interactions, asked, chosen, stories, settings, arguments.seed)
     resolved = replace(
-        arguments, saes=saes, corpus=common.display_name(corpus.path), features=[one.name for one in chosen]
+        arguments, saes=saes, corpus=records.display_name(corpus.path), features=[one.name for one in chosen]
     )
-    source = common.provenance(resolved, interactions, corpus, len(stories), time.perf_counter() - started)
-    source |= {"circuits": {"sha256": common.file_hash(Path(arguments.circuit)), "seed": asked.seed}}
+    source = records.provenance(resolved, interactions, corpus, len(stories), time.perf_counter() - started)
+    source |= {"circuits": {"sha256": file_hash(Path(arguments.circuit)), "seed": asked.seed}}
     with common.written_whole(arguments.out) as folder:
         save_result(proofs, folder, source)
         (folder / "proof.json").write_text(common.to_json(_payload(proofs, source)), encoding="utf-8")

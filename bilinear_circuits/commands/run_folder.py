@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bilinear_circuits.commands import common
+from bilinear_circuits.commands import common, records
 from bilinear_circuits.folders import read_json
 
 MARKER = "run.json"
@@ -38,7 +38,7 @@ class RunFolder:
     def is_over(self, settings: Mapping[str, Any]) -> bool:
         """Whether this run has its results in place, and was killed while it cleared away what led to them."""
         recorded = self._record is not None and (self.folder / self._record).is_file()
-        return recorded and self._marker.is_file() and not common.changed_settings(self._marker, settings)
+        return recorded and self._marker.is_file() and not records.changed_settings(self._marker, settings)
 
     def check(self, settings: Mapping[str, Any]) -> None:
         """Refuse a folder that holds anything but the start of this run.
@@ -52,7 +52,7 @@ class RunFolder:
                 " a finished one. Remove it or name another --out."
             )
         if self._marker.is_file():
-            if changed := common.changed_settings(self._marker, settings):
+            if changed := records.changed_settings(self._marker, settings):
                 raise ValueError(
                     f"out must hold {self._what} with these settings to go on with, got {self.folder}, where"
                     f" {', '.join(changed)} differ. Remove it to start anew, or name another --out."

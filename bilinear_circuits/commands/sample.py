@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bilinear_circuits import zoo
-from bilinear_circuits.commands import common
+from bilinear_circuits.commands import common, records
 from bilinear_circuits.folders import file_hash, read_json
 from bilinear_circuits.text_files import STORY_END, file_kind
 
@@ -77,9 +77,9 @@ def run(arguments: Arguments) -> None:
         text,
         {
             "n_stories": len(stories),
-            "config": common.shared_config(arguments),
+            "config": records.shared_config(arguments),
             "max_tokens": max_tokens,
-            "model": common.model_source(arguments.model),
+            "model": records.model_source(arguments.model),
         },
     )
     print(f"{len(stories)} stories written to {path}")
@@ -136,7 +136,7 @@ def _max_tokens(arguments: Arguments) -> int:
 def _write(path: Path, text: str, settings: dict[str, Any]) -> None:
     """The record, then the text: a kill in between leaves what the same command goes on from."""
     record = {"schema_version": 1, "kind": _KIND, "sha256": hashlib.sha256(text.encode()).hexdigest()}
-    record |= {"replaced": file_hash(path), **settings, **common.environment()}
+    record |= {"replaced": file_hash(path), **settings, **records.environment()}
     for name, content in ((_record_of(path).name, common.to_json(record)), (path.name, text)):
         with common.written_whole(path.parent) as folder:
             (folder / name).write_text(content, encoding="utf-8")

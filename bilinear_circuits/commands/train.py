@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from simple_parsing import field
 
 from bilinear_circuits import processes, zoo
-from bilinear_circuits.commands import common
+from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.corpus import CorpusArguments, chosen_corpus, settings_of
 from bilinear_circuits.commands.run_folder import RunFolder
 from bilinear_circuits.commands.training_data import prepare
 from bilinear_circuits.corpora import Corpus
-from bilinear_circuits.folders import TOKENIZER, fingerprint
+from bilinear_circuits.folders import TOKENIZER, file_hash, fingerprint
 
 if TYPE_CHECKING:
     from bilinear_circuits.llama import ModelSettings
@@ -202,13 +202,13 @@ def _start(arguments: Arguments, recipe: Recipe, corpus: Corpus, folder: RunFold
 
 def resolved(recipe: Recipe, corpus: Corpus) -> dict[str, Any]:
     """A recipe as plain data, every default filled in, and the texts and the tokenizer it was run on."""
-    named = {"corpus": common.display_name(corpus.path), "corpus_sha256": common.file_hash(corpus.path)}
+    named = {"corpus": records.display_name(corpus.path), "corpus_sha256": file_hash(corpus.path)}
     if recipe.valid is not None:
         valid = zoo.corpus_path(recipe.valid)
-        named |= {"valid": common.display_name(valid), "valid_sha256": common.file_hash(valid)}
+        named |= {"valid": records.display_name(valid), "valid_sha256": file_hash(valid)}
     if recipe.tokenizer is not None:
         files = fingerprint(zoo.model_path(recipe.tokenizer), TOKENIZER)
-        named |= {"tokenizer": common.display_name(recipe.tokenizer), "tokenizer_sha256": files.sha256}
+        named |= {"tokenizer": records.display_name(recipe.tokenizer), "tokenizer_sha256": files.sha256}
     return asdict(recipe) | named | settings_of(corpus)
 
 
@@ -220,7 +220,7 @@ def record(settings: dict[str, Any], data: "TrainingData", result: "TrainingResu
         "n_rows": len(data.rows),
         "n_stories": data.counts,
         "n_processes": processes.n_processes(),
-        **common.environment(),
+        **records.environment(),
         "result": asdict(result),
     }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bilinear_circuits import zoo
-from bilinear_circuits.commands import common
+from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.corpus import check_known, note_cut, settings_of
 from bilinear_circuits.corpora import Corpus
 
@@ -36,7 +36,7 @@ def prepare(recipe: "Recipe", corpus: Corpus, folder: Path) -> Callable[[], None
     made_by = {
         "recipe": asdict(recipe) | settings_of(corpus),
         "tokenizer": None if tokenizer is None else tokenizer.backend_tokenizer.to_str(),
-        "versions": common.environment()["versions"],
+        "versions": records.environment()["versions"],
     }
     key = data_key(made_by, stories, valid)
     if TrainingData.is_saved(folder, key):

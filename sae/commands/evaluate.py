@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from bilinear_circuits import zoo
-from bilinear_circuits.commands import common
+from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.corpus import corpus_of, tokenized
 from bilinear_circuits.corpora import Corpus
 
@@ -114,10 +114,10 @@ def _provenance(
     saes = zoo.dictionaries_path(common.saes_of(arguments))
     names = [evaluation.dictionary.name for evaluation in evaluations]
     return {
-        "model": common.model_source(arguments.model),
+        "model": records.model_source(arguments.model),
         "dictionaries": {name: zoo.dictionary_fingerprint(saes / name).sha256 for name in names},
-        "corpus": common.corpus_source(corpus, n_stories),
-        **common.environment(),
-        "config": common.shared_config(arguments),
+        "corpus": records.corpus_source(corpus, n_stories),
+        **records.environment(),
+        "config": records.shared_config(arguments),
         "seconds": round(seconds, 1),
     }

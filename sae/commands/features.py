@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from simple_parsing import field
 
-from bilinear_circuits.commands import common
+from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.corpus import corpus_of, settings_of
 from bilinear_circuits.corpora import Corpus
+from bilinear_circuits.folders import file_hash
 from sae.commands.report_folder import ReportFolder
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def run(arguments: Arguments) -> None:
     desk = Desk(arguments, stories, labels)
     # A report is sent to others: the folder it was made in is nothing to them.
     resolved = replace(arguments, saes=common.saes_of(arguments), out=Path(arguments.out).name)
-    source = common.provenance(resolved, [desk.interactions], corpus, len(stories), 0.0)
+    source = records.provenance(resolved, [desk.interactions], corpus, len(stories), 0.0)
     for side in sides:
         desk.check_features(side)
     try:
@@ -152,10 +153,10 @@ def _settings(
         "neuronpedia": arguments.neuronpedia,
         "n_stories": arguments.n_stories,
         "linked": _linked(arguments, side),
-        **common.layer_hashes(arguments, arguments.layer),
-        "corpus_sha256": common.file_hash(corpus.path),
+        **records.layer_hashes(arguments, arguments.layer),
+        "corpus_sha256": file_hash(corpus.path),
         **settings_of(corpus),
-        "commit": common.environment()["commit"],
+        "commit": records.environment()["commit"],
     }
 
 

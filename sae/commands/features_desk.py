@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from bilinear_circuits.commands import common
+from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.corpus import corpus_of, tokenized
 from sae.commands.report_folder import ReportFolder, chunks_of
 
@@ -73,7 +73,7 @@ class Desk:
         from sae.report.pages import Book
 
         other: Side = "in" if side == "out" else "out"
-        corpus = common.display_name(corpus_of(self._arguments).path)
+        corpus = records.display_name(corpus_of(self._arguments).path)
         return Book(
             layer=self._arguments.layer,
             side=side,
@@ -81,7 +81,7 @@ class Desk:
             labels=self.names[side],
             other_labels=self.names[other],
             other_features=frozenset(range(self._d_sae(other)) if linked == "all" else linked or ()),
-            source=f"Model {common.display_name(self._arguments.model)}, {len(self.activity.x):,} tokens of"
+            source=f"Model {records.display_name(self._arguments.model)}, {len(self.activity.x):,} tokens of"
             f" {self._n_stories:,} stories of {corpus}.",
         )
 
@@ -133,12 +133,12 @@ class Desk:
 
         lengths = self._tokens.mask.sum(1)
         return Source(
-            model_id=common.display_name(self._arguments.model),
+            model_id=records.display_name(self._arguments.model),
             layer=self._arguments.layer,
-            sae_set=common.display_name(common.saes_of(self._arguments)),
+            sae_set=records.display_name(common.saes_of(self._arguments)),
             side=side,
             d_sae_out=self._d_sae("out"),
-            dataset=common.display_name(corpus_of(self._arguments).path),
+            dataset=records.display_name(corpus_of(self._arguments).path),
             n_prompts=self._n_stories,
             n_tokens_in_prompt=int(lengths.max()),
         )

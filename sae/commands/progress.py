@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from simple_parsing import field
 
 from bilinear_circuits import zoo
-from bilinear_circuits.commands import common
+from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.corpus import CorpusArguments, corpus_of, tokenized
 from bilinear_circuits.corpora import Corpus
 
@@ -272,12 +272,12 @@ def _provenance(
         f"{at}/{name}": zoo.dictionary_fingerprint(one / name).sha256 for name in names for at, one in folders.items()
     }
     return {
-        "model": common.model_source(model),
+        "model": records.model_source(model),
         "recipe": record["recipe"],
         "dictionaries": hashes,
-        "corpus": common.corpus_source(corpus, n_stories),
-        **common.environment(),
-        "config": common.shared_config(arguments),
+        "corpus": records.corpus_source(corpus, n_stories),
+        **records.environment(),
+        "config": records.shared_config(arguments),
         "seconds": round(seconds, 1),
     }
 

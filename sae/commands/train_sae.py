@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 from simple_parsing import field
 
 from bilinear_circuits import zoo
-from bilinear_circuits.commands import common
+from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.changes import with_changes
 from bilinear_circuits.commands.corpus import CorpusArguments, chosen_corpus, tokenized
 from bilinear_circuits.commands.run_folder import RunFolder
+from bilinear_circuits.folders import file_hash
 from sae.settings import Recipe
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def run(arguments: Arguments) -> None:
         model,
         tokens,
         recipe.settings,
-        model_name=common.display_name(recipe.model),
+        model_name=records.display_name(recipe.model),
         checkpoints=out / _CHECKPOINTS,
         on_snapshot=keep,
         wandb=arguments.wandb,
@@ -140,10 +141,10 @@ def table(trained: "TrainedDictionaries") -> str:
 
 def _resolved(recipe: Recipe) -> dict[str, Any]:
     """A recipe as plain data, every default filled in, and the weights and text it was run on."""
-    named = {"model": common.display_name(recipe.model), "corpus": common.display_name(recipe.corpus)}
+    named = {"model": records.display_name(recipe.model), "corpus": records.display_name(recipe.corpus)}
     hashes = {
         "model_sha256": zoo.model_fingerprint(recipe.model).sha256,
-        "corpus_sha256": common.file_hash(zoo.corpus_path(recipe.corpus)),
+        "corpus_sha256": file_hash(zoo.corpus_path(recipe.corpus)),
     }
     return json.loads(json.dumps(asdict(recipe) | named | hashes))
 
@@ -164,7 +165,7 @@ def _record(
     return {
         "schema_version": 1,
         "recipe": resolved,
-        **common.environment(),
+        **records.environment(),
         "n_stories": len(tokens),
         "unique_tokens": int(tokens.mask.sum()),
         "training_tokens": trained.n_tokens,
@@ -189,7 +190,7 @@ def _metadata(
         "exclude_special_tokens": excluded,
         "dataset_path": f"{resolved['corpus']} ({n_stories} stories)",
         "training_architecture": recipe.architecture,
-        "sae_lens_training_version": common.environment()["versions"]["sae-lens"],
+        "sae_lens_training_version": records.environment()["versions"]["sae-lens"],
         "reload": reload_text(resolved["model"]),
     }
 
