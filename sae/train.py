@@ -5,9 +5,9 @@
    its hook, those at [BOS] and at padding left out.
 3. What it trained is folded into a `Dictionary`: activation scaling, decoder bias, decoder norms, gates.
 
-Resuming is SAELens' own, from its last complete checkpoint. Weights, optimiser, schedules and the position in the
-corpus come back; the activations in the mixing buffer and the state of the random generator do not, so a resumed run
-sees other batches than one that was not interrupted and ends in other weights of like quality.
+Resuming is SAELens' own, from its last complete checkpoint: weights, optimiser, schedules and the position in the corpus
+come back. The activations in the mixing buffer and the state of the random generator do not, so every run, interrupted or
+not, begins both anew at each checkpoint: a run that was killed ends in the weights of one that was not.
 """
 
 import contextlib
@@ -155,6 +155,7 @@ class _Runner(MultiSAETrainingRunner):
         if self.snapshots is not None:
             _keep_snapshots(trainer, *self.snapshots)
         torch.manual_seed(self.cfg.seed + self.resumed_at)
+        _begin_anew_at_checkpoints(trainer, self.activations_store, self.cfg.seed)
         return trainer.fit()
 
     def _save_runner_checkpoint_files(self, checkpoint_path: Path | None) -> None:
@@ -204,6 +205,18 @@ def _keep_snapshots(trainer: Any, tokens: tuple[int, ...], on_snapshot: Snapshot
         checkpoint()
 
     trainer._checkpoint_if_needed = kept
+
+
+def _begin_anew_at_checkpoints(trainer: Any, store: Any, seed: int) -> None:
+    """Empty the mixing buffer and seed the generator after each checkpoint, as a run does that starts from it."""
+    save = trainer.save_checkpoint
+
+    def saved(checkpoint_name: str) -> None:
+        save(checkpoint_name=checkpoint_name)
+        trainer.data_provider = store.get_multi_hook_data_loader()
+        torch.manual_seed(seed + trainer.n_training_samples)
+
+    trainer.save_checkpoint = saved
 
 
 def _snapshot(trainer: Any, name: str) -> Dictionary:

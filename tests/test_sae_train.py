@@ -367,6 +367,9 @@ def test_a_snapshot_is_what_a_run_that_ends_there_makes(model, tokens):
             assert torch.equal(getattr(found, name), getattr(expected, name)), name
 
 
+NAMES = ("W_enc", "b_enc", "W_dec", "b_dec")
+
+
 class _KilledError(Exception):
     """Stands for a kill."""
 
@@ -393,8 +396,10 @@ def killed(monkeypatch, recipe, out, n_rows=320):
             train_sae.run(train_sae.Arguments(recipe=recipe, out=str(out)))
 
 
-def test_a_killed_run_goes_on_from_its_last_checkpoint(folder, tmp_path, monkeypatch):
-    recipe, out = recipe_file(folder, tmp_path / "recipe.yaml"), tmp_path / "saes"
+def test_a_killed_run_goes_on_from_its_last_checkpoint(folder, trained, tmp_path, monkeypatch):
+    from bilinear_circuits.dictionaries import Dictionary
+
+    recipe, out = recipe_file(folder, tmp_path / "recipe.yaml", save_dtype="float32"), tmp_path / "saes"
     killed(monkeypatch, recipe, out)
     assert sorted(one.name for one in out.iterdir()) == ["checkpoints", "run.json"]
     (complete,) = (out / "checkpoints").iterdir()
@@ -412,6 +417,29 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(folder, tmp_path, monkeyp
         assert seen[0] == 64
         assert seen[-1] == 62 * 64
         assert points[-1]["fvu"] < 0.8 * points[0]["fvu"]
+    for hook_name in HOOKS:
+        resumed, whole = (Dictionary.load(one / hook_name) for one in (out, trained[0]))
+        assert all(torch.equal(getattr(resumed, name), getattr(whole, name)) for name in NAMES), hook_name
+
+
+@pytest.mark.parametrize("architecture", ["standard", "gated", "jumprelu", "batchtopk", "matryoshka_batchtopk"])
+def test_every_architecture_resumes_to_the_same_weights(architecture, model, tokens, tmp_path, monkeypatch):
+    from sae.train import train_dictionaries
+
+    sae = {"k": 3} if "topk" in architecture else {}
+    sae |= {"matryoshka_widths": [8, 16, 48]} if architecture.startswith("matryoshka") else {}
+    asked = settings(architecture=architecture, sae=sae, tokens=2048, checkpoints=3)
+    whole = train_dictionaries(model, tokens, asked)
+    with monkeypatch.context() as patch:
+        kill_after(patch, 170)
+        with pytest.raises(_KilledError):
+            train_dictionaries(model, tokens, asked, checkpoints=tmp_path)
+    resumed = train_dictionaries(model, tokens, asked, checkpoints=tmp_path)
+    assert resumed.resumed_at > 0
+    assert resumed.curve == whole.curve
+    for hook_name, expected in whole.dictionaries.items():
+        found = resumed.dictionaries[hook_name]
+        assert all(torch.equal(getattr(found, name), getattr(expected, name)) for name in NAMES)
 
 
 def test_a_killed_run_that_goes_on_leaves_every_snapshot(folder, tmp_path, monkeypatch, model, tokens):

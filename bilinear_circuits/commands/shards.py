@@ -1,7 +1,6 @@
 """A search kept shard by shard: what was killed goes on where it stopped, in any number of processes."""
 
 import contextlib
-import json
 import os
 import shutil
 import signal
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from bilinear_circuits import processes
 from bilinear_circuits.commands import common
 from bilinear_circuits.commands.run_folder import RunFolder
+from bilinear_circuits.commands.sealed import read_sealed, write_sealed
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -43,8 +43,12 @@ class ShardFolder(RunFolder):
         (self.path / _SAID).unlink(missing_ok=True)
 
     def finished(self, index: int) -> bool:
-        """Whether a shard has been searched."""
-        return all((self.path / f"{index:05d}.{kind}").is_file() for kind in ("safetensors", "json"))
+        """Whether a shard has been searched, and is as it was written."""
+        file = self.path / f"{index:05d}.json"
+        whole = read_sealed(file, self.path) is not None
+        if file.is_file() and not whole:
+            common.note(f"{file} or its table is damaged: the shard is searched again")
+        return whole
 
     def write(self, index: int, top: "TopInteractions") -> None:
         """Keep what was found in a shard, and its certificate."""
@@ -54,13 +58,19 @@ class ShardFolder(RunFolder):
         self._write(f"{index:05d}", columns, asdict(top.certificate))
 
     def read(self, index: int) -> "TopInteractions":
-        """What was found in a shard."""
+        """What was found in a shard.
+
+        Raises:
+            ValueError: If its files are damaged.
+        """
         from safetensors.torch import load_file
 
         from bilinear_circuits.sweep import Certificate, TopInteractions
 
-        certificate = json.loads((self.path / f"{index:05d}.json").read_text(encoding="utf-8"))
-        columns = load_file(self.path / f"{index:05d}.safetensors")
+        file = self.path / f"{index:05d}.json"
+        if (certificate := read_sealed(file, self.path)) is None:
+            raise ValueError(f"shards must be as they were written, got {file} damaged. Give the same command again.")
+        columns = load_file(file.with_suffix(".safetensors"))
         return TopInteractions(**columns, certificate=Certificate(**certificate))
 
     @property
@@ -68,20 +78,19 @@ class ShardFolder(RunFolder):
         """Second moments of the input features, measured once for all processes and every restart."""
         from safetensors.torch import load_file
 
-        file = self.path / f"{_MOMENTS}.safetensors"
-        return load_file(file)[_MOMENTS] if file.is_file() else None
+        file = self.path / f"{_MOMENTS}.json"
+        return None if read_sealed(file, self.path) is None else load_file(file.with_suffix(".safetensors"))[_MOMENTS]
 
     @moments.setter
     def moments(self, moments: "Tensor") -> None:
-        self._write(_MOMENTS, {_MOMENTS: moments.cpu()})
+        self._write(_MOMENTS, {_MOMENTS: moments.cpu()}, {})
 
-    def _write(self, name: str, tensors: "dict[str, Tensor]", certificate: Mapping[str, Any] | None = None) -> None:
+    def _write(self, name: str, tensors: "dict[str, Tensor]", content: Mapping[str, Any]) -> None:
         from safetensors.torch import save_file
 
         with common.written_whole(self.path) as folder:
             save_file(tensors, folder / f"{name}.safetensors")
-            if certificate is not None:
-                (folder / f"{name}.json").write_text(common.to_json(certificate), encoding="utf-8")
+            write_sealed(folder / f"{name}.json", content, folder, [f"{name}.safetensors"])
 
     def remove(self) -> None:
         """Take the shards away, when the results are in place; the marker goes last."""

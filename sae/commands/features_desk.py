@@ -88,7 +88,7 @@ class Desk:
     def report(self, book: "Book", folder: ReportFolder) -> "list[Row]":
         """Make the pages that are not there yet; rows of all of them."""
         chunks = chunks_of(book.features)
-        left = [index for index, features in enumerate(chunks) if not folder.finished(index, features)]
+        left = [index for index in range(len(chunks)) if not folder.finished(index)]
         if len(left) < len(chunks):
             common.note(
                 f"{book.side}put features: {len(chunks) - len(left)} of {len(chunks)} chunks are finished already"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from bilinear_circuits.commands import common
 from bilinear_circuits.commands.run_folder import RunFolder
+from bilinear_circuits.commands.sealed import read_sealed, write_sealed
 
 if TYPE_CHECKING:
     from sae.report.index import Row
@@ -28,10 +29,13 @@ class ReportFolder(RunFolder):
         """Mark the folder as that of this report."""
         self.mark(settings, (_PAGES, _PARTS, _NEURONPEDIA))
 
-    def finished(self, index: int, features: Sequence[int]) -> bool:
-        """Whether the pages of a chunk are all there."""
-        pages = self.folder / _PAGES
-        return self._part(index).is_file() and all((pages / f"{feature}.html").is_file() for feature in features)
+    def finished(self, index: int) -> bool:
+        """Whether the pages of a chunk are all there, and as they were written."""
+        file = self._part(index)
+        whole = read_sealed(file, self.folder) is not None
+        if file.is_file() and not whole:
+            common.note(f"{file} or one of its pages is damaged or gone: the chunk is made again")
+        return whole
 
     def write(
         self, index: int, pages: Mapping[int, str], rows: Sequence["Row"], batch: Mapping[str, Any] | None
@@ -44,9 +48,10 @@ class ReportFolder(RunFolder):
             with common.written_whole(self.folder / _NEURONPEDIA) as folder:
                 text = json.dumps(batch, ensure_ascii=False, allow_nan=False)
                 (folder / f"batch-{index}.json").write_text(text, encoding="utf-8")
+        files = [f"{_PAGES}/{feature}.html" for feature in pages]
+        files += [] if batch is None else [f"{_NEURONPEDIA}/batch-{index}.json"]
         with common.written_whole(self.folder / _PARTS) as folder:
-            text = json.dumps([asdict(row) for row in rows], ensure_ascii=False, allow_nan=False)
-            (folder / self._part(index).name).write_text(text, encoding="utf-8")
+            write_sealed(folder / self._part(index).name, [asdict(row) for row in rows], self.folder, files)
 
     def skip(self, listed: Mapping[str, Any]) -> None:
         """Write the list of features that are in no batch."""
@@ -54,11 +59,20 @@ class ReportFolder(RunFolder):
             (folder / _SKIPPED).write_text(common.to_json(listed), encoding="utf-8")
 
     def rows(self, n_chunks: int) -> list["Row"]:
-        """Rows of all chunks."""
+        """Rows of all chunks.
+
+        Raises:
+            ValueError: If one is damaged.
+        """
         from sae.report.index import Row
 
-        parts = (json.loads(self._part(index).read_text(encoding="utf-8")) for index in range(n_chunks))
-        return [Row(**row) for part in parts for row in part]
+        rows = []
+        for index in range(n_chunks):
+            file = self._part(index)
+            if (part := read_sealed(file, self.folder)) is None:
+                raise ValueError(f"chunks must be as they were written, got {file} damaged. Give the command again.")
+            rows += [Row(**row) for row in part]
+        return rows
 
     def put(self, name: str, text: str) -> None:
         """Write one file, whole."""
