@@ -70,8 +70,10 @@ def _main(argv: list[str]) -> int:
     out: Path | None = None
     try:
         arguments = _parse(argv[0], verb, argv[1:])
-        out = _results_folder(verb, arguments)
-        with _claimed(out):
+        out = None if getattr(arguments, "out", None) is None else Path(arguments.out)
+        claim = verb.results_folder(arguments) if hasattr(verb, "results_folder") else out
+        out = claim or out
+        with _claimed(claim):
             verb.run(arguments)
     except KeyboardInterrupt:
         print(f"interrupted: {_kept(out)}", file=sys.stderr)
@@ -87,16 +89,9 @@ def _main(argv: list[str]) -> int:
     return 0
 
 
-def _results_folder(verb: ModuleType, arguments: Any) -> Path | None:
-    """The folder a run writes, if it does; a verb for which it is not simply its --out says so itself."""
-    if hasattr(verb, "results_folder"):
-        return verb.results_folder(arguments)
-    out = getattr(arguments, "out", None)
-    return None if out is None else Path(out)
-
-
 @contextlib.contextmanager
 def _claimed(out: Path | None) -> Iterator[None]:
+    """The folder a run writes, held for it; a verb for which it is not simply its --out says so itself."""
     from bilinear_circuits.commands.claims import claimed
     from bilinear_circuits.commands.common import check_out
 

@@ -5,9 +5,9 @@
    its hook, those at [BOS] and at padding left out.
 3. What it trained is folded into a `Dictionary`: activation scaling, decoder bias, decoder norms, gates.
 
-Resuming is SAELens' own, from its last complete checkpoint: weights, optimiser, schedules and the position in the corpus
-come back. The activations in the mixing buffer and the state of the random generator do not, so every run, interrupted or
-not, begins both anew at each checkpoint: a run that was killed ends in the weights of one that was not.
+Resuming is SAELens' own, from its last complete checkpoint: weights, optimiser, schedules and the position in the
+corpus come back. The activations in the mixing buffer and the state of the random generator do not, so every run,
+interrupted or not, begins both anew at each checkpoint: a run that was killed ends in the weights of one that was not.
 """
 
 import contextlib

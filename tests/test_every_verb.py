@@ -1,0 +1,121 @@
+"""What holds for every verb that writes: nothing of the machine, nothing by halves, one run at a time."""
+
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from verbs import RESUMABLE, VERBS, asked, files_of, write_world
+
+from bilinear_circuits.cli import main
+from bilinear_circuits.commands.claims import claimed
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    root = tmp_path_factory.mktemp("jane-doe")
+    made = write_world(root)
+    assert main(asked("circuits", made, root / "found")) == 0
+    assert main(asked("train-sae", made, root / "dictionaries")) == 0
+    return root, made
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_verb_writes_no_path_of_the_machine_and_leaves_nothing_beside(verb, world, tmp_path):
+    root, places = world
+    out = tmp_path / "results"
+    assert main(asked(verb, places, out)) == 0
+    found = files_of(out)
+    assert found
+    for name, content in found.items():
+        for path in (root, tmp_path):
+            assert str(path).encode() not in content, f"{name} names {path}"
+    assert [one.name for one in tmp_path.iterdir()] == ["results"]
+    assert not [name for name in found if re.search(r"(^|/)\.|\.part(/|$)", name)]
+
+
+@pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "graph"])  # graphs gather in one folder: they wait
+def test_a_second_run_on_the_same_folder_is_refused(verb, world, tmp_path, capsys):
+    out = tmp_path / "results"
+    with claimed(out):
+        assert main(asked(verb, world[1], out)) == 2
+    assert "out must not be written by two runs at once" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_full_disk_is_one_line_and_leaves_no_half(verb, world, tmp_path, capsys):
+    out = tmp_path / "results"
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, limits[1]))
+    try:
+        code = main(asked(verb, world[1], out))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    captured = capsys.readouterr()
+    assert code == 2, captured.err
+    last = captured.err.splitlines()[-1]
+    assert last.startswith(f"bilinear-circuits: error: the disk of {out} is full: make room"), last
+    assert "Traceback" not in captured.err
+    if verb in RESUMABLE:
+        assert main(asked(verb, world[1], out)) == 0  # and goes on once there is room
+    else:
+        assert list(tmp_path.iterdir()) == []
+
+
+def process(verb, places, out):
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    line = [sys.executable, "-m", "bilinear_circuits.cli", *asked(verb, places, out)]
+    return subprocess.Popen(
+        line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=out.parent
+    )
+
+
+def result(folder):
+    """What a run found: its files, without how long it took and whether it was interrupted."""
+    found = {}
+    for name, content in files_of(folder).items():
+        if name.endswith((".html", ".png", ".parquet", ".bin")):
+            continue  # pages show the seconds; the same rows are in .csv and .json
+        if name.endswith(".json"):
+            found[name] = without_times(json.loads(content))
+        else:
+            found[name] = content
+    return found
+
+
+def without_times(value):
+    if isinstance(value, dict):
+        told = {"seconds", "resumed_at", "created", "create_time_ms", "sha256", "train_runtime"}
+        return {key: without_times(one) for key, one in value.items() if key not in told}
+    return [without_times(one) for one in value] if isinstance(value, list) else value
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_run_killed_at_any_time_and_given_again_finds_the_same(verb, world, tmp_path):
+    places, out = world[1], tmp_path / "results"
+    started = time.perf_counter()
+    whole = process(verb, places, tmp_path / "whole")
+    assert (whole.wait(), whole.stderr.read())[0] == 0
+    seconds = time.perf_counter() - started
+    for share in (0.55, 0.7, 0.8, 0.9, 0.97):
+        killed = process(verb, places, out)
+        time.sleep(share * seconds)
+        killed.kill()
+        killed.communicate()
+    again = process(verb, places, out)
+    said = again.communicate()
+    if again.returncode == 2 and verb in (*RESUMABLE, "import"):
+        assert "finished one" in said[1] or "which holds files" in said[1] or "new or empty folder" in said[1]
+    else:
+        assert again.returncode == 0, said[1]
+    assert result(out) == result(tmp_path / "whole")
+    assert sorted(one.name for one in tmp_path.iterdir()) == ["results", "whole"]
