@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -273,7 +274,9 @@ def test_options_that_make_no_sense_are_refused(bc):
 
 SERVER = """
 from bilinear_circuits.commands import serve
+from bilinear_circuits.connections import ImpatientConnection
 from bilinear_circuits.serving import make_app
+ImpatientConnection.patience = 1.5
 app = make_app("page", lambda text, features: {"text": text}, features=["0/3"], count_tokens=len, max_tokens=9)
 with serve.bound(0) as listener:
     serve.serve(app, listener)
@@ -292,6 +295,15 @@ def test_the_server_reads_no_more_than_it_must_and_ends_when_interrupted():
                 head = f"POST /api/prompt HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
                 connection.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n1388\r\n".encode() + b"a" * 5000 + b"\r\n")
                 assert connection.recv(12) == b"HTTP/1.1 413"  # though the body has not ended
+            for half in (b"", b"GET / HT", f"{head}Content-Length: 20\r\n\r\n{{".encode()):
+                with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+                    connection.sendall(half)
+                    started = time.monotonic()
+                    assert connection.recv(100) == b""  # given up by the server
+                    assert 1 < time.monotonic() - started < 8
+            with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+                connection.sendall(f"{head}Content-Length: 20\r\n\r\n{{".encode())  # hangs up in the middle
+            assert httpx.get(f"http://127.0.0.1:{port}/").text == "page"
             process.send_signal(signal.SIGINT)
             assert process.wait(10) == 0
             assert process.stderr.read() == "stopped\n"

@@ -179,8 +179,9 @@ def read_yaml(path: str, what: str) -> dict[Any, Any]:
         raise FileNotFoundError(f"{what} must be a YAML file, got {path}: no such file.")
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{what} must be a YAML file, got {path}: {error}") from error
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise ValueError(f"{what} must be a YAML file, got {path}: {reason}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{what} must be a YAML mapping of keys to values, got {path}, which holds {content!r:.60}.")
     return content

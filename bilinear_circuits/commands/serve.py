@@ -83,8 +83,11 @@ def serve(app: "Starlette", listener: socket.socket, open_page: bool = False) ->
     """Say where, and answer requests until interrupted; a prompt being worked on has five seconds to end."""
     import uvicorn
 
+    from bilinear_circuits.connections import ImpatientConnection
+
     config = uvicorn.Config(
         app,
+        http=ImpatientConnection,
         log_level="warning",
         lifespan="off",
         ws="none",
