@@ -102,16 +102,17 @@ class InteractionMatrix(Drawn):
         """Frobenius inner product <Q, Q'> without forming either: O(d d_mlp d_mlp').
 
         <Q, Q'> = 1/2 sum_mn w_m w'_n [(l_m . l'_n)(r_m . r'_n) + (l_m . r'_n)(r_m . l'_n)].
-        Batches broadcast against each other.
+        Batches broadcast against each other. Half precision is computed, and returned, in float32.
 
         Raises:
             ValueError: If the two matrices have different sides.
         """
         if other.dim != self.dim:
             raise ValueError(f"other must be {self.dim} x {self.dim}, got {other.dim} x {other.dim}.")
-        gram = (self.left.T @ other.left) * (self.right.T @ other.right)
-        gram += (self.left.T @ other.right) * (self.right.T @ other.left)
-        return ((self.weights @ gram) * other.weights).sum(-1) / 2
+        one, two = self._promoted(), other._promoted()
+        gram = (one.left.T @ two.left) * (one.right.T @ two.right)
+        gram += (one.left.T @ two.right) * (one.right.T @ two.left)
+        return ((one.weights @ gram) * two.weights).sum(-1) / 2
 
     def frobenius_norm(self) -> Float[Tensor, "*batch"]:
         """||Q||_F without forming Q, from the inner product with itself."""
@@ -146,23 +147,29 @@ class InteractionMatrix(Drawn):
 
         The matrix has rank at most 2 d_mlp. Where d exceeds that, the decomposition is done on the span of the
         factors: [left right] = O R, and Q = O (R C R^T) O^T shares its nonzero eigenvalues with the small matrix.
-        Cost O(min(d, 2 d_mlp)^3) per matrix, plus forming it.
+        Cost O(min(d, 2 d_mlp)^3) per matrix, plus forming it. Half precision is decomposed, and returned, in float32.
 
         Raises:
             ValueError: If `k` is negative or exceeds d.
         """
         if k is not None and not 0 <= k <= self.dim:
             raise ValueError(f"k must be between 0 and d={self.dim}, got {k}.")
+        if (promoted := self._promoted()) is not self:
+            return promoted.eigh(k)
         rank_bound = 2 * self.left.shape[1]
         if self.dim <= rank_bound or (k or self.dim) > rank_bound:
             return Spectrum.of_dense(self.to_dense(), k)
-        factors = torch.cat([self.left, self.right], dim=1)
-        dtype = torch.promote_types(factors.dtype, torch.float32)  # LAPACK has no half-precision QR
-        span, small = torch.linalg.qr(factors.to(dtype))
+        span, small = torch.linalg.qr(torch.cat([self.left, self.right], dim=1))
         left, right = small.split(self.left.shape[1], dim=1)
-        spectrum = InteractionMatrix(left, right, self.weights.to(dtype)).eigh(k)
-        parts = (spectrum.eigenvalues, span @ spectrum.eigenvectors, spectrum.frobenius_norm)
-        return Spectrum(*(part.to(factors.dtype) for part in parts))
+        spectrum = InteractionMatrix(left, right, self.weights).eigh(k)
+        return Spectrum(spectrum.eigenvalues, span @ spectrum.eigenvectors, spectrum.frobenius_norm)
+
+    def _promoted(self) -> "InteractionMatrix":
+        """The same in float32 where it is in half precision, in which squares of weights overflow or vanish."""
+        dtype = torch.promote_types(self.weights.dtype, torch.float32)
+        if dtype == self.weights.dtype:
+            return self
+        return InteractionMatrix(self.left.to(dtype), self.right.to(dtype), self.weights.to(dtype))
 
 
 def _contract(products: Float[Tensor, "*n d_mlp"], weights: Float[Tensor, "*batch d_mlp"]) -> Float[Tensor, "..."]:

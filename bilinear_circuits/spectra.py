@@ -46,12 +46,12 @@ class Spectrum(Drawn):
     def of_dense(cls, dense: Float[Tensor, "*batch d d"], k: int | None = None) -> "Spectrum":
         """Spectrum of a dense symmetric matrix: one `torch.linalg.eigh`, O(d^3), reordered by magnitude.
 
-        Half-precision input is decomposed in float32, since LAPACK has no half-precision routine.
+        Half-precision input is decomposed in float32, since LAPACK has no half-precision routine, and stays there: its
+        squares need not fit into half precision.
         """
         work = dense if dense.dtype in (torch.float32, torch.float64) else dense.float()
         eigenvalues, eigenvectors = torch.linalg.eigh(work)
-        norm = torch.linalg.matrix_norm(work)
-        spectrum = cls(*(part.to(dense.dtype) for part in (eigenvalues, eigenvectors, norm)))
+        spectrum = cls(eigenvalues, eigenvectors, torch.linalg.matrix_norm(work))
         return spectrum if k is None else spectrum.truncate(k)
 
     @property
@@ -78,7 +78,8 @@ class Spectrum(Drawn):
 
     def __call__(self, x: Float[Tensor, "*n d"]) -> Float[Tensor, "..."]:
         """Evaluate the quadratic form sum_i lambda_i (x . v_i)^2: O(d k) per row. Unbatched spectra only."""
-        return (x @ self.eigenvectors).square() @ self.eigenvalues
+        dtype = torch.promote_types(x.dtype, self.eigenvectors.dtype)
+        return (x.to(dtype) @ self.eigenvectors.to(dtype)).square() @ self.eigenvalues.to(dtype)
 
     def to_dense(self) -> Float[Tensor, "*batch d d"]:
         """Reconstruct V diag(lambda) V^T."""

@@ -69,9 +69,17 @@ def test_change_of_basis_reads_the_same_form():
 def test_bfloat16_flows_through():
     op = random_matrix(batch=(2,), dtype=torch.bfloat16)
     x = randn(3, D_IN, dtype=torch.bfloat16)
-    spectrum = op.eigh(2)
-    results = [op.to_dense(), op(x), op @ x[0], op.trace(), op.frobenius_norm(), spectrum.eigenvalues]
-    assert {result.dtype for result in results} == {torch.bfloat16}
+    assert {result.dtype for result in (op.to_dense(), op(x), op @ x[0], op.trace())} == {torch.bfloat16}
+    assert {op.frobenius_norm().dtype, op.eigh(2).eigenvalues.dtype} == {torch.float32}
+
+
+def test_squares_of_float16_neither_overflow_nor_vanish():
+    for scale in (2.0**-13, 2.0**7):
+        op = random_matrix(dtype=torch.float16)
+        op = InteractionMatrix(op.left * scale, op.right * scale, op.weights)
+        exact = InteractionMatrix(op.left.double(), op.right.double(), op.weights.double())
+        torch.testing.assert_close(op.eigh().eigenvalues.double(), exact.eigh().eigenvalues, rtol=1e-4, atol=1e-9)
+        torch.testing.assert_close(op.frobenius_norm().double(), exact.frobenius_norm(), rtol=1e-5, atol=0)
 
 
 def test_factors_of_different_shape_are_refused():
@@ -114,5 +122,5 @@ def test_half_precision_is_decomposed_on_the_span_of_the_factors_too():
     left, right, weights = randn(9, 2, seed=1), randn(9, 2, seed=2), randn(2, seed=3)
     half = InteractionMatrix(left.bfloat16(), right.bfloat16(), weights.bfloat16()).eigh(4)
     full = InteractionMatrix(left, right, weights).eigh(4)
-    assert half.eigenvalues.dtype == half.eigenvectors.dtype == torch.bfloat16
+    assert half.eigenvalues.dtype == half.eigenvectors.dtype == torch.float32
     torch.testing.assert_close(half.eigenvalues.to(full.eigenvalues.dtype), full.eigenvalues, rtol=0.05, atol=0.02)

@@ -11,11 +11,13 @@ N_INPUTS, OUTPUTS = (
 )  # more inputs than a panel has rows, more outputs than a block
 
 
-def measured(precision, outputs=OUTPUTS, scale=1.0):
+def measured(precision, outputs=OUTPUTS, scale=1.0, sizes=None):
     """Statistics, and every coefficient in float64: (output, input, input), and which are pairs counted once."""
     tensor = InteractionTensor(randn(16, 40, seed=1), randn(16, 40, seed=2), scale * randn(40, 10, seed=3))
     read, write = randn(N_INPUTS, 16, seed=4), randn(10, 33, seed=5)
     tensor = tensor.to(torch.float32)
+    if sizes is not None:
+        write[:, outputs] *= sizes
     products = Products(tensor, read.float(), write.float(), torch.tensor(outputs), precision)
     statistics = Statistics(products)
     sweep(products, [statistics])
@@ -84,6 +86,25 @@ def test_mass_of_the_largest():
     expected = (every[:500].sum() / every.sum()).item()
     assert found.overall_mass_in_top(500) == pytest.approx(expected, rel=0.03)
     assert found.overall_mass_in_top(every.numel()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("scale", [1e-15, 1e8])
+def test_units_do_not_matter_to_moments(scale):
+    found, coefficients = measured("float32", scale=scale)
+    values = upper(coefficients)
+    deviation = values - values.mean(1, keepdim=True)
+    variance = deviation.square().mean(1)
+    torch.testing.assert_close(found.variance, variance, rtol=1e-5, atol=0)
+    torch.testing.assert_close(found.kurtosis, deviation.pow(4).mean(1) / variance.square(), rtol=1e-5, atol=0)
+
+
+def test_outputs_of_very_unequal_size_have_their_own_moments_and_shares():
+    """One encoder row is 1e-12 of another: nothing of it may be lost beside it."""
+    sizes = torch.logspace(-12, 3, len(OUTPUTS))
+    ordinary, unequal = measured("float32")[0], measured("float32", sizes=sizes)[0]
+    torch.testing.assert_close(unequal.kurtosis, ordinary.kurtosis, rtol=1e-4, atol=0)
+    for n in (50, 1000):
+        torch.testing.assert_close(unequal.mass_in_top(n), ordinary.mass_in_top(n), rtol=0.05, atol=0)
 
 
 def test_units_do_not_matter_to_shares():

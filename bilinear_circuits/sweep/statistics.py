@@ -156,16 +156,22 @@ def _histogram(values: Float[Tensor, "row output column"]) -> Int[Tensor, "outpu
 
 
 def _power_sums(values: Float[Tensor, "row output column"]) -> Float[Tensor, "output 4"]:
+    # Fourth powers leave the range of float32 from about 1e-11 down and 1e9 up. Powers of two change no digit.
+    largest = torch.maximum(values.amax((0, 2)), -values.amin((0, 2)))
+    scale = largest.where(largest > 0, 1).log2().round().exp2()
+    values = values / scale.unsqueeze(1)
     square = values.square()
     powers = (values, square, square * values, square.square())
-    return torch.stack([power.sum((0, 2)).double() for power in powers], 1)
+    return torch.stack([power.sum((0, 2)).double() * scale.double() ** n for n, power in enumerate(powers, 1)], 1)
 
 
 def _trimmed(counts: Int[Tensor, "output kind sign bin"]) -> tuple[Tensor, Tensor]:
-    """Edges and counts of the bins that matter; what is smaller than 2^-24 of the largest goes into the first."""
-    filled = counts.sum((0, 1, 2)).nonzero()
-    stop = int(filled.max()) + 1
-    start = max(1, stop - 4 * _OCTAVES)
+    """Edges and counts of the bins that matter; the first has what is below 2^-24 of the largest of every output."""
+    n_bins = counts.shape[-1]
+    stops = torch.where(counts.sum((1, 2)) > 0, torch.arange(1, n_bins + 1, device=counts.device), 0).amax(1)
+    stop = int(stops.max())
+    # Bin 0 is zero itself, which an output of zeros alone fills.
+    start = max(1, int(stops[stops > 1].min()) - 4 * _OCTAVES) if stop > 1 else 1
     first = counts[..., :start].sum(-1, keepdim=True)
     bits = torch.arange(start, stop + 1, dtype=torch.int32, device=counts.device) << _SHIFT
     edges = bits.view(torch.float32)
