@@ -302,7 +302,7 @@ def test_a_folder_that_holds_anything_else_is_left_alone(world, tmp_path):
 VALUES = {
     "k must be at least 1, got 0": {"k": 0},
     "shard_size must be at least 1, got 0": {"shard_size": 0},
-    "patience must be a number of minutes above 0, got 0": {"patience": 0},
+    "patience must be a number of minutes above 0 and at most 525600, got 0": {"patience": 0},
     r"features must name one output feature or more, each once, got \[\]": {"features": []},
     r"features must name one output feature or more, each once, got \[1, 1\]": {"features": [1, 1]},
     "precision must be float32 with --coactive, got bfloat16. Leave it out": {"coactive": True},

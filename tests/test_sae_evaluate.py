@@ -322,7 +322,7 @@ MISTAKES = {
     "--corpus must be given for": {"corpus": None},
     "--saes must be given for": {"saes": None},
     "device must be one that torch can use, got cuda:9": {"device": "cuda:9"},
-    "limit must be at least 1, got 0": {"n_stories": 0},
+    "n_stories must be at least 1, got 0": {"n_stories": 0},
     "saes must be the name of a shipped model .* got nowhere: no such folder": {"saes": "nowhere"},
 }
 

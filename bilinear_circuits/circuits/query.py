@@ -40,10 +40,10 @@ class CircuitQuery:
             if not words:
                 raise ValueError(f"{field} must hold at least one word, got none.")
             object.__setattr__(self, field, tuple(words))
-        if not isinstance(self.name, str) or not isinstance(self.allow_missing, bool):
-            raise ValueError(
-                f"name must be a text and allow_missing true or false, got {self.name!r} and {self.allow_missing!r}."
-            )
+        if not isinstance(self.name, str):
+            raise ValueError(f"name must be a text, got {self.name!r}. Quote it.")
+        if not isinstance(self.allow_missing, bool):
+            raise ValueError(f"allow_missing must be true or false, got {self.allow_missing!r}.")
         if both := sorted(set(self.positive) & set(self.negative)):
             raise ValueError(f"positive and negative must not share words, got {', '.join(both)} in both.")
 

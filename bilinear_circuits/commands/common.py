@@ -46,6 +46,9 @@ class CommonArguments(CorpusArguments, ModelArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_seed(self.seed)
+        n_stories = getattr(self, "n_stories", None)  # of the verbs that count them
+        if n_stories is not None and n_stories < 1:
+            raise ValueError(f"n_stories must be at least 1, got {n_stories}.")
 
 
 def check_seed(seed: int) -> None:
@@ -81,15 +84,16 @@ def check_out(out: str | None) -> None:
     """
     if out is None:
         return
-    if not out.strip():
+    if not out.strip() or "\0" in out:
         raise ValueError(f"out must be the name of a folder, got {out!r}.")
-    for folder in (Path(out), *Path(out).parents):
-        if folder.exists():
-            if not folder.is_dir():
-                raise ValueError(f"out must be a folder, got {out}: {folder} is a file.")
-            if not os.access(folder, os.W_OK):
-                raise ValueError(f"out must be a folder that can be written, got {out}: no permission for {folder}.")
-            return
+    try:
+        there = next(folder for folder in (Path(out), *Path(out).parents) if folder.exists())
+    except OSError as error:  # it is too long
+        raise ValueError(f"out must be the name of a folder, got {out:.40}...: {error.args[-1]}.") from error
+    if not there.is_dir():
+        raise ValueError(f"out must be a folder, got {out}: {there} is a file.")
+    if not os.access(there, os.W_OK):
+        raise ValueError(f"out must be a folder that can be written, got {out}: no permission for {there}.")
 
 
 def saes_of(arguments: CommonArguments) -> str:

@@ -1,5 +1,6 @@
 """Why a run failed, in one line: a mistake in what was asked, a machine that is too small, or a bug of ours."""
 
+import contextlib
 import errno
 import shutil
 import traceback
@@ -61,8 +62,10 @@ def _says(error: BaseException, parts: tuple[str, ...]) -> bool:
 
 def _free(out: Path | None) -> int:
     """Bytes free where results go."""
-    place = next((one for one in (out, *out.parents) if one.exists()), None) if out is not None else None
-    return _LEAST_FREE if place is None else shutil.disk_usage(place).free
+    for place in () if out is None else (out, *out.parents):
+        with contextlib.suppress(OSError, ValueError):  # not there, or no name of a folder at all
+            return shutil.disk_usage(place).free
+    return _LEAST_FREE
 
 
 def _reason(error: Exception) -> str:

@@ -7,7 +7,6 @@ torchrun --nproc-per-node N -m bilinear_circuits.cli interactions --layer L --ou
 
 import contextlib
 import io
-import math
 import os
 import time
 from dataclasses import asdict, dataclass, replace
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
 
 _SCHEMA_VERSION = 1
 _N_SHOWN = 20
+_MOST_PATIENCE = 60 * 24 * 365
 _Order = Literal["magnitude", "positive", "negative"]
 
 
@@ -76,8 +76,10 @@ class Arguments(common.CommonArguments):
         for name in ("k", "shard_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
-        if not 0 < self.patience < math.inf:
-            raise ValueError(f"patience must be a number of minutes above 0, got {self.patience}.")
+        if not 0 < self.patience <= _MOST_PATIENCE:
+            raise ValueError(
+                f"patience must be a number of minutes above 0 and at most {_MOST_PATIENCE}, got {self.patience}."
+            )
         if self.order not in get_args(_Order):
             raise ValueError(f"order must be one of {', '.join(get_args(_Order))}, got {self.order!r}.")
         if self.features is not None and (not self.features or len(set(self.features)) < len(self.features)):

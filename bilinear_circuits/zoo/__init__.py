@@ -36,7 +36,7 @@ def model_path(name_or_path: str | Path) -> str:
     path = Path(name_or_path)
     if str(name_or_path) in names():
         return str(FOLDER / str(name_or_path))
-    if path.is_dir():
+    if str(name_or_path) and path.is_dir():
         if not (path / "config.json").is_file():
             raise FileNotFoundError(f"model must be a Hugging Face model folder, but {path} has no config.json.")
         return str(path)
@@ -46,7 +46,7 @@ def model_path(name_or_path: str | Path) -> str:
     hint = f" Did you mean {close[0]}?" if close else ""
     raise FileNotFoundError(
         f"model must be a shipped one ({', '.join(names())}), a folder or a Hub id (owner/name),"
-        f" got {name_or_path}.{hint}"
+        f" got {name_or_path or repr('')}.{hint}"
     )
 
 
@@ -185,10 +185,10 @@ def dictionaries_path(name_or_path: str | Path) -> Path:
     if str(name_or_path) in names():
         return FOLDER / f"{name_or_path}-saes"
     path = Path(name_or_path)
-    if not path.is_dir():
+    if not str(name_or_path) or not path.is_dir():
         raise FileNotFoundError(
             f"saes must be the name of a shipped model ({', '.join(names())}) or a folder that holds SAELens folders"
-            f" named blocks.L.mlp.hook_in and blocks.L.mlp.hook_out, got {name_or_path}: no such folder."
+            f" named blocks.L.mlp.hook_in and blocks.L.mlp.hook_out, got {name_or_path or repr('')}: no such folder."
         )
     return path
 
