@@ -70,6 +70,27 @@ def test_a_full_disk_is_one_line_and_leaves_no_half(verb, world, tmp_path, capsy
         assert list(tmp_path.iterdir()) == []
 
 
+def test_circuits_active_at_no_held_out_site_are_reported_and_read_again(world, tmp_path, capsys):
+    import yaml
+
+    root, places = world
+    query = yaml.safe_load((root / "QUERY.yaml").read_text())
+    query["settings"] |= {"sites": 1, "shortlist": 12}
+    (tmp_path / "query.yaml").write_text(yaml.safe_dump(query))
+    asked_for = places | {"QUERY": str(tmp_path / "query.yaml"), "CIRCUIT": str(tmp_path / "found/circuit.json")}
+    assert main(asked("circuits", asked_for, tmp_path / "found")) == 0
+    said = capsys.readouterr().out
+    assert "active at no site" in said
+    assert "not proved: the feature is active at no trigger site, fewer than 10" in said
+    assert re.search(r"^0 of \d proved$", said, re.MULTILINE)
+    found = json.loads((tmp_path / "found/circuit.json").read_text())["circuits"]
+    unmeasured = [one["proof"] for one in found if one["proof"]["removal"]["n"] == 0]
+    assert unmeasured
+    assert all(one["p_value"] is None and one["removal"]["mean"] is None for one in unmeasured)
+    assert main(asked("explore", asked_for, tmp_path / "explored")) == 0
+    assert main(asked("edit", asked_for, tmp_path / "edited")) == 0
+
+
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "graph"])
 def test_a_name_that_no_folder_can_have_is_one_line(verb, world, capsys):
     for name in ("", " ", "a" * 300, "\0x"):

@@ -239,6 +239,20 @@ def test_a_killed_search_goes_on_with_the_shards_left(per_feature, world, layer,
     assert "going on: 2 of 4 shards are finished already" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["00000.json", "00000.safetensors"])
+def test_a_shard_that_was_damaged_is_searched_again(name, world, layer, tmp_path, monkeypatch, capsys):
+    out, asked = tmp_path / "out", {"k": 9, "shard_size": 20}
+    killed(world, out, monkeypatch, 2, **asked)
+    damaged = bytearray((out / "shards" / name).read_bytes())
+    damaged[-9] ^= 2
+    (out / "shards" / name).write_bytes(damaged)
+    searched = counted(monkeypatch)
+    table, _ = run(world, out, **asked)
+    assert searched == [list(range(20)), list(range(40, 60)), list(range(60, 70))]
+    check_table(table, layer.top(9, precision="bfloat16"))
+    assert "00000.json or its table is damaged: the shard is searched again" in capsys.readouterr().err
+
+
 def test_a_search_killed_before_its_shards_were_removed_is_not_repeated(world, tmp_path, monkeypatch):
     out = tmp_path / "out"
     with monkeypatch.context() as patch:
