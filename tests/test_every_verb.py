@@ -134,7 +134,8 @@ def test_a_run_killed_at_any_time_and_given_again_finds_the_same(verb, world, tm
     for folder in (out, whole):
         folder.parent.mkdir()
     started = time.perf_counter()
-    assert process(verb, places, whole).wait() == 0
+    first = process(verb, places, whole)
+    assert (first.communicate(), first.returncode)[1] == 0
     seconds = time.perf_counter() - started
     for share in (0.55, 0.7, 0.8, 0.9, 0.97):
         killed = process(verb, places, out)
