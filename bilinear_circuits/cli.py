@@ -24,6 +24,7 @@ VERBS = {
     "discover": "bilinear_circuits.commands.discover",
     "inspect": "bilinear_circuits.commands.inspect",
     "features": "sae.commands.features",
+    "names": "bilinear_circuits.commands.names",
     "graph": "bilinear_circuits.commands.graph",
     "interactions": "bilinear_circuits.commands.interactions",
     "lowrank": "bilinear_circuits.commands.lowrank",

@@ -1,6 +1,7 @@
 """Dictionaries: any SAELens SAE as four plain tensors and an activation rule, proved equal to the SAE."""
 
 import copy
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bilinear_circuits.display import Shown
+from bilinear_circuits.feature_names import read_names
 from bilinear_circuits.folders import check_safetensors, read_json
 
 if TYPE_CHECKING:
@@ -83,6 +85,8 @@ class Dictionary(Shown):
         activation: Sparsity rule.
         hook_name: Where the dictionary was trained, for instance "blocks.3.mlp.hook_in", where known.
         name: A name for reports and error messages.
+        names: Fixed names of features, by number: those stored with the dictionary, and those given. The others are
+            named by the tokens they are active at.
     """
 
     W_enc: Float[Tensor, "d_in d_sae"]
@@ -92,6 +96,7 @@ class Dictionary(Shown):
     activation: Activation
     hook_name: str | None = None
     name: str = "dictionary"
+    names: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
         d_in, d_sae = self.W_enc.shape
@@ -162,7 +167,7 @@ class Dictionary(Shown):
             raise
         except Exception as error:  # a broken folder fails in as many ways as SAELens has lines
             raise ValueError(f"{folder} must be a SAELens folder that SAELens can load, got: {error!r}.") from error
-        return replace(dictionary, hook_name=hook_name)
+        return replace(dictionary, hook_name=hook_name, names=read_names(folder, dictionary.d_sae))
 
     @property
     def d_in(self) -> int:

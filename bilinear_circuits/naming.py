@@ -1,13 +1,15 @@
 """Names of features: the tokens that tell most about when they are active, for one of them or for all at once."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from bilinear_circuits.activity import ActiveTokens, LayerActivity, top_token_ids
+from bilinear_circuits.dictionaries import Dictionary
 
+Side = Literal["in", "out"]
 NOT_ACTIVE = "(not active)"
 _JOINT = " · "
 _N_LABEL = 3
@@ -49,20 +51,34 @@ def _raw_token(tokenizer: Any, token_id: int) -> str | None:
 
 
 def input_label(activity: LayerActivity, feature: int, tokenizer: Any) -> str:
-    """Name of an input feature: the tokens that tell most about its activation."""
-    return feature_label(activity.inputs, activity.token_ids, feature, tokenizer)
+    """Name an input feature: its fixed name, or the tokens that tell most about its activation."""
+    return feature_label(activity, feature, tokenizer, "in")
 
 
-def feature_label(active: ActiveTokens, token_ids: Int[Tensor, " token"], feature: int, tokenizer: Any) -> str:
-    """Name of a feature of either dictionary, as `input_label` gives it."""
-    ids = top_token_ids(active, token_ids, feature)
+def feature_label(activity: LayerActivity, feature: int, tokenizer: Any, side: Side) -> str:
+    """Name a feature of the dictionary on the MLP input ("in") or output ("out"), as `input_label` does."""
+    dictionary, active = _side(activity, side)
+    if feature in dictionary.names:
+        return dictionary.names[feature]
+    ids = top_token_ids(active, activity.token_ids, feature)
     return _JOINT.join(token_text(tokenizer, token_id) for token_id in ids) or NOT_ACTIVE
 
 
-def all_labels(active: ActiveTokens, token_ids: Int[Tensor, " token"], texts: TokenTexts) -> tuple[str, ...]:
-    """Names of all features of a dictionary, those that `input_label` gives one at a time."""
-    ids, _ = all_top_tokens(active, token_ids, _N_LABEL)
+def all_labels(activity: LayerActivity, texts: TokenTexts, side: Side) -> tuple[str, ...]:
+    """Name all features of a dictionary, as `feature_label` names them one at a time."""
+    names = _side(activity, side)[0].names
+    return tuple(names.get(feature, made) for feature, made in enumerate(token_labels(activity, texts, side)))
+
+
+def token_labels(activity: LayerActivity, texts: TokenTexts, side: Side) -> tuple[str, ...]:
+    """Name all features of a dictionary by the tokens that tell most about them, whatever names are fixed."""
+    ids, _ = all_top_tokens(_side(activity, side)[1], activity.token_ids, _N_LABEL)
     return tuple(_JOINT.join(texts(one) for one in row if one >= 0) or NOT_ACTIVE for row in ids.tolist())
+
+
+def _side(activity: LayerActivity, side: Side) -> tuple[Dictionary, ActiveTokens]:
+    interactions = activity.interactions
+    return (interactions.sae_in, activity.inputs) if side == "in" else (interactions.sae_out, activity.outputs)
 
 
 def all_top_tokens(

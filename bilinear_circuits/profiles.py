@@ -171,7 +171,7 @@ class Profiler:
     @cached_property
     def input_labels(self) -> tuple[str, ...]:
         """Names of all input features."""
-        return all_labels(self.activity.inputs, self._token_ids, self.texts)
+        return all_labels(self.activity, self.texts, "in")
 
     @torch.no_grad()
     def forms(self, features: Sequence[int]) -> Iterator[FeatureForm]:

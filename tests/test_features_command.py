@@ -307,21 +307,6 @@ def test_labels_are_shown_and_searched(world, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "side", "match"),
-    [
-        ("out: {x: a}", "out", "labels must map feature numbers to names, got 'x': 'a'"),
-        ("out: {3: [a]}", "out", r"labels must map feature numbers to names, got 3: \['a'\]"),
-        ("3: a", "both", "labels must hold the keys in and out where both sides are reported"),
-    ],
-)
-def test_labels_that_are_none_are_refused(tmp_path, text, side, match):
-    file = tmp_path / "labels.yaml"
-    file.write_text(text)
-    with pytest.raises(ValueError, match=match):
-        command.read_labels(str(file), side)
-
-
-@pytest.mark.parametrize(
     ("changes", "match"),
     [
         (["--side", "up"], "argument --side: invalid choice: 'up'"),

@@ -41,7 +41,7 @@ def coefficients(T):
 
 
 def test_names_of_all_features_are_those_of_one_at_a_time(bc, world):
-    names = bc.naming.all_labels(world.activity.inputs, world.activity.token_ids, world.texts)
+    names = bc.naming.all_labels(world.activity, world.texts, "in")
     tokenizer = world.model.tokenizer
     assert names == tuple(bc.naming.input_label(world.activity, f, tokenizer) for f in range(D_SAE_IN))
     assert names[DEAD] == bc.naming.NOT_ACTIVE
@@ -177,7 +177,7 @@ def test_inputs_feed_by_activity_what_they_add_most_to(bc, world):
 
 
 def test_cards_say_when_a_feature_is_active(bc, world):
-    names = list(bc.naming.all_labels(world.activity.outputs, world.activity.token_ids, world.texts))
+    names = list(bc.naming.all_labels(world.activity, world.texts, "out"))
     names[31] = "a name"
     maker = bc.measure.CardMaker(world.activity, "out", world.texts, world.unembedding, names)
     cards = {card.feature: card for card in maker.cards(range(D_SAE_OUT))}

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class Arguments(common.CommonArguments):
+class Arguments(common.LabelArguments):
     """Options of `circuits`."""
 
     query: str = field(positional=True, metavar="QUERY.yaml")

@@ -18,6 +18,7 @@ from bilinear_circuits.commands.terminal import note as note
 
 if TYPE_CHECKING:
     from bilinear_circuits.interactions import FeatureInteractions
+    from bilinear_circuits.naming import Side
 
 T = TypeVar("T")
 
@@ -49,6 +50,16 @@ class CommonArguments(CorpusArguments, ModelArguments):
         n_stories = getattr(self, "n_stories", None)  # of the verbs that count them
         if n_stories is not None and n_stories < 1:
             raise ValueError(f"n_stories must be at least 1, got {n_stories}.")
+
+
+@dataclass(kw_only=True)
+class LabelArguments(CommonArguments):
+    """The same of verbs that name features."""
+
+    labels: str | None = None
+    """YAML or JSON file of names of features, under the keys in and out: layer/feature: name, such as 4/143: negation,
+    or feature: name where there is one layer. The others have the names stored with their dictionary, or are named by
+    the tokens they are active at."""
 
 
 def check_seed(seed: int) -> None:
@@ -129,18 +140,30 @@ def check_layers(layers: Sequence[int] | None, saes: str) -> list[int]:
     return list(dict.fromkeys(layers)) if layers else known
 
 
-def load_interactions(arguments: CommonArguments, layers: Sequence[int]) -> tuple[Any, "list[FeatureInteractions]"]:
-    """Model and feature interactions of some layers."""
+def load_interactions(
+    arguments: CommonArguments, layers: Sequence[int], side: "Side | None" = None
+) -> tuple[Any, "list[FeatureInteractions]"]:
+    """Model and feature interactions of some layers, their features named as asked for.
+
+    Args:
+        arguments: What names them.
+        layers: The layers.
+        side: The side that a file of --labels without the keys in and out is of.
+    """
     from bilinear_circuits import BilinearMLP, FeatureInteractions
+    from bilinear_circuits.commands.labels import named, read_labels
 
     check_device(arguments.device)
+    path = getattr(arguments, "labels", None)
+    labels = read_labels(path, layers, side)
     note(f"loading {arguments.model}")
     model = quietly_load_model(arguments.model, arguments.device)
     saes = saes_of(arguments)
-    interactions = [
-        FeatureInteractions(BilinearMLP.from_model(model, layer), *zoo.load_dictionaries(layer, saes, arguments.device))
-        for layer in layers
-    ]
+    interactions = []
+    for layer in layers:
+        pair = zip(zoo.load_dictionaries(layer, saes, arguments.device), ("in", "out"), strict=True)
+        dictionaries = [named(one, labels[layer, side], f"{side} of {path}") for one, side in pair]
+        interactions.append(FeatureInteractions(BilinearMLP.from_model(model, layer), *dictionaries))
     return model, interactions
 
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class Arguments(common.CommonArguments):
+class Arguments(common.LabelArguments):
     """Options of `discover`."""
 
     layers: list[int] | None = None

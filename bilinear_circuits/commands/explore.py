@@ -47,7 +47,7 @@ _NAME = re.compile(r"(\d{1,6})/(\d{1,9})")
 
 
 @dataclass(kw_only=True)
-class Arguments(common.CommonArguments):
+class Arguments(common.LabelArguments):
     """Options of `explore`."""
 
     circuit: str | None = field(default=None, positional=True, nargs="?", metavar="CIRCUIT.json")

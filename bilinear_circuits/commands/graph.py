@@ -36,7 +36,7 @@ _DIGEST = 8  # characters of a hash that tell folders apart
 
 
 @dataclass(kw_only=True)
-class Arguments(common.CommonArguments):
+class Arguments(common.LabelArguments):
     """Options of `graph`."""
 
     prompt: str
@@ -230,7 +230,6 @@ def _names(activity: "LayerActivity", tokenizer: Any) -> "Names":
 
     @cache
     def name(layer: int, feature: int, side: str) -> str:
-        active = activity.inputs if side == "in" else activity.outputs
-        return feature_label(active, activity.token_ids, feature, tokenizer)
+        return feature_label(activity, feature, tokenizer, "in" if side == "in" else "out")
 
     return name

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class Arguments(common.CommonArguments):
+class Arguments(common.LabelArguments):
     """Options of `prove`."""
 
     circuit: str = field(positional=True, metavar="CIRCUIT.json")

@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bilinear_circuits import zoo
+from bilinear_circuits import feature_names, zoo
 from bilinear_circuits.commands.common import CommonArguments, saes_of
 from bilinear_circuits.commands.corpus import settings_of
 from bilinear_circuits.corpora import Corpus
@@ -33,6 +33,7 @@ def provenance(
     dictionaries = [
         {
             **dictionary_source(saes / dictionary.name),
+            "names_sha256": file_hash(saes / dictionary.name / feature_names.FILE),
             "d_in": dictionary.d_in,
             "d_sae": dictionary.d_sae,
             "activation": dictionary.activation.kind,

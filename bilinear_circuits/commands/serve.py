@@ -22,7 +22,7 @@ _HOST = "127.0.0.1"
 
 
 @dataclass(kw_only=True)
-class Arguments(common.CommonArguments):
+class Arguments(common.LabelArguments):
     """Options of `serve`."""
 
     circuit: str | None = field(default=None, positional=True, nargs="?", metavar="CIRCUIT.json")
@@ -125,6 +125,7 @@ def explorer_app(arguments: Arguments) -> "Starlette":
             circuit=arguments.circuit,
             features=arguments.features,
             prompts=arguments.prompts,
+            labels=arguments.labels,
             n_stories=arguments.n_stories,
         )
     )

@@ -14,6 +14,7 @@ from simple_parsing import field
 
 from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.corpus import corpus_of, settings_of
+from bilinear_circuits.commands.labels import Labels, read_labels
 from bilinear_circuits.corpora import Corpus
 from bilinear_circuits.folders import file_hash
 from sae.commands.report_folder import ReportFolder
@@ -28,7 +29,7 @@ _SIDES: dict[str, tuple["Side", ...]] = {"both": ("in", "out"), "in": ("in",), "
 
 
 @dataclass(kw_only=True)
-class Arguments(common.CommonArguments):
+class Arguments(common.LabelArguments):
     """Options of `features`."""
 
     layer: int
@@ -42,9 +43,6 @@ class Arguments(common.CommonArguments):
 
     feature: list[int] | None = None
     """Features to report; all by default."""
-
-    labels: str | None = None
-    """YAML or JSON file of names: feature number: name, under the keys in and out where both sides are reported."""
 
     neuronpedia: bool = False
     """Write the features as SAEDashboard's JSON for Neuronpedia, too."""
@@ -67,7 +65,7 @@ def run(arguments: Arguments) -> None:
     common.check_layers([arguments.layer], common.saes_of(arguments))
     corpus = corpus_of(arguments)
     sides = _SIDES[arguments.side]
-    labels = read_labels(arguments.labels, arguments.side)
+    labels = read_labels(arguments.labels, [arguments.layer], _only(arguments))
     folders = {side: _folder(arguments, side) for side in sides}
     settings = {side: _settings(arguments, side, labels, corpus) for side in sides}
     for side in sides:
@@ -76,7 +74,7 @@ def run(arguments: Arguments) -> None:
     from sae.commands.features_desk import Desk
 
     stories = corpus.read(arguments.n_stories)
-    desk = Desk(arguments, stories, labels)
+    desk = Desk(arguments, stories, _only(arguments))
     # A report is sent to others: the folder it was made in is nothing to them.
     resolved = replace(arguments, saes=common.saes_of(arguments), out=Path(arguments.out).name)
     source = records.provenance(resolved, [desk.interactions], corpus, len(stories), 0.0)
@@ -111,28 +109,10 @@ def to_look_at(rows: "Sequence[Row]", folder: Path) -> list[str]:
     return ["to look at first:", *lines] if lines else []
 
 
-def read_labels(path: str | None, asked: str) -> dict["Side", dict[int, str]]:
-    """Names of features from a file, by side.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is not a mapping of feature numbers to names, or of sides to such mappings.
-    """
-    content = {} if path is None else common.read_yaml(path, "labels")
-    if not set(content) <= set(_SIDES["both"]):
-        if asked == "both":
-            raise ValueError(f"labels must hold the keys in and out where both sides are reported, got {path}.")
-        content = {asked: content}
-    return {side: _names(content.get(side) or {}, path) for side in _SIDES["both"]}
-
-
-def _names(content: Any, path: str | None) -> dict[int, str]:
-    if not isinstance(content, dict):
-        raise ValueError(f"labels must map feature numbers to names, got {content!r:.60} in {path}.")
-    for key, name in content.items():
-        if not str(key).isdigit() or not isinstance(name, str):
-            raise ValueError(f"labels must map feature numbers to names, got {key!r}: {name!r:.60} in {path}.")
-    return {int(key): name for key, name in content.items()}
+def _only(arguments: Arguments) -> "Side | None":
+    """The side reported, if it is one."""
+    sides = _SIDES[arguments.side]
+    return sides[0] if len(sides) == 1 else None
 
 
 def _folder(arguments: Arguments, side: "Side") -> ReportFolder:
@@ -141,15 +121,14 @@ def _folder(arguments: Arguments, side: "Side") -> ReportFolder:
     return ReportFolder(Path(arguments.out) / side_folder(arguments.layer, side))
 
 
-def _settings(
-    arguments: Arguments, side: "Side", labels: dict["Side", dict[int, str]], corpus: Corpus
-) -> dict[str, Any]:
+def _settings(arguments: Arguments, side: "Side", labels: Labels, corpus: Corpus) -> dict[str, Any]:
     """What decides what the pages show, as plain data."""
+    names = {one: {str(key): name for key, name in given.items()} for (_, one), given in labels.items()}
     return {
         "layer": arguments.layer,
         "side": side,
         "feature": arguments.feature,
-        "labels": labels,
+        "labels": names,
         "neuronpedia": arguments.neuronpedia,
         "n_stories": arguments.n_stories,
         "linked": _linked(arguments, side),

@@ -9,7 +9,7 @@ from bilinear_circuits.commands.corpus import corpus_of, tokenized
 from sae.commands.report_folder import ReportFolder, chunks_of
 
 if TYPE_CHECKING:
-    from bilinear_circuits.activity import ActiveTokens, LayerActivity
+    from bilinear_circuits.activity import LayerActivity
     from bilinear_circuits.profiles import Profiler
     from bilinear_circuits.report.graph_ids import Side
     from sae.commands.features import Arguments
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 class Desk:
     """Model, dictionaries and corpus of a run, and what both sides share."""
 
-    def __init__(self, arguments: "Arguments", stories: list[str], labels: "dict[Side, dict[int, str]]") -> None:
+    def __init__(self, arguments: "Arguments", stories: list[str], only: "Side | None") -> None:
         from bilinear_circuits.naming import TokenTexts
         from bilinear_circuits.running import context_length, unembedding
 
-        self._arguments, self._n_stories, self._labels = arguments, len(stories), labels
-        self._model, (self.interactions,) = common.load_interactions(arguments, [arguments.layer])
+        self._arguments, self._n_stories = arguments, len(stories)
+        self._model, (self.interactions,) = common.load_interactions(arguments, [arguments.layer], only)
         self._tokens = tokenized(corpus_of(arguments), stories, self._model.tokenizer, context_length(self._model))
         self._texts, self._unembedding = TokenTexts(self._model.tokenizer), unembedding(self._model)
 
@@ -40,15 +40,11 @@ class Desk:
 
     @cached_property
     def names(self) -> "dict[Side, tuple[str, ...]]":
-        """Names of all features of both dictionaries: those given, or made of their tokens."""
+        """Names of all features of both dictionaries: fixed ones, or made of their tokens."""
         from bilinear_circuits.naming import all_labels
 
-        names: dict[Side, tuple[str, ...]] = {}
-        dictionaries: dict[Side, ActiveTokens] = {"in": self.activity.inputs, "out": self.activity.outputs}
-        for side, active in dictionaries.items():
-            made = all_labels(active, self.activity.token_ids, self._texts)
-            names[side] = tuple(self._labels[side].get(feature, name) for feature, name in enumerate(made))
-        return names
+        sides: tuple[Side, ...] = ("in", "out")
+        return {side: all_labels(self.activity, self._texts, side) for side in sides}
 
     def check_features(self, side: "Side") -> None:
         """Refuse features that the dictionary does not have.

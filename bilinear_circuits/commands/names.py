@@ -1,0 +1,83 @@
+"""Name the features of dictionaries once: the tokens that tell most about each are stored in its folder.
+
+From then on a feature has the same name on every page and in every verb, whatever stories are read there. Names of your
+own go before stored ones with --labels, or can be written into names.json.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bilinear_circuits import zoo
+from bilinear_circuits.commands import common, records
+from bilinear_circuits.commands.corpus import corpus_of, tokenized
+from bilinear_circuits.feature_names import FILE, names_document
+
+if TYPE_CHECKING:
+    from bilinear_circuits.activity import LayerActivity
+
+
+@dataclass(kw_only=True)
+class Arguments(common.CommonArguments):
+    """Options of `names`."""
+
+    layers: list[int] | None = None
+    """Layers to name features of; by default all that have dictionaries."""
+
+    n_stories: int = 2000
+    """Stories read from the corpus."""
+
+    replace: bool = False
+    """Replace the names that are stored already."""
+
+
+def run(arguments: Arguments) -> None:
+    """Read the stories, name every feature that is active, and store the names."""
+    saes = zoo.dictionaries_path(common.saes_of(arguments))
+    layers = common.check_layers(arguments.layers, common.saes_of(arguments))
+    folders = [saes / f"blocks.{layer}.mlp.{side}" for layer in layers for side in ("hook_in", "hook_out")]
+    _check(folders, arguments.replace)
+    corpus = corpus_of(arguments)
+
+    from bilinear_circuits.activity import collect_activity
+    from bilinear_circuits.running import context_length
+
+    stories = corpus.read(arguments.n_stories)
+    model, interactions = common.load_interactions(arguments, layers)
+    tokens = tokenized(corpus, stories, model.tokenizer, context_length(model))
+    provenance = {
+        "model": records.model_source(arguments.model),
+        "corpus": records.corpus_source(corpus, len(stories)),
+        **records.environment(),
+    }
+    for activity in collect_activity(model, interactions, tokens, common.bar):
+        layer = activity.interactions.mlp.layer
+        for side, names in made_names(activity, model.tokenizer).items():
+            folder = saes / f"blocks.{layer}.mlp.hook_{side}"
+            source = provenance | {"dictionary": records.dictionary_source(folder)}
+            with common.written_whole(folder) as whole:
+                (whole / FILE).write_text(names_document(names, source), encoding="utf-8")
+            print(f"written: {folder / FILE}, names of {len(names)} features")
+
+
+def made_names(activity: "LayerActivity", tokenizer: object) -> dict[str, dict[int, str]]:
+    """Names of the active features of both dictionaries by their tokens, whatever names they have."""
+    from bilinear_circuits.naming import NOT_ACTIVE, TokenTexts, token_labels
+
+    texts = TokenTexts(tokenizer)
+    made = {"in": token_labels(activity, texts, "in"), "out": token_labels(activity, texts, "out")}
+    return {side: {at: name for at, name in enumerate(names) if name != NOT_ACTIVE} for side, names in made.items()}
+
+
+def _check(folders: list[Path], replacing: bool) -> None:
+    """Refuse to name features that have names.
+
+    Raises:
+        ValueError: If a folder has names, and they are not to be replaced.
+    """
+    for folder in folders:
+        if (folder / FILE).is_file() and not replacing:
+            raise ValueError(
+                f"names of features are fixed once, and {folder} has a {FILE} already. Leave them, choose other"
+                " --layers, or give --replace."
+            )
