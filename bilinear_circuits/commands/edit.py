@@ -91,8 +91,6 @@ def run(arguments: Arguments) -> None:
     layers = common.check_layers(sorted({int(name.split("/")[0]) for name in factors}), common.saes_of(arguments))
     corpus = asked.corpus_of(arguments)
 
-    from transformers import AutoTokenizer
-
     from bilinear_circuits.running import context_length
     from bilinear_circuits.saving import save_result
     from bilinear_circuits.surgery import edit_model
@@ -106,7 +104,7 @@ def run(arguments: Arguments) -> None:
     with replaced_whole(arguments.out) as folder:
         edit_model(model, edits).save_pretrained(folder)
         # Not the tokenizer of the bridge, which puts [BOS] in front.
-        AutoTokenizer.from_pretrained(zoo.model_path(arguments.model)).save_pretrained(folder)
+        zoo.load_tokenizer(arguments.model).save_pretrained(folder)
         report = _measure(arguments, asked, model, edits, interactions, tokens, folder)
         seconds = time.perf_counter() - started
         source = _provenance(arguments, interactions, corpus, len(stories), seconds, folder)
