@@ -136,23 +136,6 @@ def test_dictionaries_are_evaluated_at_the_hooks_that_others_take(aliases, world
     assert first == [{key: value for key, value in one.items() if key != "hook_name"} for one in second]
 
 
-@pytest.fixture
-def hub(tmp_path, monkeypatch):
-    """A cache of the Hub in the library's own layout; puts folders in as repositories."""
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-
-    def put(repository, folder):
-        place, commit = tmp_path / "hub" / f"models--{repository.replace('/', '--')}", "0" * 40
-        shutil.copytree(folder, place / "snapshots" / commit)
-        (place / "refs").mkdir()
-        (place / "refs/main").write_text(commit)
-
-    return put
-
-
 def test_a_model_of_the_hub_is_the_same_as_its_folder(hub, world, tmp_path, capsys):
     hub("a/b", world / "tiny")
     assert main(command(world, "circuits", tmp_path / "out", model="a/b")) == 0
