@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from bilinear_circuits.folders import reason_of
 from bilinear_circuits.text_files import BLANK_LINE, LINE, column_texts, file_kind, separated_texts, texts_of
 
 _COLUMN = "text"
@@ -133,10 +134,9 @@ def _hub_texts(name: str, column: str) -> Iterator[str]:
     try:
         records = load_dataset(name, split="train")
     except Exception as error:  # every library below has errors of its own
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
         raise ValueError(
             f"corpus must be a file, or a Hub dataset that can be fetched and has a training split, got {name}:"
-            f" {reason}"
+            f" {reason_of(error)}"
         ) from error
     for batch in records.iter(batch_size=_BATCH):
         names = list(batch)

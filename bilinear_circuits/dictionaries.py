@@ -13,7 +13,7 @@ from torch import Tensor
 
 from bilinear_circuits.display import Shown
 from bilinear_circuits.feature_names import read_names
-from bilinear_circuits.folders import check_safetensors, read_json
+from bilinear_circuits.folders import by_library, check_safetensors, read_json
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -159,14 +159,11 @@ class Dictionary(Shown):
                 raise FileNotFoundError(f"{folder} must be a SAELens folder, but has no {file}.")
         config = read_json(folder / "cfg.json", "cfg.json")
         check_safetensors(folder / "sae_weights.safetensors")
-        try:
+        with by_library("dictionary must be a SAELens folder that SAELens can load", folder):
             # SAELens drops the metadata of a folder that does not name the version that wrote it.
             hook_name = (config.get("metadata") or {}).get("hook_name") or config.get("hook_name")
-            dictionary = cls.from_sae(_load_sae(folder, config, device), name or folder.name)
-        except UnsupportedSAEError:
-            raise
-        except Exception as error:  # a broken folder fails in as many ways as SAELens has lines
-            raise ValueError(f"{folder} must be a SAELens folder that SAELens can load, got: {error!r}.") from error
+            sae = _load_sae(folder, config, device)
+        dictionary = cls.from_sae(sae, name or folder.name)
         return replace(dictionary, hook_name=hook_name, names=read_names(folder, dictionary.d_sae))
 
     @property

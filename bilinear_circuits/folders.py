@@ -4,10 +4,11 @@ A hash covers every file that decides what a folder computes, so that no result 
 other weights or another configuration than it was made of.
 """
 
+import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ TOKENIZER = (
 )
 MODEL_FILES = ("config.json", *WEIGHTS, *TOKENIZER)
 DICTIONARY_FILES = ("cfg.json", "sae_weights.safetensors")
+_REASON = 240  # characters
 _ADAPTERS = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
 
 
@@ -81,6 +83,31 @@ def read_json(path: Path, what: str) -> dict[str, Any]:
     return content
 
 
+def reason_of(error: BaseException) -> str:
+    """Say in one line what a library said, and what kind of error it is where that is no refusal."""
+    text = " ".join(str(error).split())
+    if not isinstance(error, OSError | ValueError) or not text:
+        text = f"{type(error).__name__}: {text}".rstrip(": ")
+    return text if len(text) <= _REASON else f"{text[:_REASON]}..."
+
+
+@contextlib.contextmanager
+def by_library(what: str, folder: str | Path) -> Iterator[None]:
+    """Let another library read a folder: whatever it raises is one refusal that names the folder.
+
+    A folder fails in as many ways as there are libraries, and their errors are of every kind.
+
+    Raises:
+        ValueError: If the library cannot read it.
+    """
+    try:
+        yield
+    except MemoryError:
+        raise
+    except Exception as error:
+        raise ValueError(f"{what}, got {folder}: {reason_of(error)}") from error
+
+
 def download(repository: str, what: str, allowed: Sequence[str], ignored: list[str] | None = None) -> Path:
     """Fetch files of a Hub repository, or find them in the cache; the folder of its commit.
 
@@ -92,9 +119,8 @@ def download(repository: str, what: str, allowed: Sequence[str], ignored: list[s
     try:
         return Path(snapshot_download(repository, allow_patterns=list(allowed), ignore_patterns=ignored))
     except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
         raise OSError(
-            f"{what} must be a folder, or a Hub id that can be fetched, got {repository}: {reason}"
+            f"{what} must be a folder, or a Hub id that can be fetched, got {repository}: {reason_of(error)}"
         ) from error
 
 

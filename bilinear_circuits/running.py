@@ -70,6 +70,11 @@ def context_length(model: Any) -> int:
     return model.config.max_position_embeddings if is_plain_llama(model) else model.cfg.n_ctx
 
 
+def model_width(model: Any) -> int:
+    """Width of the residual stream, which MLPs read and write."""
+    return model.config.hidden_size if is_plain_llama(model) else model.cfg.d_model
+
+
 def full_precision(tensor: Tensor) -> Tensor:
     """Promote half precision to float32; float32 and float64 stay as they are."""
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

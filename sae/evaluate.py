@@ -14,7 +14,7 @@ from torch import Tensor
 from bilinear_circuits.data import StoryTokens
 from bilinear_circuits.dictionaries import Dictionary
 from bilinear_circuits.progress import Progress, silent
-from bilinear_circuits.running import capture_mlp, model_device, run_logits
+from bilinear_circuits.running import capture_mlp, model_device, model_width, run_logits
 from sae.splice import Side, spliced
 
 _STORIES_PER_BATCH = 32
@@ -119,7 +119,7 @@ def reconstructions(
     Raises:
         ValueError: If a dictionary does not sit at a side of an MLP of the model, or there is no token.
     """
-    sides = [Side.of_model(model, dictionary.hook_name) for dictionary in dictionaries]
+    sides = [_side(model, dictionary) for dictionary in dictionaries]
     _check_tokens(tokens)
     layers = sorted({side.layer for side in sides})
     tallies = [Tally(dictionary) for dictionary in dictionaries]
@@ -165,7 +165,7 @@ def splice_loss(
     Raises:
         ValueError: If the dictionary does not sit at a side of an MLP of the model, or there is no token.
     """
-    side = Side.of_model(model, dictionary.hook_name)
+    side = _side(model, dictionary)
     _check_tokens(tokens)
     if base is None:
         base = cross_entropy(model, tokens, progress)
@@ -279,6 +279,17 @@ def _token_losses(model: Any, batch: StoryTokens) -> float:
     targets = batch.mask[:, 1:].to(ids.device)
     logits = run_logits(model, ids)[:, :-1][targets].float()
     return torch.nn.functional.cross_entropy(logits, ids[:, 1:][targets], reduction="sum").item()
+
+
+def _side(model: Any, dictionary: Dictionary) -> Side:
+    """The side of an MLP that a dictionary sits at, if it fits there."""
+    side = Side.of_model(model, dictionary.hook_name)
+    if dictionary.d_in != (width := model_width(model)):
+        raise ValueError(
+            f"dictionary must fit the model, of width {width}, got {dictionary.name} with W_enc"
+            f" {tuple(dictionary.W_enc.shape)}, of width {dictionary.d_in}. Is it of another model?"
+        )
+    return side
 
 
 def _check_tokens(tokens: StoryTokens) -> None:

@@ -1,6 +1,7 @@
 """Shape annotations are checked at test time: the package is imported under a jaxtyping hook."""
 
 import os
+import shutil
 
 import pytest
 from jaxtyping import install_import_hook
@@ -25,3 +26,21 @@ def seeded():
     with torch.random.fork_rng():
         torch.manual_seed(0)
         yield
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A cache of the Hub in the library's own layout; puts folders in as repositories, and says of which commit."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+    def put(repository, folder):
+        place, commit = tmp_path / "hub" / f"models--{repository.replace('/', '--')}", "0" * 40
+        shutil.copytree(folder, place / "snapshots" / commit)
+        (place / "refs").mkdir()
+        (place / "refs/main").write_text(commit)
+        return commit
+
+    return put

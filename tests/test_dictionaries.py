@@ -219,3 +219,64 @@ def test_shapes_that_do_not_fit_the_encoder_are_refused():
         Dictionary(W_enc, b_enc, W_enc, b_dec, Activation("relu"))
     with refused(ValueError, r"b_enc must be \(11,\).*got \(5,\)"):
         Dictionary(W_enc, b_dec, W_enc.T, b_dec, Activation("relu"))
+
+
+@pytest.mark.parametrize("architecture", TRAINING_ARCHITECTURES)
+def test_a_folder_of_an_sae_in_training_is_read_as_the_sae(architecture, tmp_path):
+    training, x = random_sae(architecture, dtype="float32"), inputs(torch.float32)
+    training.save_model(tmp_path)
+    loaded, expected = Dictionary.load(tmp_path), Dictionary.from_sae(training)
+    assert (expected.encode(x) != 0).any()
+    assert loaded.activation.kind == expected.activation.kind
+    assert_near(loaded.encode(x), expected.encode(x))
+    assert_near(loaded.decode(loaded.encode(x)), expected.decode(expected.encode(x)))
+
+
+RULES = {
+    "kind must be one of relu, jumprelu, topk, abstopk, got 'silu'": lambda: Activation("silu"),
+    "k must be at least 1, got 0": lambda: Activation("topk", k=0),
+    "k must be at least 1, got -3": lambda: Activation("abstopk", k=-3),
+    "k must be given for the kind topk, got None": lambda: Activation("topk"),
+    "k must be left out for the kind relu, got 3": lambda: Activation("relu", k=3),
+    "threshold must be given for the kind jumprelu": lambda: Activation("jumprelu"),
+    "k must be at most the 4 features of dictionary, got 5": lambda: dictionary_of(Activation("topk", k=5)),
+    r"threshold must have d_sae=4 entries, got \(3,\)": lambda: dictionary_of(
+        Activation("jumprelu", threshold=torch.ones(3))
+    ),
+    "threshold of dictionary must be numbers, got 1": lambda: dictionary_of(
+        Activation("jumprelu", threshold=torch.tensor([1, 2, torch.nan, 4.0]))
+    ),
+    "W_enc of dictionary must be finite, got 1": lambda: dictionary_of(W_enc=torch.nan),
+    "b_enc of dictionary must be finite, got 1": lambda: dictionary_of(b_enc=torch.inf),
+    "W_dec of dictionary must be finite, got 1": lambda: dictionary_of(W_dec=-torch.inf),
+    "b_dec of dictionary must be finite, got 1": lambda: dictionary_of(b_dec=torch.nan),
+}
+
+
+def dictionary_of(activation=None, **bad):
+    """A dictionary of 4 features in 3 dimensions, with one entry of a tensor replaced."""
+    tensors = {"W_enc": torch.ones(3, 4), "b_enc": torch.ones(4), "W_dec": torch.ones(4, 3), "b_dec": torch.ones(3)}
+    for name, value in bad.items():
+        tensors[name].flatten()[0] = value
+    return Dictionary(**tensors, activation=activation or Activation("relu"))
+
+
+@pytest.mark.parametrize("message", RULES)
+def test_rules_and_numbers_that_cannot_be_are_refused(message):
+    with refused(ValueError, message):
+        RULES[message]()
+
+
+@pytest.mark.parametrize("k", [0, D_SAE_IN + 1])
+def test_a_folder_with_a_k_that_cannot_be_is_refused(k, tmp_path):
+    random_sae("topk").save_model(tmp_path)
+    config = json.loads((tmp_path / "cfg.json").read_text())
+    (tmp_path / "cfg.json").write_text(json.dumps(config | {"k": k}))
+    with refused(ValueError, f"k must be .*, got {k}"):
+        Dictionary.load(tmp_path)
+
+
+def test_a_jumprelu_threshold_below_all_is_no_mistake():
+    x = inputs(torch.float32)[:, :3]
+    never = dictionary_of(Activation("jumprelu", threshold=torch.full((4,), -torch.inf)))
+    assert_near(never.encode(x), dictionary_of().encode(x))

@@ -45,7 +45,7 @@ def dictionary_weights(dtype=torch.float32):
 
 
 def publish(folder, config, weights, tokenizer=False):
-    folder.mkdir()
+    folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(config))
     save_file(weights, folder / "model.safetensors")
     if tokenizer:
@@ -494,23 +494,18 @@ def test_sources_that_cannot_be_read_say_why(tmp_path):
     assert not out.exists()
 
 
-def test_a_hub_id_is_fetched_and_its_commit_recorded(tmp_path, monkeypatch):
-    import huggingface_hub
-
-    asked = {}
-
-    def fetched(repo, **patterns):
-        asked.update(patterns, repo=repo)
-        return str(tmp_path / "0123abc")
-
-    (tmp_path / "0123abc").mkdir()
-    publish(tmp_path / "0123abc/three", DICTIONARY, dictionary_weights())
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fetched)
-    out = run_import("someone/tiny-scope", tmp_path / "out", subfolder="three")
-    assert asked["repo"] == "someone/tiny-scope"
-    assert "three/*.safetensors" in asked["allow_patterns"]
-    assert json.loads((out / "import.json").read_text())["revision"] == "0123abc"
-    assert json.loads((out / "cfg.json").read_text())["metadata"]["model_name"] == "someone/tiny"
+def test_dictionaries_of_a_scope_on_the_hub_are_imported_one_by_one_with_its_commit(hub, tmp_path):
+    for name, layer in (("three", 3), ("four", 4)):
+        publish(tmp_path / "scope" / name, changed(DICTIONARY, {"point": ["mlp-out", layer]}), dictionary_weights())
+    commit = hub("someone/tiny-scope", tmp_path / "scope")
+    for name, layer in (("three", 3), ("four", 4)):
+        out = run_import("someone/tiny-scope", tmp_path / name, subfolder=name)
+        assert json.loads((out / "import.json").read_text())["revision"] == commit
+        metadata = json.loads((out / "cfg.json").read_text())["metadata"]
+        assert metadata["model_name"] == "someone/tiny"
+        assert metadata["hook_name"] == f"blocks.{layer}.mlp.hook_out"
+    with refused(FileNotFoundError, match="subfolder must be a folder of someone/tiny-scope, got five"):
+        run_import("someone/tiny-scope", tmp_path / "five", subfolder="five")
 
 
 def test_files_in_the_way_and_options_of_the_other_kind_are_refused(imported, tmp_path):

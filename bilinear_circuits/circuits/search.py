@@ -106,7 +106,7 @@ def find_circuits(
     model: Any,
     interactions: Sequence[FeatureInteractions],
     query: CircuitQuery,
-    stories: Sequence[str],
+    stories: Sequence[str] | StoryTokens,
     tokenizer: Any = None,
     settings: SearchSettings | None = None,
     seed: int = 0,
@@ -118,7 +118,7 @@ def find_circuits(
         model: A TransformerBridge, a HookedTransformer or a Hugging Face Llama.
         interactions: One or more of its layers between dictionaries.
         query: Triggers and poles.
-        stories: Texts. A random part ranks the features, the rest proves them.
+        stories: Texts, or their tokens. A random part ranks the features, the rest proves them.
         tokenizer: The model's own (`model.tokenizer`) by default.
         settings: How much is measured.
         seed: Seed of story order and bootstrap.
@@ -188,12 +188,12 @@ def _rank(
 
 
 def story_parts(
-    stories: Sequence[str], tokenizer: Any, settings: SearchSettings, context: int, seed: int
+    stories: Sequence[str] | StoryTokens, tokenizer: Any, settings: SearchSettings, context: int, seed: int
 ) -> tuple[StoryTokens, StoryTokens, StoryTokens]:
     """Stories to rank, for the loss and for the proof, drawn without overlap: the same ones for the same arguments.
 
     Raises:
-        ValueError: If the stories are too few to leave any for the proof.
+        ValueError: If the stories are too few to leave any for the proof, or tokens that were not cut.
     """
     ranking, loss = settings.ranking_stories, settings.loss_stories
     if len(stories) <= ranking + loss:
@@ -201,8 +201,10 @@ def story_parts(
             f"stories must be more than {ranking + loss} ({ranking} to rank, {loss} for the loss, the rest for the"
             f" proof), got {len(stories)}."
         )
-    order = torch.randperm(len(stories), generator=torch.Generator().manual_seed(seed)).tolist()
-    tokens = tokenize_stories([stories[i] for i in order], tokenizer, context)
+    tokens = stories if isinstance(stories, StoryTokens) else tokenize_stories(stories, tokenizer, context)
+    if tokens.ids.shape[1] > context:
+        raise ValueError(f"stories must be tokens cut at the context, {context}, got rows of {tokens.ids.shape[1]}.")
+    tokens = tokens[torch.randperm(len(tokens), generator=torch.Generator().manual_seed(seed))]
     held_out, width = tokens[ranking : ranking + loss], settings.loss_tokens
     return tokens[:ranking], StoryTokens(held_out.ids[:, :width], held_out.mask[:, :width]), tokens[ranking + loss :]
 

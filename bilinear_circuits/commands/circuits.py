@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from simple_parsing import field
 
 from bilinear_circuits.commands import common, images, records, tables
-from bilinear_circuits.commands.corpus import check_stories, corpus_of
+from bilinear_circuits.commands.corpus import corpus_of, tokenized
 from bilinear_circuits.corpora import Corpus
 
 if TYPE_CHECKING:
@@ -96,9 +96,9 @@ def run(arguments: Arguments) -> None:
     corpus = corpus_of(arguments, asked.corpus)
     stories = corpus.read(n_stories)
     model, interactions = common.load_interactions(arguments, layers)
-    check_stories(corpus, stories, model.tokenizer, min(asked.settings.context, context_length(model)))
+    tokens = tokenized(corpus, stories, model.tokenizer, min(asked.settings.context, context_length(model)))
     search = find_circuits(
-        model, interactions, asked.query, stories, settings=asked.settings, seed=arguments.seed, progress=common.bar
+        model, interactions, asked.query, tokens, settings=asked.settings, seed=arguments.seed, progress=common.bar
     )
     seconds = time.perf_counter() - started
     resolved = replace(

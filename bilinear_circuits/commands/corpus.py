@@ -82,11 +82,6 @@ def tokenized(corpus: Corpus, stories: Sequence[str], tokenizer: Any, context: i
     return tokens
 
 
-def check_stories(corpus: Corpus, stories: Sequence[str], tokenizer: Any, context: int) -> None:
-    """Say the same of stories that an analysis will tokenize by itself."""
-    tokenized(corpus, stories, tokenizer, context)
-
-
 def check_known(corpus: Corpus, n_tokens: int, n_unknown: int) -> None:
     """Refuse a corpus that the tokenizer can do nothing with.
 

@@ -22,12 +22,13 @@ from bilinear_circuits import zoo
 from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.circuit_file import CircuitFile, read_circuit_file, read_ranking
 from bilinear_circuits.commands.claims import HALF_WRITTEN, OLD
-from bilinear_circuits.commands.corpus import check_stories
+from bilinear_circuits.commands.corpus import tokenized
 from bilinear_circuits.commands.edit_report import KIND, edit_card, edit_payload, summary
 from bilinear_circuits.corpora import Corpus
 from bilinear_circuits.folders import file_hash
 
 if TYPE_CHECKING:
+    from bilinear_circuits.data import StoryTokens
     from bilinear_circuits.interactions import FeatureInteractions
     from bilinear_circuits.surgery import EditReport, FormEdit
 
@@ -90,8 +91,6 @@ def run(arguments: Arguments) -> None:
     layers = common.check_layers(sorted({int(name.split("/")[0]) for name in factors}), common.saes_of(arguments))
     corpus = asked.corpus_of(arguments)
 
-    from transformers import AutoTokenizer
-
     from bilinear_circuits.running import context_length
     from bilinear_circuits.saving import save_result
     from bilinear_circuits.surgery import edit_model
@@ -100,13 +99,13 @@ def run(arguments: Arguments) -> None:
     if not asked.is_corpus(corpus) or len(stories) != asked.n_stories:
         common.note("other stories than those of the search: some may have been used for its ranking")
     model, interactions = common.load_interactions(arguments, layers)
-    check_stories(corpus, stories, model.tokenizer, min(asked.settings.context, context_length(model)))
+    tokens = tokenized(corpus, stories, model.tokenizer, min(asked.settings.context, context_length(model)))
     edits = _edits(interactions, factors, arguments.rank)
     with replaced_whole(arguments.out) as folder:
         edit_model(model, edits).save_pretrained(folder)
         # Not the tokenizer of the bridge, which puts [BOS] in front.
-        AutoTokenizer.from_pretrained(zoo.model_path(arguments.model)).save_pretrained(folder)
-        report = _measure(arguments, asked, model, edits, interactions, stories, folder)
+        zoo.load_tokenizer(arguments.model).save_pretrained(folder)
+        report = _measure(arguments, asked, model, edits, interactions, tokens, folder)
         seconds = time.perf_counter() - started
         source = _provenance(arguments, interactions, corpus, len(stories), seconds, folder)
         save_result(report, folder / "result", source)
@@ -188,7 +187,7 @@ def _measure(
     model: Any,
     edits: "list[FormEdit]",
     interactions: "list[FeatureInteractions]",
-    stories: list[str],
+    stories: "StoryTokens",
     folder: Path,
 ) -> "EditReport":
     """The report on the model as it stands on disk."""
@@ -200,13 +199,11 @@ def _measure(
     from bilinear_circuits.circuits.query import QueryTokens
     from bilinear_circuits.circuits.search import story_parts
     from bilinear_circuits.data import StoryTokens
-    from bilinear_circuits.running import context_length
     from bilinear_circuits.surgery import measure_edit
 
     edited = AutoModelForCausalLM.from_pretrained(folder).to(arguments.device).eval()
     tokens, settings = QueryTokens.resolve(asked.query, model.tokenizer), asked.settings
-    context = min(settings.context, context_length(model))
-    ranking, losses, proofs = story_parts(stories, model.tokenizer, settings, context, asked.seed)
+    ranking, losses, proofs = story_parts(stories, model.tokenizer, settings, stories.ids.shape[1], asked.seed)
     sites = Sites.choose(proofs, tokens, settings.sites, settings.site_position)
     if len(sites) == 0:
         raise ValueError(f"stories must hold triggers ({', '.join(asked.query.triggers)}), got none. Use more stories.")

@@ -7,6 +7,8 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
+from bilinear_circuits.folders import reason_of
+
 MISTAKE, BUG = 2, 1  # exit codes
 TRACEBACK = "BILINEAR_CIRCUITS_TRACEBACK"
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -14,7 +16,6 @@ _SAYS_FULL = ("no space left on device", "disk quota exceeded", "file too large"
 _SAYS_MEMORY = ("can't allocate memory", "out of memory", "storage size calculation overflowed", "not enough memory")
 _LEAST_FREE = 2**20  # bytes; writers in C++ do not say why they failed
 _OURS = ("bilinear_circuits", "sae")
-_REASON = 240  # characters
 
 
 def explain(error: Exception, out: Path | None) -> tuple[str, int]:
@@ -30,13 +31,13 @@ def explain(error: Exception, out: Path | None) -> tuple[str, int]:
     chain = list(_chain(error))
     if any(_is_full(one) for one in chain) or (not isinstance(error, ValueError) and _free(out) < _LEAST_FREE):
         where = f" of {out}" if out is not None else ""
-        return f"the disk{where} is full: make room and give the same command again ({_reason(error)})", MISTAKE
+        return f"the disk{where} is full: make room and give the same command again ({reason_of(error)})", MISTAKE
     if any(isinstance(one, MemoryError) or _says(one, _SAYS_MEMORY) for one in chain):
-        return f"not enough memory: {_reason(error)}. Ask for less at once, or use a larger machine.", MISTAKE
+        return f"not enough memory: {reason_of(error)}. Ask for less at once, or use a larger machine.", MISTAKE
     if isinstance(error, ValueError | OSError):
         return str(error), MISTAKE
     return (
-        f"{type(error).__name__}: {_reason(error)} ({_place(error)}). This is a bug of bilinear-circuits, not of what"
+        f"{reason_of(error)} ({_place(error)}). This is a bug of bilinear-circuits, not of what"
         f" you asked: please report it with your command and what it prints with {TRACEBACK}=1.",
         BUG,
     )
@@ -66,12 +67,6 @@ def _free(out: Path | None) -> int:
         with contextlib.suppress(OSError, ValueError):  # not there, or no name of a folder at all
             return shutil.disk_usage(place).free
     return _LEAST_FREE
-
-
-def _reason(error: Exception) -> str:
-    """The first sentence or so of what a library said."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    return text if len(text) <= _REASON else f"{text[:_REASON]}..."
 
 
 def _place(error: Exception) -> str:

@@ -173,9 +173,9 @@ def _start(arguments: Arguments, folder: ShardFolder) -> "FeatureInteractions":
     stories = [] if corpus is None else corpus.read(arguments.n_stories)
     model, interactions = _load(arguments)
     interactions.products(arguments.features, settings["precision"])  # refuses features that are none
+    tokens = None if corpus is None else tokenized(corpus, stories, model.tokenizer, context_length(model))
     folder.start(settings)
-    if corpus is not None and folder.moments is None:
-        tokens = tokenized(corpus, stories, model.tokenizer, context_length(model))
+    if tokens is not None and folder.moments is None:
         (activity,) = collect_activity(model, [interactions], tokens, common.bar)
         folder.moments = activity.second_moments
     return interactions

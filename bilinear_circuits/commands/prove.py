@@ -14,10 +14,11 @@ from simple_parsing import field
 
 from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.circuit_file import CircuitFeature, CircuitFile, read_circuit_file
-from bilinear_circuits.commands.corpus import check_stories
+from bilinear_circuits.commands.corpus import tokenized
 from bilinear_circuits.folders import file_hash
 
 if TYPE_CHECKING:
+    from bilinear_circuits.data import StoryTokens
     from bilinear_circuits.interactions import FeatureInteractions
     from bilinear_circuits.interventions import CircuitProofs, ProofSettings
 
@@ -72,8 +73,8 @@ def run(arguments: Arguments) -> None:
     stories = corpus.read(asked.n_stories)
     known = [layer for layer in common.check_layers(None, saes) if layer >= layers[0]]
     model, interactions = common.load_interactions(arguments, known)
-    check_stories(corpus, stories, model.tokenizer, min(asked.settings.context, context_length(model)))
-    proofs = _prove(model, interactions, asked, chosen, stories, settings, arguments.seed)
+    tokens = tokenized(corpus, stories, model.tokenizer, min(asked.settings.context, context_length(model)))
+    proofs = _prove(model, interactions, asked, chosen, tokens, settings, arguments.seed)
     resolved = replace(
         arguments, saes=saes, corpus=records.display_name(corpus.path), features=[one.name for one in chosen]
     )
@@ -105,7 +106,7 @@ def _prove(
     interactions: "Sequence[FeatureInteractions]",
     asked: CircuitFile,
     chosen: Sequence[CircuitFeature],
-    stories: Sequence[str],
+    tokens: "StoryTokens",
     settings: "ProofSettings",
     seed: int,
 ) -> "CircuitProofs":
@@ -116,7 +117,7 @@ def _prove(
 
     return prove_circuits(
         model, interactions, asked.query, targets,
-        stories, asked.settings, asked.seed, settings, seed, progress=common.bar,
+        tokens, asked.settings, asked.seed, settings, seed, progress=common.bar,
     )  # fmt: skip
 
 

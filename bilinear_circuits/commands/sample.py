@@ -1,12 +1,14 @@
 """Sample stories from a model into a text file: the way the shipped corpus was made."""
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bilinear_circuits import zoo
 from bilinear_circuits.commands import common, records
+from bilinear_circuits.commands.claims import HALF_WRITTEN
 from bilinear_circuits.folders import file_hash, read_json
 from bilinear_circuits.text_files import STORY_END, file_kind
 
@@ -44,8 +46,9 @@ class Arguments:
     """Seed of the samples."""
 
 
-def results_folder(arguments: Arguments) -> None:
-    """None: a sample is one file."""
+def results_folder(arguments: Arguments) -> Path:
+    """The folder beside the file in which it is made ready: a sample is no folder, but one run at a time makes it."""
+    return _ready(_checked_out(arguments.out))
 
 
 def run(arguments: Arguments) -> None:
@@ -113,6 +116,10 @@ def _checked_out(out: str) -> Path:
     return path
 
 
+def _ready(path: Path) -> Path:
+    return path.with_name(f".{path.name}{HALF_WRITTEN}")
+
+
 def _record_of(path: Path) -> Path:
     return path.with_name(f"{path.name}.json")
 
@@ -137,6 +144,11 @@ def _write(path: Path, text: str, settings: dict[str, Any]) -> None:
     """The record, then the text: a kill in between leaves what the same command goes on from."""
     record = {"schema_version": 1, "kind": _KIND, "sha256": hashlib.sha256(text.encode()).hexdigest()}
     record |= {"replaced": file_hash(path), **settings, **records.environment()}
-    for name, content in ((_record_of(path).name, common.to_json(record)), (path.name, text)):
-        with common.written_whole(path.parent) as folder:
-            (folder / name).write_text(content, encoding="utf-8")
+    ready = _ready(path)
+    ready.mkdir(parents=True, exist_ok=True)
+    contents = {_record_of(path): common.to_json(record), path: text}
+    for file, content in contents.items():
+        (ready / file.name).write_text(content, encoding="utf-8")
+    for file in contents:
+        os.replace(ready / file.name, file)
+    ready.rmdir()

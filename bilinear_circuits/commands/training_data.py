@@ -25,14 +25,12 @@ def prepare(recipe: "Recipe", corpus: Corpus, folder: Path) -> Callable[[], None
         FileNotFoundError: If a corpus or a tokenizer is missing.
         ValueError: If there is nothing to train on, or to validate with.
     """
-    from transformers import AutoTokenizer
-
     from bilinear_circuits.rows import TrainingData, data_key, tokenize_rows
     from bilinear_circuits.tokenization import train_tokenizer
 
     stories = corpus.read(recipe.n_stories)
     valid = [] if recipe.valid_stories is None else recipe.valid_stories.read()
-    tokenizer = None if recipe.tokenizer is None else AutoTokenizer.from_pretrained(zoo.model_path(recipe.tokenizer))
+    tokenizer = None if recipe.tokenizer is None else zoo.load_tokenizer(recipe.tokenizer)
     made_by = {
         "recipe": asdict(recipe) | settings_of(corpus),
         "tokenizer": None if tokenizer is None else tokenizer.backend_tokenizer.to_str(),

@@ -30,7 +30,7 @@ def prove_circuits(
     interactions: Sequence[FeatureInteractions],
     query: CircuitQuery,
     targets: Sequence[Target],
-    stories: Sequence[str],
+    stories: Sequence[str] | StoryTokens,
     search: SearchSettings,
     search_seed: int,
     settings: ProofSettings,
@@ -47,7 +47,7 @@ def prove_circuits(
         interactions: The layers of the circuits, and any later ones whose features are to be compared.
         query: Triggers and poles.
         targets: The circuits.
-        stories: Texts, those of the search.
+        stories: Texts, those of the search, or their tokens.
         search: Settings of the search.
         search_seed: Seed of the search.
         settings: How much is measured.

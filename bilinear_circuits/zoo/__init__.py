@@ -9,6 +9,7 @@ from bilinear_circuits.folders import (
     DICTIONARY_FILES,
     MODEL_FILES,
     Fingerprint,
+    by_library,
     check_model_folder,
     download_model,
     fingerprint,
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 FOLDER = Path(__file__).parent
 DEFAULT_MODEL = "ts-17m"
+_LOADS = "model must be one that transformers and TransformerLens can load"
 
 
 def names() -> list[str]:
@@ -92,17 +94,34 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL, device: str = "cpu") ->
     from transformer_lens.model_bridge import TransformerBridge
 
     folder = _checked(name_or_path)
-    model = TransformerBridge.boot_transformers(str(folder), device=device, hf_config_overrides=_pad_id(folder))
+    with by_library(_LOADS, folder):
+        model = TransformerBridge.boot_transformers(str(folder), device=device, hf_config_overrides=_pad_id(folder))
     return _finite(model.eval(), folder)
 
 
 def load_plain_model(name_or_path: str | Path = DEFAULT_MODEL, device: str = "cpu") -> tuple[Any, Any]:
     """Load a model as Hugging Face has it, in float32, and its tokenizer; otherwise as `load_model`."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoModelForCausalLM
 
     folder = _checked(name_or_path)
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32", **_pad_id(folder)).to(device).eval()
-    return _finite(model, folder), AutoTokenizer.from_pretrained(folder)
+    with by_library(_LOADS, folder):
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32", **_pad_id(folder)).to(device).eval()
+    return _finite(model, folder), load_tokenizer(folder)
+
+
+def load_tokenizer(name_or_path: str | Path = DEFAULT_MODEL) -> Any:
+    """Load the tokenizer of a model, or one in a folder of its own, as transformers has it.
+
+    Raises:
+        FileNotFoundError: If there is no such folder.
+        OSError: If it is a Hub id that cannot be fetched.
+        ValueError: If transformers cannot load it.
+    """
+    from transformers import AutoTokenizer
+
+    folder = model_folder(name_or_path)
+    with by_library("tokenizer must be one that transformers can load", folder):
+        return AutoTokenizer.from_pretrained(folder)
 
 
 def _checked(name_or_path: str | Path) -> Path:
@@ -116,9 +135,10 @@ def _checked(name_or_path: str | Path) -> Path:
     logging.set_verbosity_error()  # what it would report is said below
     try:
         # On the meta device no weights are read: this takes milliseconds, also of sharded and of tied weights.
-        _, found = AutoModelForCausalLM.from_pretrained(
-            folder, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True, **_pad_id(folder)
-        )
+        with by_library(_LOADS, folder):
+            _, found = AutoModelForCausalLM.from_pretrained(
+                folder, device_map="meta", output_loading_info=True, ignore_mismatched_sizes=True, **_pad_id(folder)
+            )
     finally:
         logging.set_verbosity(verbosity)
     _refuse_missing(folder, sorted(found["missing_keys"]), sorted(found["unexpected_keys"]))
