@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from simple_parsing import field
 
 from bilinear_circuits.commands import common, images, records, tables
+from bilinear_circuits.commands.configs import config_file
 from bilinear_circuits.commands.corpus import check_stories, corpus_of
 from bilinear_circuits.corpora import Corpus
 
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 class Arguments(common.LabelArguments):
     """Options of `circuits`."""
 
-    query: str = field(positional=True, metavar="QUERY.yaml")
-    """Query file, for instance configs/circuits/sentiment_negation.yaml."""
+    query: str = field(positional=True, metavar="QUERY")
+    """Query: a YAML file, or a shipped one by name: sentiment_negation, ts_nano_negation."""
 
     layers: list[int] | None = None
     """Layers to search; by default all that have dictionaries."""
@@ -52,7 +53,7 @@ class QueryFile:
 
 
 def read_query(path: str) -> QueryFile:
-    """Read a query file.
+    """Read a query, given by its file or by the name of a shipped one.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -60,7 +61,7 @@ def read_query(path: str) -> QueryFile:
     """
     from bilinear_circuits.circuits import CircuitQuery, SearchSettings
 
-    content = common.read_yaml(path, "query")
+    content = common.read_yaml(config_file(path, "query", "circuits"), "query")
     settings = content.pop("settings", None) or {}
     if not isinstance(settings, dict):
         raise ValueError(f"settings of {path} must be a mapping, got {settings!r}.")
