@@ -65,10 +65,7 @@ def test_help_teaches_without_loading_anything_heavy(verb):
 MISTAKES = {
     ("nonsense",): f"verb must be one of {', '.join(VERBS)}, got nonsense",
     ("circuits",): "the following arguments are required: QUERY",
-    (
-        "circuits",
-        "missing.yaml",
-    ): "shipped one's name (sentiment_negation, ts_nano_negation), got missing.yaml: no such file.",
+    ("circuits", "missing.yaml"): "name (sentiment_negation, ts_nano_negation), got missing.yaml: no such file.",
     ("circuits", "sentiment_negatoin"): "got sentiment_negatoin: no such file. Did you mean sentiment_negation?",
     ("train", "configs/train/ts-nan.yaml"): "no such file. Did you mean ts-nano?",
     ("train-sae", "ts-17m"): "(ts-17m-4x, ts-17m-8x, ts-17m-progress, ts-nano), got ts-17m: no such file. Did you",

@@ -1,6 +1,8 @@
 """What the documents say runs: code of the README, query files, paths and commands that are named."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -97,3 +99,33 @@ def test_all_public_names_exist_and_are_documented():
     assert set(bc.__all__) <= set(dir(bc))
     with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
         bc.nonsense  # noqa: B018
+
+
+def test_an_old_python_is_told_what_is_needed(tmp_path):
+    old = tmp_path / "python3.9"
+    pretend = "import sys; sys.version_info = (3, 9, 2); exec(sys.argv[2])"
+    old.write_text(f"#!/bin/sh\nexec {sys.executable} -c '{pretend}' \"$@\"\n")
+    old.chmod(0o755)
+    environment = tmp_path / "environment"
+    asked = ["make", "--silent", "demo", f"PYTHON={old}", f"VENV={environment}"]
+    done = subprocess.run(asked, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2
+    first, *makes_own = done.stderr.splitlines()
+    assert first.startswith(f"bilinear-circuits needs Python 3.11 or later, got 3.9 as {old}.")
+    assert len(makes_own) == 1
+    assert not environment.exists()
+
+
+@pytest.mark.slow
+def test_the_demo_prints_what_the_readme_shows(tmp_path, capsys):
+    from bilinear_circuits.cli import main
+
+    (shown,) = re.findall(r"```text\n(layer/feature.*?)```", README, re.DOTALL)
+    assert main(["circuits", "sentiment_negation", "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr().out
+    head = shown.splitlines()[0]
+    printed = printed[printed.index(head) :][: len(shown)]
+    number = re.compile(r"[+\-−]?\d+\.\d+")
+    assert number.sub("N", printed) == number.sub("N", shown)
+    for got, expected in zip(number.findall(printed), number.findall(shown), strict=True):
+        assert float(got.replace("−", "-")) == pytest.approx(float(expected.replace("−", "-")), abs=0.011)

@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PARTS = ("bilinear_circuits", "sae", "configs", "docs", "tests", "benchmarks")
+LINK = ROOT / "bilinear_circuits/configs"
 SOURCES = {"bilinear_circuits": "bilinear_circuits", "sae": "sae", "configs": "bilinear_circuits/configs"}
 
 pytestmark = pytest.mark.slow
@@ -65,9 +66,7 @@ def test_the_wheel_holds_every_file_of_the_packages_and_no_other(wheel):
         f"{target}/{file.relative_to(ROOT / source).as_posix()}"
         for source, target in SOURCES.items()
         for file in (ROOT / source).rglob("*")
-        if file.is_file()
-        and "__pycache__" not in file.parts
-        and (ROOT / "bilinear_circuits/configs") not in file.parents
+        if file.is_file() and "__pycache__" not in file.parts and LINK not in file.parents
     }
     assert names == expected
     assert {"bilinear_circuits/py.typed", "bilinear_circuits/configs/train/ts-nano.yaml"} <= names
