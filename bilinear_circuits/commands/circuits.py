@@ -86,6 +86,7 @@ def run(arguments: Arguments) -> None:
     from bilinear_circuits.circuits import find_circuits
     from bilinear_circuits.report import circuits_page, search_payload
     from bilinear_circuits.report.figures import search_figures
+    from bilinear_circuits.report.notebook import columns_of
     from bilinear_circuits.running import context_length
 
     started = time.perf_counter()
@@ -109,7 +110,7 @@ def run(arguments: Arguments) -> None:
     # The numbers first: a page that fails must not take them along.
     with common.written_whole(arguments.out) as folder:
         (folder / "circuit.json").write_text(common.to_json(search_payload(search, source)), encoding="utf-8")
-        files = ["report.html", "circuit.json", *tables.write(folder, "ranking", tables.ranking(search))]
+        files = ["report.html", "circuit.json", *tables.write(folder, "ranking", columns_of(search))]
     with common.written_whole(arguments.out) as folder:
         (folder / "report.html").write_text(circuits_page(search, source), encoding="utf-8")
     drawn = images.written(search_figures(search), arguments.out, arguments.images)

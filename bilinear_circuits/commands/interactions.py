@@ -285,10 +285,12 @@ def _write(top: "TopInteractions", out: str, record: dict[str, Any]) -> None:
     import torch
     from safetensors.torch import save_file
 
+    from bilinear_circuits.report.notebook import columns_of
+
     columns = {name: getattr(top, name).to(torch.int32) for name in ("output", "first", "second")}
     columns |= {name: getattr(top, name).to(torch.float32) for name in ("weights", "scores")}
     with common.written_whole(out) as folder:
         save_file(columns, folder / "interactions.safetensors")
         (folder / "interactions.json").write_text(common.to_json(record), encoding="utf-8")
-        files = ["interactions.json", *tables.write(folder, "interactions", tables.interactions(top))]
+        files = ["interactions.json", *tables.write(folder, "interactions", columns_of(top))]
     print(f"written: {out}/interactions.safetensors, {', '.join(files)}")

@@ -67,7 +67,7 @@ class ControlSet:
     effect: Effect
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class EditReport(Shown):
     """What an edit does. Effects are changes of the pole logit difference at trigger tokens, in nats.
 
