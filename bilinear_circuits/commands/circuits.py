@@ -94,7 +94,7 @@ def run(arguments: Arguments) -> None:
     common.check_out(arguments.out)
     images.check(arguments.images, arguments.out)
     n_stories = asked.n_stories if arguments.n_stories is None else arguments.n_stories
-    layers = common.check_layers(arguments.layers, common.saes_of(arguments))
+    layers = common.check_layers(arguments.layers, common.saes_of(arguments, reads_corpus=asked.corpus is None))
     corpus = corpus_of(arguments, asked.corpus)
     stories = corpus.read(n_stories)
     model, interactions = common.load_interactions(arguments, layers)

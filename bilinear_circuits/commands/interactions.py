@@ -161,7 +161,7 @@ def search(products: "Products", arguments: Arguments, moments: "Tensor | None",
 def _start(arguments: Arguments, folder: ShardFolder) -> "FeatureInteractions":
     """Check what is asked, mark the folder as that of this search, and measure what all processes read."""
     common.check_out(arguments.out)
-    common.check_layers([arguments.layer], common.saes_of(arguments))
+    common.check_layers([arguments.layer], common.saes_of(arguments, reads_corpus=arguments.coactive))
     common.check_device(_device(arguments))
     settings = _settings(arguments, folder.settings)
     folder.check(settings)
