@@ -6,7 +6,9 @@ import textwrap
 from collections.abc import Sequence
 
 _WIDTH = 100
-_OPTIONAL_VALUE = re.compile(r"(--[\w-]+) \[(\w+)\]( ?)")  # simple-parsing's way to write an option that may be left out
+_OPTIONAL_VALUE = re.compile(
+    r"(--[\w-]+) \[(\w+)\]( ?)"
+)  # simple-parsing's way to write an option that may be left out
 _USAGE = re.compile(r"\Ausage: .*?(?=\n\n)", re.DOTALL)
 
 
@@ -18,7 +20,8 @@ def with_usage(text: str, prog: str, actions: Sequence[argparse.Action]) -> str:
         prog: The command.
         actions: Its arguments and options.
     """
-    return _OPTIONAL_VALUE.sub(lambda found: f"{found[1]} {found[2]}{3 * found[3]}", _USAGE.sub(lambda _: usage(prog, actions), text, count=1))
+    text = _OPTIONAL_VALUE.sub(lambda found: f"{found[1]} {found[2]}{3 * found[3]}", text)
+    return _USAGE.sub(lambda _: usage(prog, actions), text, count=1)
 
 
 def usage(prog: str, actions: Sequence[argparse.Action]) -> str:
@@ -35,14 +38,12 @@ def usage(prog: str, actions: Sequence[argparse.Action]) -> str:
 
 
 def _option(action: argparse.Action) -> str:
-    if action.nargs == 0:
-        return action.option_strings[-1]
-    return f"{action.option_strings[-1]} {_name(action)}"
+    name = next(one for one in action.option_strings if one.startswith("--"))
+    return name if action.nargs == 0 else f"{name} {_name(action)}"
 
 
 def _name(action: argparse.Action) -> str:
     if action.choices is not None:
         return f"{{{','.join(map(str, action.choices))}}}"
     name = action.metavar if isinstance(action.metavar, str) else getattr(action.type, "__name__", "value")
-    several = action.nargs in ("*", "+")
-    return f"{name} ..." if several else name
+    return f"{name.strip('[]')} ..." if action.nargs in ("*", "+") else name.strip("[]")
