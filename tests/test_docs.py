@@ -177,10 +177,15 @@ def names_of_the_documents():
 @pytest.mark.slow
 @pytest.mark.parametrize("document", [name for name in SHELL if name != "README.md"])
 def test_the_code_of_the_documents_runs(document, names_of_the_documents, tmp_path, monkeypatch):
-    import bilinear_circuits.circuits.search as search
+    import bilinear_circuits as bc
+    from bilinear_circuits.discovery import DiscoverySettings
 
     few = {"ranking_stories": 80, "loss_stories": 4, "sites": 40, "shortlist": 6, "controls": 2, "baseline": 4}
-    monkeypatch.setattr(search, "SearchSettings", functools.partial(search.SearchSettings, **few))
+    for name, settings in (
+        ("find_circuits", bc.SearchSettings(**few)),
+        ("discover", DiscoverySettings(("rotation",), replicates=1, fdr=0.5)),
+    ):
+        monkeypatch.setattr(bc, name, functools.partial(getattr(bc, name), settings=settings))
     monkeypatch.chdir(tmp_path)
     names = dict(names_of_the_documents)
     for block in re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), re.DOTALL):
