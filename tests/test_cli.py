@@ -60,8 +60,8 @@ def test_help_teaches_without_loading_anything_heavy(verb):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "usage: bilinear-circuits" in done.stdout
-    # Every verb writes to a folder, but for the one that serves.
-    option = "--port" if verb == ("serve",) else "--out"
+    # Every verb writes to a folder, but for the one that serves and the one that writes into those of the dictionaries.
+    option = {("serve",): "--port", ("names",): "--replace"}.get(verb, "--out")
     assert all(f"\n  {name}" in done.stdout for name in VERBS) if not verb else option in done.stdout
 
 
