@@ -171,7 +171,7 @@ def names_of_the_documents():
     query = bc.CircuitQuery("q", ("not", "n't", "never", "cannot"), ("good", "happy", "nice"), ("bad", "sad", "hurt"))
     profile = bc.profile_feature(activity, 143, bc.unembedding(model), model.tokenizer)
     given = {"bc": bc, "model": model, "interactions": interactions, "stories": stories, "activity": activity}
-    return given | {"query": query, "profile": profile, "tokenizer": model.tokenizer, "provenance": {}}
+    return given | {"query": query, "profile": profile, "tokenizer": model.tokenizer, "provenance": {}, "prompts": []}
 
 
 @pytest.mark.slow
