@@ -5,12 +5,13 @@ BIN := $(VENV)/bin
 # Everything here works without the Hugging Face Hub.
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help install demo test test-all bench bench-gpu lint type check clean
+.PHONY: help install demo test test-all wheel bench bench-gpu lint type check clean
 
 help:
 	@echo "make demo      find the negation circuit of the shipped model: out/negation/report.html"
 	@echo "make test      lint, types and the fast tests"
 	@echo "make test-all  the slow tests too"
+	@echo "make wheel     build the wheel, install it and run it away from this folder"
 	@echo "make bench     time the sweep over all interactions against the reference: out/bench"
 	@echo "make bench-gpu the same on an NVIDIA GPU"
 	@echo "make install   only set up $(VENV)"
@@ -18,12 +19,13 @@ help:
 install: $(VENV)/.installed
 
 $(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "bilinear-circuits needs Python 3.11 or later, got %d.%d as $(PYTHON). Name another: make PYTHON=python3.11" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	@touch $@
 
 demo: install
-	$(BIN)/bilinear-circuits circuits configs/circuits/sentiment_negation.yaml --out out/negation
+	$(BIN)/bilinear-circuits circuits sentiment_negation --out out/negation
 
 lint: install
 	$(BIN)/ruff check .
@@ -36,6 +38,10 @@ check: lint type
 
 test: install check
 	$(BIN)/pytest -n auto --dist loadfile
+
+# Built offline by the setuptools of .venv, installed in an environment of its own, run in an empty folder.
+wheel: install
+	$(BIN)/pytest -n 0 -m slow tests/test_wheel.py
 
 test-all: install check
 	$(BIN)/pytest -n auto --dist loadfile -m "not gpu"

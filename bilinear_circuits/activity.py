@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bilinear_circuits.data import StoryTokens
 from bilinear_circuits.dictionaries import Dictionary
+from bilinear_circuits.display import Brief
 from bilinear_circuits.interactions import FeatureInteractions
 from bilinear_circuits.progress import Progress, silent
 from bilinear_circuits.running import capture_mlp, model_device
@@ -20,8 +21,8 @@ _TOKENS_PER_CHUNK = 4096
 _STORIES_PER_BATCH = 32
 
 
-@dataclass(frozen=True, eq=False)
-class ActiveTokens:
+@dataclass(frozen=True, eq=False, repr=False)
+class ActiveTokens(Brief):
     """When each feature of a dictionary is active, as sparse columns.
 
     Attributes:
@@ -128,8 +129,8 @@ def active_tokens(
     return ActiveTokens(torch.cat(token)[order], torch.cat(value)[order], offsets)
 
 
-@dataclass(frozen=True, eq=False)
-class LayerActivity:
+@dataclass(frozen=True, eq=False, repr=False)
+class LayerActivity(Brief):
     """One layer on a corpus: tokens without [BOS] and padding, flattened over stories.
 
     Attributes:

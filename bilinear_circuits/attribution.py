@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from bilinear_circuits.display import Brief
 from bilinear_circuits.interactions import FeatureInteractions
 from bilinear_circuits.ledger import Ledger, PairContributions
 from bilinear_circuits.prompts import Name, check_prompt, in_float64
@@ -30,8 +31,8 @@ from bilinear_circuits.running import (
 )
 
 
-@dataclass(frozen=True, eq=False)
-class Attribution:
+@dataclass(frozen=True, eq=False, repr=False)
+class Attribution(Brief):
     """One output feature at one token at which it is active. All numbers are float64.
 
     Attributes:
@@ -88,8 +89,8 @@ class Attribution:
         return f"{self.layer}/{self.feature}"
 
 
-@dataclass(frozen=True, eq=False)
-class PromptAttribution:
+@dataclass(frozen=True, eq=False, repr=False)
+class PromptAttribution(Brief):
     """Output features on one prompt, at every token at which they are active.
 
     Attributes:

@@ -14,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bilinear_circuits.activity import LayerActivity
+from bilinear_circuits.display import Brief
 from bilinear_circuits.hooked import RMSNorm
 from bilinear_circuits.matrix import InteractionMatrix
 from bilinear_circuits.spectra import Spectrum
@@ -57,8 +58,8 @@ class Summary:
         return self.quantiles[-1]
 
 
-@dataclass(frozen=True, eq=False)
-class TruncationBound:
+@dataclass(frozen=True, eq=False, repr=False)
+class TruncationBound(Brief):
     """The error p(x) - p_r(x) of a quadratic form cut to its r eigenpairs of largest magnitude, bounded on both sides.
 
     Attributes:

@@ -7,10 +7,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bilinear_circuits.activity import ActiveTokens
+from bilinear_circuits.display import Brief
 
 
-@dataclass(frozen=True, eq=False)
-class ActiveFeatures:
+@dataclass(frozen=True, eq=False, repr=False)
+class ActiveFeatures(Brief):
     """What is active at each token, as sparse rows.
 
     Attributes:

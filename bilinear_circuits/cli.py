@@ -1,6 +1,7 @@
 """The command line: `bilinear-circuits VERB`. Verbs are modules that load their heavy imports when run."""
 
 import contextlib
+import difflib
 import importlib
 import math
 import os
@@ -13,6 +14,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from bilinear_circuits.commands.failures import MISTAKE, TRACEBACK, explain
+from bilinear_circuits.commands.usage import with_usage
 
 VERBS = {
     "circuits": "bilinear_circuits.commands.circuits",
@@ -66,7 +68,9 @@ def _main(argv: list[str]) -> int:
         print(__version__)
         return 0
     if argv[0] not in VERBS:
-        return _fail(f"verb must be one of {', '.join(VERBS)}, got {argv[0]}. See bilinear-circuits --help.")
+        close = difflib.get_close_matches(argv[0], VERBS, n=1)
+        hint = f"Did you mean {close[0]}?" if close else "See bilinear-circuits --help."
+        return _fail(f"verb must be one of {', '.join(VERBS)}, got {argv[0]}. {hint}")
     verb = importlib.import_module(VERBS[argv[0]])
     out: Path | None = None
     try:
@@ -134,7 +138,7 @@ def _parse(name: str, verb: ModuleType, argv: Sequence[str]) -> Any:
         def format_help(self) -> str:
             # simple-parsing heads the options with the name of the dataclass, and names defaults of None.
             text = re.sub(r"\nArguments \['arguments'\]:\n.*\n", "", super().format_help(), count=1)
-            return re.sub(r"\s+\(default:\s+None\)", "", text)
+            return with_usage(re.sub(r"\s+\(default:\s+None\)", "", text), self.prog, self._actions)
 
         def error(self, message: str) -> NoReturn:
             sys.exit(_fail(f"{message}. See bilinear-circuits {name} --help."))

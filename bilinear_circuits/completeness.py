@@ -16,7 +16,7 @@ from bilinear_circuits.progress import Progress, silent
 Edge = tuple[int, int]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CircuitCompleteness(Shown):
     """How much of an output feature the interactions of a circuit explain, where the feature is active.
 

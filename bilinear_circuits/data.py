@@ -20,6 +20,7 @@ from torch import Tensor
 
 from bilinear_circuits.corpora import Corpus as Corpus
 from bilinear_circuits.corpora import read_stories as read_stories
+from bilinear_circuits.display import Brief
 from bilinear_circuits.progress import Progress, silent
 
 PLAIN_SIGNS: Mapping[str, str] = {'"': "“”„«»", "'": "‘’`´", "-": "–—", "...": "…"}
@@ -50,8 +51,8 @@ def normalise(text: str) -> str:
     return " ".join(text.split())
 
 
-@dataclass(frozen=True, eq=False)
-class CleanStories:
+@dataclass(frozen=True, eq=False, repr=False)
+class CleanStories(Brief):
     """Normalised stories without corrupt ones and duplicates, and how many of each there were.
 
     Attributes:
@@ -153,8 +154,8 @@ def split_stories(
     return sides
 
 
-@dataclass(frozen=True, eq=False)
-class StoryTokens:
+@dataclass(frozen=True, eq=False, repr=False)
+class StoryTokens(Brief):
     """One story a row, [BOS] first, cut at the context length, filled up with [BOS] on the right.
 
     Attributes:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bilinear_circuits.display import Shown
+from bilinear_circuits.display import Brief, Shown
 from bilinear_circuits.feature_names import read_names
 from bilinear_circuits.folders import by_library, check_safetensors, read_json
 
@@ -30,8 +30,8 @@ class UnsupportedSAEError(ValueError):
     """The SAE is not one affine encoder, a sparsity rule and one affine decoder."""
 
 
-@dataclass(frozen=True, eq=False)
-class Activation:
+@dataclass(frozen=True, eq=False, repr=False)
+class Activation(Brief):
     """The sparsity rule of a dictionary, applied to pre-activations.
 
     Attributes:
@@ -69,7 +69,7 @@ class Activation:
         return torch.zeros_like(pre).scatter(-1, indices, values if self.kind == "abstopk" else values.relu())
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Dictionary(Shown):
     """A sparse dictionary: z = activation(x W_enc + b_enc), x ~ z W_dec + b_dec.
 

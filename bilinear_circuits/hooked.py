@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from bilinear_circuits.display import Brief
 from bilinear_circuits.running import (
     capture_mlp,
     full_precision,
@@ -34,8 +35,8 @@ class NotBilinearError(ValueError):
     """The layer does not compute ((x W_gate + b_gate) * (x W_in + b_in)) W_out + b_out."""
 
 
-@dataclass(frozen=True, eq=False)
-class RMSNorm:
+@dataclass(frozen=True, eq=False, repr=False)
+class RMSNorm(Brief):
     """The norm in front of an MLP: x -> x / sqrt(mean(x^2) + eps) * weight.
 
     Attributes:
@@ -55,8 +56,8 @@ class RMSNorm:
         return residual / self.scale(residual) * self.weight
 
 
-@dataclass(frozen=True, eq=False)
-class BilinearMLP:
+@dataclass(frozen=True, eq=False, repr=False)
+class BilinearMLP(Brief):
     """One bilinear MLP of a model, with the names of the two places it connects.
 
     Attributes:

@@ -76,6 +76,10 @@ class FeatureInteractions:
         self.sae_in = sae_in.to(dtype).to(device)
         self.sae_out = sae_out.to(dtype).to(device)
 
+    def __repr__(self) -> str:
+        sides = f"{self.sae_in.name!r} -> {self.sae_out.name!r}, features {self.sae_in.d_sae} -> {self.sae_out.d_sae}"
+        return f"FeatureInteractions(layer {self.mlp.layer}, {sides})"
+
     @cached_property
     def pre_activation_tensor(self) -> InteractionTensor:
         """The MLP followed by the output encoder: its outputs are feature pre-activations."""

@@ -10,7 +10,7 @@ from bilinear_circuits.display import Drawn
 from bilinear_circuits.tensor import QuadraticForm
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Ledger(Drawn):
     """Where the pre-activation of an output feature comes from.
 
@@ -64,7 +64,7 @@ class Ledger(Drawn):
         return (self.feature_feature / self.total).where(self.active, torch.nan)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class PairContributions(Drawn):
     """What each pair of active input features adds to one pre-activation; they sum to `feature_feature`.
 

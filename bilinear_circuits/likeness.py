@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bilinear_circuits.activity import ActiveTokens, LayerActivity
+from bilinear_circuits.display import Brief
 from bilinear_circuits.similarity import quadratic_form_similarity
 from bilinear_circuits.tensor import QuadraticForm
 
@@ -39,8 +40,8 @@ class Side(NamedTuple):
     features: Int[Tensor, " n"]
 
 
-@dataclass(frozen=True, eq=False)
-class CircuitSet:
+@dataclass(frozen=True, eq=False, repr=False)
+class CircuitSet(Brief):
     """Circuits found in one model with one set of dictionaries, and its layers on the corpus of the comparison.
 
     Attributes:

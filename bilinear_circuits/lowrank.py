@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bilinear_circuits.activity import ActiveTokens, active_tokens
-from bilinear_circuits.display import Drawn
+from bilinear_circuits.display import Drawn, Tabled
 from bilinear_circuits.interactions import FeatureInteractions
 from bilinear_circuits.progress import Progress, silent
 from bilinear_circuits.sweep.forms import QuadraticForms
@@ -37,8 +37,8 @@ class Share:
     n: int
 
 
-@dataclass(frozen=True, eq=False)
-class LowRankCorrelation(Drawn):
+@dataclass(frozen=True, eq=False, repr=False)
+class LowRankCorrelation(Drawn, Tabled):
     """Active-only Pearson correlation of rank-r forms with a dictionary's own activations.
 
     Attributes:

@@ -9,8 +9,10 @@ from torch import Tensor
 from bilinear_circuits.display import Drawn
 from bilinear_circuits.spectra import Spectrum
 
+Index = int | slice | Tensor
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(frozen=True, eq=False, repr=False)
 class InteractionMatrix(Drawn):
     """Q = sum_m weights[m] sym(left[:, m] right[:, m]^T), never formed unless asked.
 
@@ -53,15 +55,33 @@ class InteractionMatrix(Drawn):
         """Shape of the dense matrix, batch first."""
         return torch.Size((*self.weights.shape[:-1], self.dim, self.dim))
 
-    def __getitem__(self, index: int | slice | Tensor) -> "InteractionMatrix":
-        """Index the batch dimensions.
+    def __getitem__(self, index: Index | tuple[Index, ...]) -> "InteractionMatrix | Float[Tensor, '...']":
+        """Index as the dense matrix would be, batch first, without forming it.
+
+        What picks from the batch alone gives an InteractionMatrix. `Q[a, b]` is the interaction of a and b, in
+        O(d_mlp); `Q[a]` a row, in O(d d_mlp); slices and index tensors pick several.
 
         Raises:
-            IndexError: If there is no batch dimension, or the index is out of range.
+            IndexError: If there are more indices than dimensions, or one is out of range.
         """
-        if self.weights.ndim == 1:
-            raise IndexError("a single InteractionMatrix has no batch to index; entries are read with block().")
-        return InteractionMatrix(self.left, self.right, self.weights[index])
+        index = index if isinstance(index, tuple) else (index,)
+        n_batch = self.weights.ndim - 1
+        if len(index) > n_batch + 2:
+            raise IndexError(f"index must be of at most {n_batch + 2} parts, rows and columns last, got {len(index)}.")
+        batch = InteractionMatrix(self.left, self.right, self.weights[index[:n_batch]]) if n_batch else self
+        return batch._entries(*index[n_batch:]) if len(index) > n_batch else batch
+
+    def _entries(self, row: Index, column: Index = slice(None)) -> Float[Tensor, "..."]:
+        """Entries by row and column, the batch in front."""
+        every = torch.arange(self.dim, device=self.left.device)
+        rows, columns = every[row], every[column]
+        if isinstance(row, slice) or isinstance(column, slice):
+            block = self.block(rows.reshape(-1), columns.reshape(-1))
+            return block.reshape((*block.shape[:-2], *rows.shape, *columns.shape))
+        rows, columns = torch.broadcast_tensors(rows, columns)
+        products = self.left[rows] * self.right[columns] + self.right[rows] * self.left[columns]
+        values = self.weights @ products.reshape(-1, products.shape[-1]).T / 2
+        return values.reshape((*self.weights.shape[:-1], *rows.shape))
 
     def __call__(self, x: Float[Tensor, "*n d"], y: Float[Tensor, "*n d"] | None = None) -> Float[Tensor, "..."]:
         """Evaluate x^T Q y (y = x by default), in O(d d_mlp) per row.

@@ -10,6 +10,7 @@ from scipy.spatial.distance import squareform  # type: ignore[import-untyped]
 from torch import Tensor
 
 from bilinear_circuits.activity import LayerActivity
+from bilinear_circuits.display import Brief
 from bilinear_circuits.profiles import FeatureProfile, input_label
 from bilinear_circuits.shape import factor_pair
 
@@ -18,8 +19,8 @@ N_CLUSTERS = 4
 _CANDIDATES = 160
 
 
-@dataclass(frozen=True, eq=False)
-class Clusters:
+@dataclass(frozen=True, eq=False, repr=False)
+class Clusters(Brief):
     """Features grouped by what they interact with.
 
     Attributes:
@@ -31,8 +32,8 @@ class Clusters:
     order: Int[Tensor, " n"]
 
 
-@dataclass(frozen=True, eq=False)
-class Neighbourhood:
+@dataclass(frozen=True, eq=False, repr=False)
+class Neighbourhood(Brief):
     """The input features that matter most to one output feature, and all interactions among them.
 
     Attributes:

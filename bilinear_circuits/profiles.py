@@ -11,7 +11,7 @@ from torch import Tensor
 
 from bilinear_circuits.activity import LayerActivity, top_token_ids
 from bilinear_circuits.by_token import ActiveFeatures
-from bilinear_circuits.display import Drawn
+from bilinear_circuits.display import Brief, Drawn
 from bilinear_circuits.examples import Example, ExampleFinder, evenly
 from bilinear_circuits.ledger import Ledger
 from bilinear_circuits.lowrank import pearson
@@ -28,7 +28,7 @@ _LEDGER_TOKENS = 400
 _FORMS_TOGETHER = 32
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class FeatureProfile(Drawn):
     """One output feature of a layer, measured on a corpus.
 
@@ -116,8 +116,8 @@ def check_active(activity: LayerActivity, feature: int) -> None:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class FeatureForm:
+@dataclass(frozen=True, eq=False, repr=False)
+class FeatureForm(Brief):
     """The quadratic form of one output feature, dense, and its spectrum.
 
     Attributes:

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bilinear_circuits.data import tokenize_stories
+from bilinear_circuits.display import Brief
 from bilinear_circuits.interactions import FeatureInteractions
 from bilinear_circuits.ledger import Ledger, PairContributions
 from bilinear_circuits.running import Downstream, context_length, model_device, vocabulary_size
@@ -24,8 +25,8 @@ Name = tuple[int, int]
 """Layer and output feature."""
 
 
-@dataclass(frozen=True, eq=False)
-class NextTokens:
+@dataclass(frozen=True, eq=False, repr=False)
+class NextTokens(Brief):
     """The next-token distribution after every token of a prompt, before and after an edit of the weights.
 
     Attributes:
@@ -69,8 +70,8 @@ class NextTokens:
         )
 
 
-@dataclass(frozen=True, eq=False)
-class FeatureAccount:
+@dataclass(frozen=True, eq=False, repr=False)
+class FeatureAccount(Brief):
     """One output feature at every token of a prompt.
 
     Attributes:
@@ -99,8 +100,8 @@ class FeatureAccount:
         return f"{self.layer}/{self.feature}"
 
 
-@dataclass(frozen=True, eq=False)
-class PromptAccount:
+@dataclass(frozen=True, eq=False, repr=False)
+class PromptAccount(Brief):
     """Output features on one prompt.
 
     Attributes:

@@ -20,6 +20,7 @@ from jaxtyping import Int, Integer
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from bilinear_circuits.display import Brief
 from bilinear_circuits.progress import Progress, silent
 
 _BATCH = 1000  # texts tokenized at once
@@ -28,8 +29,8 @@ _SUMMARY = "data.json"
 _SIDES = ("train", "valid")
 
 
-@dataclass(frozen=True, eq=False)
-class StoryRows(Dataset[dict[str, Tensor]]):
+@dataclass(frozen=True, eq=False, repr=False)
+class StoryRows(Brief, Dataset[dict[str, Tensor]]):
     """Rows of exactly `context` tokens for training, one starting at each story.
 
     The stream is [BOS] story [EOS] [BOS] story [EOS] ... Row i is the `context` tokens from the [BOS] of story i: it
@@ -102,8 +103,8 @@ def tokenize_rows(stories: Sequence[str], tokenizer: Any, context: int, progress
     return StoryRows(np.concatenate(batches), np.cumsum(lengths)[:-1], context)
 
 
-@dataclass(frozen=True, eq=False)
-class TrainingData:
+@dataclass(frozen=True, eq=False, repr=False)
+class TrainingData(Brief):
     """What a run trains on.
 
     Attributes:

@@ -15,6 +15,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from bilinear_circuits.display import Brief
+
 _TAIL_TOLERANCE = 1e-4
 
 
@@ -22,8 +24,8 @@ class _StopForwardError(Exception):
     """Ends a forward pass once everything asked for has been captured."""
 
 
-@dataclass(frozen=True, eq=False)
-class MLPActivations:
+@dataclass(frozen=True, eq=False, repr=False)
+class MLPActivations(Brief):
     """What one MLP read and wrote.
 
     Attributes:

@@ -7,13 +7,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bilinear_circuits.activity import LayerActivity
+from bilinear_circuits.display import Brief
 from bilinear_circuits.spectra import Spectrum
 
 GROUP_SIZE = 8
 
 
-@dataclass(frozen=True, eq=False)
-class AndShape:
+@dataclass(frozen=True, eq=False, repr=False)
+class AndShape(Brief):
     """An output feature as a product of two groups of input features.
 
     Attributes:

@@ -11,7 +11,7 @@ from torch import Tensor
 from bilinear_circuits.display import Drawn
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Spectrum(Drawn):
     """Leading eigenpairs of a symmetric matrix, or of a batch of them.
 

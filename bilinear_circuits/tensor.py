@@ -6,14 +6,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bilinear_circuits.display import Shown
+from bilinear_circuits.display import Brief, Shown
 from bilinear_circuits.matrix import InteractionMatrix
 
 _BIASES = {"b_gate": "d_mlp", "b_in": "d_mlp", "b_out": "d_out"}
 
 
-@dataclass(frozen=True, eq=False)
-class QuadraticForm:
+@dataclass(frozen=True, eq=False, repr=False)
+class QuadraticForm(Brief):
     """p(x) = x^T Q x + linear . x + constant: one output direction of a layer, biases included.
 
     Attributes:
@@ -31,7 +31,7 @@ class QuadraticForm:
         return self.matrix(x) + torch.tensordot(x, self.linear, dims=([-1], [-1])) + self.constant
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class InteractionTensor(Shown):
     """The layer x -> ((x W_gate + b_gate) * (x W_in + b_in)) W_out + b_out, with `*` elementwise.
 

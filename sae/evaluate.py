@@ -13,6 +13,7 @@ from torch import Tensor
 
 from bilinear_circuits.data import StoryTokens
 from bilinear_circuits.dictionaries import Dictionary
+from bilinear_circuits.display import Brief
 from bilinear_circuits.progress import Progress, silent
 from bilinear_circuits.running import capture_mlp, model_device, model_width, run_logits
 from sae.splice import Side, spliced
@@ -22,8 +23,8 @@ _TOKENS_PER_CHUNK = 4096
 _DENSE = 0.1
 
 
-@dataclass(frozen=True, eq=False)
-class Reconstruction:
+@dataclass(frozen=True, eq=False, repr=False)
+class Reconstruction(Brief):
     """What a dictionary makes of its activations.
 
     Attributes:
@@ -75,8 +76,8 @@ class SpliceLoss:
         return (self.zero - self.spliced) / cost if cost else float("nan")
 
 
-@dataclass(frozen=True, eq=False)
-class DuplicatePairs:
+@dataclass(frozen=True, eq=False, repr=False)
+class DuplicatePairs(Brief):
     """Pairs of features whose decoder rows point the same way.
 
     Attributes:
@@ -93,8 +94,8 @@ class DuplicatePairs:
         return len(self.pairs)
 
 
-@dataclass(frozen=True, eq=False)
-class Evaluation:
+@dataclass(frozen=True, eq=False, repr=False)
+class Evaluation(Brief):
     """All there is to say about one dictionary.
 
     Attributes:

@@ -15,6 +15,7 @@ from torch import Tensor
 from bilinear_circuits.activity import active_tokens
 from bilinear_circuits.data import StoryTokens
 from bilinear_circuits.dictionaries import Activation, Dictionary
+from bilinear_circuits.display import Brief
 from bilinear_circuits.hooked import BilinearMLP
 from bilinear_circuits.interactions import FeatureInteractions
 from bilinear_circuits.interventions.predictions import rank_correlation
@@ -29,8 +30,8 @@ _LEAST_POINTS = 3
 T = TypeVar("T")
 
 
-@dataclass(frozen=True, eq=False)
-class Stage:
+@dataclass(frozen=True, eq=False, repr=False)
+class Stage(Brief):
     """One dictionary after some of its training.
 
     Attributes:

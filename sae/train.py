@@ -27,6 +27,7 @@ from torch import Tensor
 
 from bilinear_circuits.data import StoryTokens
 from bilinear_circuits.dictionaries import Dictionary
+from bilinear_circuits.display import Brief
 from bilinear_circuits.running import model_device
 from sae.checks import check_model, check_options, check_tokens, forked_generators, sae_config
 from sae.folders import unit_rows
@@ -43,8 +44,8 @@ class DivergedError(ValueError):
     """A loss or a weight became infinite or not a number."""
 
 
-@dataclass(frozen=True, eq=False)
-class TrainedDictionaries:
+@dataclass(frozen=True, eq=False, repr=False)
+class TrainedDictionaries(Brief):
     """What a training run made.
 
     Attributes:

@@ -110,6 +110,18 @@ def make_search(bc):
     )
 
 
+def make_discoveries():
+    from bilinear_circuits.discovery.results import Block, Discovery, DiscoverySearch, DiscoverySettings
+
+    block = Block((1, 2, 3, 4, 5), (6,), (1.0,) * 5, (1.0,), -0.25, 30, 1.0, 0.1)
+    one = Discovery(4, 143, "flip", 0.8, 0.7, 1e-4, 2e-3, (block,), (0.5, -0.4), None)
+    echo = Discovery(4, 9, "and", 0.6, 0.1, 1e-4, 2e-3, (block,), (0.5, -0.4), 143)
+    return DiscoverySearch(
+        (one,), (echo,), (), 20, 40, {"and": 0.5, "flip": math.inf},
+        {"layer": {"and": 0.9, "flip": 0.9}, "refit": {"and": 0.4, "flip": 0.3}}, DiscoverySettings(), 0,
+    )  # fmt: skip
+
+
 class Elements(HTMLParser):
     """Collects the elements of a page, checks that they nest, and keeps scripts by id and text outside of them."""
 

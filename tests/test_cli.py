@@ -1,8 +1,11 @@
 """The command line as a user meets it, on the shipped model."""
 
 import csv
+import dataclasses
+import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -57,15 +60,19 @@ def test_help_teaches_without_loading_anything_heavy(verb):
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     assert "usage: bilinear-circuits" in done.stdout
-    # Every verb writes to a folder, but for the one that serves.
-    option = "--port" if verb == ("serve",) else "--out"
+    # Every verb writes to a folder, but for the one that serves and the one that writes into those of the dictionaries.
+    option = {("serve",): "--port", ("names",): "--replace"}.get(verb, "--out")
     assert all(f"\n  {name}" in done.stdout for name in VERBS) if not verb else option in done.stdout
 
 
 MISTAKES = {
     ("nonsense",): f"verb must be one of {', '.join(VERBS)}, got nonsense",
-    ("circuits",): "the following arguments are required: QUERY.yaml",
-    ("circuits", "missing.yaml"): "query must be a YAML file, got missing.yaml: no such file",
+    ("circits",): "got circits. Did you mean circuits?",
+    ("circuits",): "the following arguments are required: QUERY",
+    ("circuits", "missing.yaml"): "name (sentiment_negation, ts_nano_negation), got missing.yaml: no such file.",
+    ("circuits", "sentiment_negatoin"): "got sentiment_negatoin: no such file. Did you mean sentiment_negation?",
+    ("train", "configs/train/ts-nan.yaml"): "no such file. Did you mean ts-nano?",
+    ("train-sae", "ts-17m"): "(ts-17m-4x, ts-17m-8x, ts-17m-progress, ts-nano), got ts-17m: no such file. Did you",
     ("circuits", QUERY, "--layers", "9"): "layer must have dictionaries in ts-17m (layers 3, 4), got 9",
     ("circuits", QUERY, "--model", "ts-71m"): "got ts-71m. Did you mean ts-17m?",
     ("circuits", QUERY, "--saes", "nowhere"): "got nowhere: no such folder",
@@ -97,6 +104,55 @@ def test_a_mistake_is_one_line_and_leaves_nothing(arguments, tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     assert MISTAKES[arguments] in mistake(capsys, *arguments)
     assert list(tmp_path.iterdir()) == []
+
+
+MODEL_ALONE = {
+    "inspect": ("--layer", "1", "--feature", "3"),
+    "features": ("--layer", "1", "--out", "o"),
+    "graph": ("--prompt", "a", "--layer", "1", "--feature", "3", "--out", "o"),
+    "interactions": ("--layer", "1", "--coactive", "--out", "o"),
+    "explore": ("--features", "1/3", "--out", "o"),
+    "serve": ("--features", "1/3"),
+    **dict.fromkeys(("lowrank", "discover", "evaluate-sae"), ()),
+}
+
+
+@pytest.mark.parametrize("verb", MODEL_ALONE)
+def test_missing_dictionaries_and_stories_are_said_together(verb, tmp_path, monkeypatch, capsys):
+    tiny_llama(n_layers=2).save_pretrained(tmp_path / "model")
+    word_tokenizer().save_pretrained(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    said = mistake(capsys, verb, *MODEL_ALONE[verb], "--model", "model")
+    assert "--saes and --corpus must be given for model: dictionaries and stories are shipped for ts-17m." in said
+    said = mistake(capsys, verb, *MODEL_ALONE[verb], "--model", "model", "--corpus", ROOT / "LICENSE")
+    assert "--saes must be given for model: dictionaries are shipped for ts-17m." in said
+
+
+def test_only_what_is_needed_is_said_to_be_missing(tmp_path, monkeypatch, capsys):
+    tiny_llama(n_layers=2).save_pretrained(tmp_path / "model")
+    word_tokenizer().save_pretrained(tmp_path / "model")
+    monkeypatch.chdir(tmp_path)
+    for asked in (("circuits", QUERY), ("interactions", "--layer", "1", "--out", "o")):
+        assert "--saes must be given for model" in mistake(capsys, *asked, "--model", "model")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_usage_line_puts_what_is_needed_first_and_the_rest_in_brackets(verb, capsys):
+    from bilinear_circuits import cli
+
+    module = importlib.import_module(VERBS[verb])
+    with pytest.raises(SystemExit):
+        cli._parse(verb, module, ["--help"])
+    text = capsys.readouterr().out
+    usage = " ".join(text.split("\n\n")[0].split())
+    needed, _, optional = usage.removeprefix(f"usage: bilinear-circuits {verb} ").partition("[")
+    assert "]" not in needed
+    assert re.fullmatch(r"(\[[^\[\]]+\] ?)+", f"[{optional}"), usage
+    names = {one.name for one in dataclasses.fields(module.Arguments) if one.default is dataclasses.MISSING}
+    names &= {one.name for one in dataclasses.fields(module.Arguments) if one.default_factory is dataclasses.MISSING}
+    options = {f"--{name.replace('_', '-')}" for name in names}
+    assert set(re.findall(r"--[\w-]+", needed)) == {name for name in options if name in usage}
+    assert set(re.findall(r"--[\w-]+", text)) >= set(re.findall(r"--[\w-]+", usage))
 
 
 @pytest.mark.parametrize(

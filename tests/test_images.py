@@ -31,6 +31,14 @@ def browser(bc):
         pytest.skip(str(error))
 
 
+@pytest.fixture
+def no_browser(monkeypatch, tmp_path_factory):
+    """A machine without a browser, which is named all the same: what is refused before one starts needs none."""
+    missing = tmp_path_factory.mktemp("browsers") / "no-browser"
+    monkeypatch.setenv("BROWSER_PATH", str(missing))
+    return missing
+
+
 @pytest.mark.slow
 def test_every_figure_becomes_a_png_and_an_svg(bc, browser, tmp_path):
     figures = {"tiny": TINY, **bc.figures.feature_figures(make_profile(modules()))}
@@ -62,7 +70,7 @@ def test_images_are_for_a_white_page_and_leave_the_figure_as_it_was(bc):
     assert TINY["layout"]["paper_bgcolor"] == "rgba(0,0,0,0)"
 
 
-def test_unknown_formats_and_names_that_are_no_file_names_are_refused(bc, tmp_path):
+def test_unknown_formats_and_names_that_are_no_file_names_are_refused(bc, no_browser, tmp_path):
     with refused(ValueError, "images must be among png, svg, got gif, pdf"):
         bc.images.write_images({"tiny": TINY}, tmp_path, ["gif", "svg", "pdf"])
     for name in ("../up", "", "a/b", ".hidden"):
@@ -71,14 +79,12 @@ def test_unknown_formats_and_names_that_are_no_file_names_are_refused(bc, tmp_pa
     assert list(tmp_path.iterdir()) == []
 
 
-def test_no_figures_and_no_formats_start_no_browser(bc, tmp_path):
+def test_no_figures_and_no_formats_start_no_browser(bc, no_browser, tmp_path):
     assert bc.images.write_images({}, tmp_path / "none") == []
     assert bc.images.write_images({"tiny": TINY}, tmp_path / "none", []) == []
 
 
-def test_a_missing_browser_is_named(bc, monkeypatch, tmp_path):
-    missing = tmp_path / "no-browser"
-    monkeypatch.setenv("BROWSER_PATH", str(missing))
+def test_a_missing_browser_is_named(bc, no_browser, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"images need a Chrome or Chromium browser, got .*, which is no file"):
         bc.images.write_images({"tiny": TINY}, tmp_path)
     assert list(tmp_path.iterdir()) == []
@@ -90,7 +96,7 @@ def test_a_missing_package_is_named(bc, monkeypatch):
         bc.images.check_images()
 
 
-def test_the_option_of_the_verbs_is_checked_before_any_work(bc, tmp_path):
+def test_the_option_of_the_verbs_is_checked_before_any_work(bc, no_browser, tmp_path):
     from bilinear_circuits.commands import images
 
     images.check(None, None)

@@ -82,8 +82,9 @@ def test_the_tables_hold_what_the_search_found(world, layer, tmp_path):
 
 def test_a_table_too_long_to_look_at_is_left_out(layer, tmp_path, monkeypatch):
     from bilinear_circuits.commands import tables
+    from bilinear_circuits.report.notebook import columns_of
 
-    columns = tables.interactions(layer.top(5))
+    columns = columns_of(layer.top(5))
     monkeypatch.setattr(tables, "MOST_ROWS", 4)
     assert tables.write(tmp_path, "interactions", columns) == []
     assert list(tmp_path.iterdir()) == []

@@ -92,9 +92,27 @@ def test_weights_of_the_wrong_length_are_refused():
         InteractionMatrix(randn(D_IN, D_MLP), randn(D_IN, D_MLP), randn(2, 6))
 
 
-def test_a_single_matrix_has_no_batch():
-    with refused(IndexError, match="no batch to index"):
-        random_matrix()[0]
+@pytest.mark.parametrize("batch", [(), (2,), (2, 3)])
+def test_entries_rows_and_blocks_are_those_of_the_dense_matrix(batch):
+    matrix = random_matrix(batch=batch)
+    dense, first = matrix.to_dense(), tuple(0 for _ in batch)
+    some, others = torch.tensor([4, 0, -1]), torch.tensor([1, 1, 3])
+    for index in (
+        *((2, 3), (3, 2), (-1, 0), (0,), (slice(1, 3), 2), (2, slice(None)), (slice(None, None, 2), slice(3, 5))),
+        *((some, others), (some, 1), (1, some), (slice(1, 4), some), (some, slice(1, 4)), (some,)),
+    ):
+        assert_near(matrix[(*first, *index)], dense[(*first, *index)])
+        if batch:
+            assert_near(matrix[(slice(1, 2), *first[1:], *index)], dense[(slice(1, 2), *first[1:], *index)])
+    if not batch:
+        assert_near(matrix[2], dense[2])
+
+
+def test_an_index_of_too_many_parts_or_out_of_range_is_refused():
+    with refused(IndexError, match="index must be of at most 2 parts, rows and columns last, got 3"):
+        random_matrix()[0, 1, 2]
+    with refused(IndexError, match=f"out of bounds for dimension 0 with size {D_IN}"):
+        random_matrix()[D_IN, 0]
 
 
 def test_rows_are_not_multiplied_as_columns():

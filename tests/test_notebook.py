@@ -7,7 +7,7 @@ import plotly.graph_objects as go
 import pytest
 import torch
 from helpers import D_IN, randn, random_interactions, random_matrix
-from reports import HOSTILE, SCRIPT, Elements, make_proof, make_search, modules
+from reports import HOSTILE, SCRIPT, Elements, make_discoveries, make_proof, make_search, modules
 
 POSITIVE, NEGATIVE = "#2b7bba", "#d8701a"
 
@@ -221,16 +221,9 @@ def test_hostile_tokens_are_text_and_nothing_else():
 
 
 def test_discoveries_are_drawn_by_motif_beside_the_null(bc):
-    from bilinear_circuits.discovery import DiscoverySettings
-    from bilinear_circuits.discovery.results import Block, Discovery, DiscoverySearch
 
-    block = Block((1, 2, 3, 4, 5), (6,), (1.0,) * 5, (1.0,), -0.25, 30, 1.0, 0.1)
-    one = Discovery(4, 143, "flip", 0.8, 0.7, 1e-4, 2e-3, (block,), (0.5, -0.4), None)
-    echo = Discovery(4, 9, "and", 0.6, 0.1, 1e-4, 2e-3, (block,), (0.5, -0.4), 143)
-    search = DiscoverySearch(
-        (one,), (echo,), (), 20, 40, {"and": 0.5, "flip": math.inf},
-        {"layer": {"and": 0.9, "flip": 0.9}, "refit": {"and": 0.4, "flip": 0.3}}, DiscoverySettings(), 0,
-    )  # fmt: skip
+    search = make_discoveries()
+    (echo,) = search.echoes
     text = text_of(search).text
     assert "Motifs of 20 output features at a false-discovery rate of 5 %" in text
     assert "−0.250 (1, 2, 3, 4 …) × (6)" in text

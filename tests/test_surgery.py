@@ -22,7 +22,7 @@ from bilinear_circuits.running import hooked, unembedding
 from bilinear_circuits.saving import load_result, save_result
 from bilinear_circuits.spectra import Spectrum
 from bilinear_circuits.surgery import EditReport, FormEdit, edit_model, edited_tensor, measure_edit, plain_llama
-from bilinear_circuits.surgery.measure import RankEffect, _sufficient_rank
+from bilinear_circuits.surgery.measure import RankEffect, _matching_rank
 from bilinear_circuits.surgery.predictions import compare_predictions
 from bilinear_circuits.surgery.sites import EditSites, active_at, control_edits, pole_difference
 from bilinear_circuits.surgery.weights import check_weights
@@ -459,10 +459,10 @@ def test_the_ranks_that_suffice():
     def ranks(*effects):
         return [RankEffect(2**i, bc.circuits.Effect(e, e, e, 3)) for i, e in enumerate(effects)]
 
-    assert _sufficient_rank(ranks(-0.8, -0.3, -0.37, -0.4), math.inf) == 1
-    assert _sufficient_rank(ranks(-0.8, -0.3, -0.37, -0.4), 1.1) == 4
-    assert _sufficient_rank(ranks(0.4, -0.1, -0.4), math.inf) == 4
-    assert _sufficient_rank(ranks(0.4, 0.0), 1.1) is None
+    assert _matching_rank(ranks(-0.8, -0.3, -0.37, -0.4)) == 4  # twice the effect is not within 10 % of it
+    assert _matching_rank(ranks(-0.43, -0.3, -0.4)) == 1
+    assert _matching_rank(ranks(0.4, -0.1, -0.4)) == 4
+    assert _matching_rank(ranks(0.4, 0.0)) is None
 
 
 def test_an_edit_of_features_that_never_act_is_refused(world, sites):

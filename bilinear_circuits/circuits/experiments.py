@@ -15,6 +15,7 @@ from torch import Tensor
 from bilinear_circuits.circuits.effects import N_BOOTSTRAP, Effect, effect_of
 from bilinear_circuits.circuits.query import QueryTokens
 from bilinear_circuits.data import StoryTokens
+from bilinear_circuits.display import Brief
 from bilinear_circuits.interactions import FeatureInteractions
 from bilinear_circuits.running import Downstream, model_device
 from bilinear_circuits.spectra import Spectrum
@@ -25,8 +26,8 @@ Edit = Callable[[Tensor, Tensor], Tensor]
 """Maps MLP input and output to what is added to the output."""
 
 
-@dataclass(frozen=True, eq=False)
-class Sites:
+@dataclass(frozen=True, eq=False, repr=False)
+class Sites(Brief):
     """Stories cut after their first trigger token, sorted by length.
 
     Attributes:

@@ -44,7 +44,7 @@ class Control:
     effect: Effect
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CausalProof(Drawn):
     """What removing one circuit does. Effects are changes of the pole logit difference, in nats, at trigger tokens.
 

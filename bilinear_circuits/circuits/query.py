@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from bilinear_circuits.display import Brief
+
 
 @dataclass(frozen=True)
 class CircuitQuery:
@@ -48,8 +50,8 @@ class CircuitQuery:
             raise ValueError(f"positive and negative must not share words, got {', '.join(both)} in both.")
 
 
-@dataclass(frozen=True, eq=False)
-class QueryTokens:
+@dataclass(frozen=True, eq=False, repr=False)
+class QueryTokens(Brief):
     """A query in one model's vocabulary.
 
     Attributes:

@@ -11,6 +11,7 @@ from torch import Tensor
 from bilinear_circuits.activity import LayerActivity
 from bilinear_circuits.circuits.query import QueryTokens
 from bilinear_circuits.dictionaries import Dictionary
+from bilinear_circuits.display import Brief
 from bilinear_circuits.lowrank import pearson
 from bilinear_circuits.progress import Progress, silent
 from bilinear_circuits.shape import and_shape
@@ -87,8 +88,8 @@ def pole_shift(
     return torch.cat(shifts)
 
 
-@dataclass(frozen=True, eq=False)
-class Screen:
+@dataclass(frozen=True, eq=False, repr=False)
+class Screen(Brief):
     """What is known of every output feature of a layer before any is decomposed.
 
     Attributes:

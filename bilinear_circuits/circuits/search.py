@@ -20,7 +20,7 @@ from bilinear_circuits.circuits.prove import CausalProof, prove
 from bilinear_circuits.circuits.query import CircuitQuery, QueryTokens
 from bilinear_circuits.circuits.rank import Evidence, Screen, rank_features, screen_features
 from bilinear_circuits.data import StoryTokens, tokenize_stories
-from bilinear_circuits.display import Drawn
+from bilinear_circuits.display import Drawn, Tabled
 from bilinear_circuits.interactions import FeatureInteractions
 from bilinear_circuits.profiles import FeatureProfile, profile_feature
 from bilinear_circuits.progress import Progress, silent
@@ -63,7 +63,7 @@ class SearchSettings:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Circuit(Drawn):
     """One circuit found: why it was chosen, what it looks like, what removing it does."""
 
@@ -72,8 +72,8 @@ class Circuit(Drawn):
     proof: CausalProof
 
 
-@dataclass(frozen=True, eq=False)
-class CircuitSearch(Drawn):
+@dataclass(frozen=True, eq=False, repr=False)
+class CircuitSearch(Drawn, Tabled):
     """The answer to a query.
 
     Attributes:

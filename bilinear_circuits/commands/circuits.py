@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from simple_parsing import field
 
 from bilinear_circuits.commands import common, images, records, tables
+from bilinear_circuits.commands.configs import config_file
 from bilinear_circuits.commands.corpus import corpus_of, tokenized
 from bilinear_circuits.corpora import Corpus
 
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 class Arguments(common.LabelArguments):
     """Options of `circuits`."""
 
-    query: str = field(positional=True, metavar="QUERY.yaml")
-    """Query file, for instance configs/circuits/sentiment_negation.yaml."""
+    query: str = field(positional=True, metavar="QUERY")
+    """Query: a YAML file, or a shipped one by name: sentiment_negation, ts_nano_negation."""
 
     layers: list[int] | None = None
     """Layers to search; by default all that have dictionaries."""
@@ -52,7 +53,7 @@ class QueryFile:
 
 
 def read_query(path: str) -> QueryFile:
-    """Read a query file.
+    """Read a query, given by its file or by the name of a shipped one.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -60,7 +61,7 @@ def read_query(path: str) -> QueryFile:
     """
     from bilinear_circuits.circuits import CircuitQuery, SearchSettings
 
-    content = common.read_yaml(path, "query")
+    content = common.read_yaml(config_file(path, "query", "circuits"), "query")
     settings = content.pop("settings", None) or {}
     if not isinstance(settings, dict):
         raise ValueError(f"settings of {path} must be a mapping, got {settings!r}.")
@@ -85,6 +86,7 @@ def run(arguments: Arguments) -> None:
     from bilinear_circuits.circuits import find_circuits
     from bilinear_circuits.report import circuits_page, search_payload
     from bilinear_circuits.report.figures import search_figures
+    from bilinear_circuits.report.notebook import columns_of
     from bilinear_circuits.running import context_length
 
     started = time.perf_counter()
@@ -92,7 +94,7 @@ def run(arguments: Arguments) -> None:
     common.check_out(arguments.out)
     images.check(arguments.images, arguments.out)
     n_stories = asked.n_stories if arguments.n_stories is None else arguments.n_stories
-    layers = common.check_layers(arguments.layers, common.saes_of(arguments))
+    layers = common.check_layers(arguments.layers, common.saes_of(arguments, reads_corpus=asked.corpus is None))
     corpus = corpus_of(arguments, asked.corpus)
     stories = corpus.read(n_stories)
     model, interactions = common.load_interactions(arguments, layers)
@@ -108,7 +110,7 @@ def run(arguments: Arguments) -> None:
     # The numbers first: a page that fails must not take them along.
     with common.written_whole(arguments.out) as folder:
         (folder / "circuit.json").write_text(common.to_json(search_payload(search, source)), encoding="utf-8")
-        files = ["report.html", "circuit.json", *tables.write(folder, "ranking", tables.ranking(search))]
+        files = ["report.html", "circuit.json", *tables.write(folder, "ranking", columns_of(search))]
     with common.written_whole(arguments.out) as folder:
         (folder / "report.html").write_text(circuits_page(search, source), encoding="utf-8")
     drawn = images.written(search_figures(search), arguments.out, arguments.images)

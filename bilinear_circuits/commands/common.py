@@ -107,8 +107,12 @@ def check_out(out: str | None) -> None:
         raise ValueError(f"out must be a folder that can be written, got {out}: no permission for {there}.")
 
 
-def saes_of(arguments: CommonArguments) -> str:
+def saes_of(arguments: CommonArguments, *, reads_corpus: bool = True) -> str:
     """The dictionaries asked for, or those shipped with the model.
+
+    Args:
+        arguments: Model, dictionaries and corpus asked for.
+        reads_corpus: Whether a corpus must be given with a model that is not shipped: then both are asked for at once.
 
     Raises:
         FileNotFoundError: If there is no such model.
@@ -119,9 +123,9 @@ def saes_of(arguments: CommonArguments) -> str:
         return arguments.saes
     if arguments.model in zoo.names():
         return arguments.model
-    raise ValueError(
-        f"--saes must be given for {arguments.model}: dictionaries are shipped for {', '.join(zoo.names())}."
-    )
+    both = reads_corpus and arguments.corpus is None
+    names, what = ("--saes and --corpus", "dictionaries and stories") if both else ("--saes", "dictionaries")
+    raise ValueError(f"{names} must be given for {arguments.model}: {what} are shipped for {', '.join(zoo.names())}.")
 
 
 def check_layers(layers: Sequence[int] | None, saes: str) -> list[int]:

@@ -155,7 +155,8 @@ def layers_for(sources: Sequence[Source]) -> list[list[int]]:
     """
     layers = sorted({layer for source in sources for layer in source.file.layers})
     one_model = len({source.file.model_files.sha256 for source in sources}) == 1
-    return [common.check_layers(layers if one_model else None, common.saes_of(source.place)) for source in sources]
+    saes = [common.saes_of(source.place, reads_corpus=False) for source in sources]
+    return [common.check_layers(layers if one_model else None, one) for one in saes]
 
 
 def corpus_for(arguments: Arguments, sources: Sequence[Source]) -> Corpus:

@@ -223,12 +223,10 @@ def _write(
 
 def _columns(search: "DiscoverySearch", labels: _Labels) -> tables.Columns:
     """One row for each significant feature."""
-    parts = {"discovery": search.discoveries, "echo": search.echoes, "apart": search.apart}
-    rows = [(status, one) for status, part in parts.items() for one in part]
-    columns: tables.Columns = {name: [getattr(one, name) for _, one in rows] for name in ("layer", "feature")}
-    columns["status"] = [status for status, _ in rows]
-    for name in ("motif", "score", "corrected", "p", "q", "echo_of"):
-        columns[name] = [getattr(one, name) for _, one in rows]
-    columns["at"] = [labels.output(one.layer, one.feature) for _, one in rows]
-    columns["blocks"] = ["; ".join(_block(block, one.layer, labels) for block in one.blocks) for _, one in rows]
+    from bilinear_circuits.report.notebook import columns_of
+
+    columns = columns_of(search)
+    rows = (*search.discoveries, *search.echoes, *search.apart)
+    columns["at"] = [labels.output(one.layer, one.feature) for one in rows]
+    columns["blocks"] = ["; ".join(_block(block, one.layer, labels) for block in one.blocks) for one in rows]
     return columns

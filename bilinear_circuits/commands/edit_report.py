@@ -58,8 +58,7 @@ def summary(report: "EditReport", name: str) -> str:
         _row("controls, mean", report.control) + " sets of features of like frequency and norm",
         _row("controls, mean size", report.trigger_control) + " sets of features that act at triggers",
         "",
-        f"smallest of these ranks with at least 90 % of the effect of full rank: {report.reaching_rank};"
-        f" within 10 % of it: {report.matching_rank}",
+        f"smallest of these ranks within 10 % of the effect of full rank: {report.matching_rank}",
         f"controls as a share of the effect: mean {report.control_share:.3f}, mean size of those at triggers"
         f" {report.trigger_control_share:.3f}",
         f"largest difference between edited model and prediction: {report.largest_deviation:.1e}",

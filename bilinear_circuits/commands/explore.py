@@ -18,6 +18,7 @@ from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.circuit_file import CircuitFile, read_circuit_file, read_proofs
 from bilinear_circuits.commands.corpus import corpus_of, tokenized
 from bilinear_circuits.corpora import Corpus
+from bilinear_circuits.display import Brief
 
 if TYPE_CHECKING:
     from bilinear_circuits.activity import LayerActivity
@@ -125,8 +126,8 @@ class PromptAnswers:
         return self._labels[layer, feature]
 
 
-@dataclass(frozen=True, eq=False)
-class Explorer:
+@dataclass(frozen=True, eq=False, repr=False)
+class Explorer(Brief):
     """What the explorer is made of, as `bilinear-circuits serve` needs it to answer further prompts.
 
     Attributes:

@@ -161,7 +161,7 @@ def search(products: "Products", arguments: Arguments, moments: "Tensor | None",
 def _start(arguments: Arguments, folder: ShardFolder) -> "FeatureInteractions":
     """Check what is asked, mark the folder as that of this search, and measure what all processes read."""
     common.check_out(arguments.out)
-    common.check_layers([arguments.layer], common.saes_of(arguments))
+    common.check_layers([arguments.layer], common.saes_of(arguments, reads_corpus=arguments.coactive))
     common.check_device(_device(arguments))
     settings = _settings(arguments, folder.settings)
     folder.check(settings)
@@ -285,10 +285,12 @@ def _write(top: "TopInteractions", out: str, record: dict[str, Any]) -> None:
     import torch
     from safetensors.torch import save_file
 
+    from bilinear_circuits.report.notebook import columns_of
+
     columns = {name: getattr(top, name).to(torch.int32) for name in ("output", "first", "second")}
     columns |= {name: getattr(top, name).to(torch.float32) for name in ("weights", "scores")}
     with common.written_whole(out) as folder:
         save_file(columns, folder / "interactions.safetensors")
         (folder / "interactions.json").write_text(common.to_json(record), encoding="utf-8")
-        files = ["interactions.json", *tables.write(folder, "interactions", tables.interactions(top))]
+        files = ["interactions.json", *tables.write(folder, "interactions", columns_of(top))]
     print(f"written: {out}/interactions.safetensors, {', '.join(files)}")

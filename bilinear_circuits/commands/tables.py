@@ -1,14 +1,11 @@
 """Tables of results as columns, for CSV and parquet files beside the JSON."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bilinear_circuits.circuits import CircuitSearch
     from bilinear_circuits.lowrank import LowRankCorrelation
-    from bilinear_circuits.sweep import TopInteractions
 
 MOST_ROWS = 1_000_000  # what a spreadsheet opens; tables are for looking at
 Columns = dict[str, list[Any]]
@@ -24,26 +21,13 @@ def write(folder: Path, name: str, columns: Columns) -> list[str]:
     return [file.name for file in write_table(folder / name, plain(columns))]
 
 
-def interactions(top: "TopInteractions") -> Columns:
-    """One row for each interaction, in the order of the search."""
-    names = {"output": top.output, "first": top.first, "second": top.second, "weight": top.weights, "score": top.scores}
-    return {name: column.tolist() for name, column in names.items()}
-
-
 def low_rank(results: "Mapping[int, LowRankCorrelation]") -> Columns:
-    """One row for each output feature: its correlation at every rank, nothing where it was left out."""
-    columns: Columns = {"layer": [], "feature": [], "n_active": []}
+    """The columns of several layers below each other, with the layer in front."""
+    from bilinear_circuits.report.notebook import columns_of
+
+    columns: Columns = {"layer": []}
     for layer, result in results.items():
         columns["layer"] += [layer] * len(result.features)
-        columns["feature"] += result.features.tolist()
-        columns["n_active"] += result.n_active.tolist()
-        for rank, correlation in zip(result.ranks, result.correlation.T.tolist(), strict=True):
-            columns.setdefault(f"rank_{rank}", []).extend(correlation)
+        for name, values in columns_of(result).items():
+            columns.setdefault(name, []).extend(values)
     return columns
-
-
-def ranking(search: "CircuitSearch") -> Columns:
-    """One row for each feature that was scored in full, best first; eigenvalues are left out."""
-    rows = [{"name": one.name, "sign": one.sign, **asdict(one)} for one in search.ranking]
-    names = [*("name", "sign"), *(field.name for field in fields(search.ranking[0]) if field.name != "eigenvalues")]
-    return {name: [row[name] for row in rows] for name in names}

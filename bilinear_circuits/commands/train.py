@@ -2,7 +2,7 @@
 
 A recipe is a YAML file: a name, a corpus, the shape of the model and how to train it. A run that was stopped or killed
 continues from its last checkpoint when the same command is given again. Several devices train one model, in the same
-batches as one, by torchrun --nproc-per-node N -m bilinear_circuits.cli train RECIPE.yaml.
+batches as one, by torchrun --nproc-per-node N -m bilinear_circuits.cli train RECIPE.
 """
 
 import shutil
@@ -15,6 +15,7 @@ from simple_parsing import field
 
 from bilinear_circuits import processes, zoo
 from bilinear_circuits.commands import common, records
+from bilinear_circuits.commands.configs import config_file
 from bilinear_circuits.commands.corpus import CorpusArguments, chosen_corpus, settings_of
 from bilinear_circuits.commands.run_folder import RunFolder
 from bilinear_circuits.commands.training_data import prepare
@@ -35,8 +36,8 @@ _DATA, _CHECKPOINTS = "data", "checkpoints"
 class Arguments(CorpusArguments):
     """Options of `train`."""
 
-    recipe: str = field(positional=True, metavar="RECIPE.yaml")
-    """Recipe file, for instance configs/train/ts-nano.yaml."""
+    recipe: str = field(positional=True, metavar="RECIPE")
+    """Recipe: a YAML file, or a shipped one by name: ts-nano, ts-17m, ts-33m."""
 
     out: str | None = None
     """Folder of the model; by default out/NAME, with the recipe's name."""
@@ -101,7 +102,7 @@ class Recipe:
 
 
 def read_recipe(path: str) -> Recipe:
-    """Read a recipe file.
+    """Read a recipe, given by its file or by the name of a shipped one.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -110,7 +111,7 @@ def read_recipe(path: str) -> Recipe:
     from bilinear_circuits.llama import ModelSettings
     from bilinear_circuits.training import OptimSettings
 
-    content = common.read_yaml(path, "recipe")
+    content = common.read_yaml(config_file(path, "recipe", "train"), "recipe")
     for key, kind in (("model", ModelSettings), ("optim", OptimSettings)):
         if not isinstance(content.get(key), dict):
             raise ValueError(f"{key} of {path} must be a mapping, got {content.get(key)!r}.")

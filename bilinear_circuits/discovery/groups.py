@@ -7,11 +7,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from bilinear_circuits.display import Brief
+
 GROUP_STEPS = 8
 
 
-@dataclass(frozen=True, eq=False)
-class Groups:
+@dataclass(frozen=True, eq=False, repr=False)
+class Groups(Brief):
     """The group of each of some directions.
 
     Attributes:

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bilinear_circuits.discovery.groups import Groups, group_directions
+from bilinear_circuits.display import Brief
 from bilinear_circuits.sweep.leading import leading_spectra
 
 Motif = Literal["and", "flip", "xor", "contrast", "square", "suppression"]
@@ -52,8 +53,8 @@ square: one group with itself. suppression: a negative product, or a negative sq
 """
 
 
-@dataclass(frozen=True, eq=False)
-class MotifScores:
+@dataclass(frozen=True, eq=False, repr=False)
+class MotifScores(Brief):
     """How near the form of each output feature is to each motif.
 
     Attributes:

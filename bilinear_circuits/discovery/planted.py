@@ -10,6 +10,7 @@ from bilinear_circuits.activity import ActiveTokens
 from bilinear_circuits.dictionaries import Activation, Dictionary
 from bilinear_circuits.discovery.motifs import MOTIFS, Motif
 from bilinear_circuits.discovery.scoring import FeatureActivity
+from bilinear_circuits.display import Brief
 from bilinear_circuits.hooked import BilinearMLP
 from bilinear_circuits.interactions import FeatureInteractions
 from bilinear_circuits.tensor import InteractionTensor
@@ -82,8 +83,8 @@ class PlantedCircuit:
     meets: bool = True
 
 
-@dataclass(frozen=True, eq=False)
-class PlantedLayer:
+@dataclass(frozen=True, eq=False, repr=False)
+class PlantedLayer(Brief):
     """A layer with known circuits, and what its features do on random tokens.
 
     Attributes:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from bilinear_circuits.discovery.motifs import Motif
 from bilinear_circuits.discovery.nulls import NULLS, Null
-from bilinear_circuits.display import Drawn, Shown
+from bilinear_circuits.display import Drawn, Shown, Tabled
 
 _MEETING = 0.5
 
@@ -68,7 +68,7 @@ class Block:
     weighted: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Discovery(Shown):
     """One output feature and the motif its form is nearest to, of those that are significant.
 
@@ -107,8 +107,8 @@ class Discovery(Shown):
         return all(block.meeting >= _MEETING for block in self.blocks if block.first != block.second)
 
 
-@dataclass(frozen=True)
-class DiscoverySearch(Drawn):
+@dataclass(frozen=True, repr=False)
+class DiscoverySearch(Drawn, Tabled):
     """What a search found.
 
     Attributes:

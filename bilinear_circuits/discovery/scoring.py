@@ -12,14 +12,15 @@ from bilinear_circuits.discovery.errors import empirical_p_values
 from bilinear_circuits.discovery.motifs import MotifScores, motif_scores
 from bilinear_circuits.discovery.nulls import Null, forms_in_groups, null_forms, randomised_layer, refitted_encoders
 from bilinear_circuits.discovery.results import DiscoverySettings
+from bilinear_circuits.display import Brief
 from bilinear_circuits.interactions import FeatureInteractions
 from bilinear_circuits.progress import Progress, silent
 
 FORMS_TOGETHER = 64
 
 
-@dataclass(frozen=True, eq=False)
-class FeatureActivity:
+@dataclass(frozen=True, eq=False, repr=False)
+class FeatureActivity(Brief):
     """What the features on either side of an MLP do on a corpus.
 
     Attributes:
@@ -33,8 +34,8 @@ class FeatureActivity:
     outputs: ActiveTokens
 
 
-@dataclass(frozen=True, eq=False)
-class LayerScores:
+@dataclass(frozen=True, eq=False, repr=False)
+class LayerScores(Brief):
     """Motif scores of one layer and of its nulls.
 
     Attributes:

@@ -18,6 +18,7 @@ from bilinear_circuits.circuits.prove import control_sets, matched
 from bilinear_circuits.circuits.query import QueryTokens
 from bilinear_circuits.circuits.rank import Screen
 from bilinear_circuits.data import StoryTokens
+from bilinear_circuits.display import Brief
 from bilinear_circuits.interventions.ablations import circuit_sum
 from bilinear_circuits.interventions.edges import top_edges, write_direction, written
 from bilinear_circuits.interventions.sites import SiteRuns
@@ -93,8 +94,8 @@ def other_sites(stories: StoryTokens, tokens: QueryTokens, n: int, max_position:
     return Sites(stories.ids[rows, :width], position)
 
 
-@dataclass(frozen=True, eq=False)
-class NonsenseTask:
+@dataclass(frozen=True, eq=False, repr=False)
+class NonsenseTask(Brief):
     """The effect of an edit between random poles, against that between the poles of the query.
 
     Attributes:

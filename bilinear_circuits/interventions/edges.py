@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bilinear_circuits.activity import LayerActivity
+from bilinear_circuits.display import Brief
 from bilinear_circuits.interactions import FeatureInteractions
 from bilinear_circuits.interventions.predictions import correlation, rank_correlation, slope
 from bilinear_circuits.interventions.sites import SiteRuns
@@ -68,8 +69,8 @@ def random_edges(
     return edges_of(interactions, feature, terms.first[drawn], terms.second[drawn])
 
 
-@dataclass(frozen=True, eq=False)
-class EdgeExactness:
+@dataclass(frozen=True, eq=False, repr=False)
+class EdgeExactness(Brief):
     """Predicted against measured change of the feature's pre-activation, one entry per edge and site measured.
 
     Attributes:
@@ -166,8 +167,8 @@ def _pre_activation(
     return y.double() @ row + interactions.sae_out.b_enc[feature].double()
 
 
-@dataclass(frozen=True, eq=False)
-class EdgeEffects:
+@dataclass(frozen=True, eq=False, repr=False)
+class EdgeEffects(Brief):
     """What removing each edge does to the pole logit difference, predicted by the direct path and measured.
 
     Attributes:

@@ -6,7 +6,7 @@ from bilinear_circuits.bounds import TruncationError
 from bilinear_circuits.circuits.effects import Effect
 from bilinear_circuits.circuits.query import CircuitQuery
 from bilinear_circuits.completeness import CircuitCompleteness
-from bilinear_circuits.display import Shown
+from bilinear_circuits.display import Brief, Shown
 from bilinear_circuits.interventions.ablations import CircuitAblation, Dose, NodeAblation
 from bilinear_circuits.interventions.complement import ComplementTests
 from bilinear_circuits.interventions.controls import NonsenseTask, OtherFeature
@@ -74,7 +74,7 @@ class Places:
     rank_form: Effect
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class InterventionProof(Shown):
     """All interventions on one circuit. Effects are changes of the pole logit difference, in nats.
 
@@ -139,8 +139,8 @@ class Target:
     groups: tuple[tuple[int, ...], tuple[int, ...]]
 
 
-@dataclass(frozen=True, eq=False)
-class CircuitProofs:
+@dataclass(frozen=True, eq=False, repr=False)
+class CircuitProofs(Brief):
     """The proofs of some circuits of one query.
 
     Attributes:

@@ -12,14 +12,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bilinear_circuits.activity import ActiveTokens
+from bilinear_circuits.display import Brief
 from bilinear_circuits.interactions import FeatureInteractions
 from bilinear_circuits.tensor import QuadraticForm
 
 _MOST_TERMS = 50_000_000
 
 
-@dataclass(frozen=True, eq=False)
-class Edges:
+@dataclass(frozen=True, eq=False, repr=False)
+class Edges(Brief):
     """Pairs of input features in the form of one output feature.
 
     Attributes:
@@ -40,8 +41,8 @@ class Edges:
         return self.weight * z[:, self.first].double() * z[:, self.second].double()
 
 
-@dataclass(frozen=True, eq=False)
-class Terms:
+@dataclass(frozen=True, eq=False, repr=False)
+class Terms(Brief):
     """The terms of one feature's form at some inputs, as sparse columns.
 
     Attributes:

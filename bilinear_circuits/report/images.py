@@ -25,8 +25,7 @@ def check_images(formats: Sequence[str] = FORMATS) -> None:
         ValueError: If a format is unknown, or kaleido is not installed.
         FileNotFoundError: If there is no browser.
     """
-    if unknown := [one for one in formats if one not in FORMATS]:
-        raise ValueError(f"images must be among {', '.join(FORMATS)}, got {', '.join(unknown)}.")
+    _check_formats(formats)
     if not formats:
         return
     if importlib.util.find_spec("kaleido") is None:
@@ -58,12 +57,15 @@ def write_images(figures: Mapping[str, Spec], folder: str | Path, formats: Seque
         FileNotFoundError: If there is no browser.
         OSError: If the browser does not start.
     """
-    check_images(formats)
+    _check_formats(formats)
     target = Path(folder)
     for name in figures:
         if not re.fullmatch(r"\w[\w.-]*", name):
             raise ValueError(f"figures must have names of letters, digits, dots and dashes, got {name!r}.")
     files = {f"{name}.{kind}": on_white(spec) for name, spec in figures.items() for kind in formats}
+    if not files:
+        return []
+    check_images(formats)
     target.mkdir(parents=True, exist_ok=True)
     hidden = {name: target / f".{name}" for name in files}
     try:
@@ -74,6 +76,11 @@ def write_images(figures: Mapping[str, Spec], folder: str | Path, formats: Seque
         for temporary in hidden.values():
             temporary.unlink(missing_ok=True)
     return [target / name for name in files]
+
+
+def _check_formats(formats: Sequence[str]) -> None:
+    if unknown := [one for one in formats if one not in FORMATS]:
+        raise ValueError(f"images must be among {', '.join(FORMATS)}, got {', '.join(unknown)}.")
 
 
 def on_white(spec: Spec) -> Spec:
@@ -93,8 +100,6 @@ def _draw(orders: Sequence[dict[str, Any]]) -> None:
     import kaleido
     from kaleido.errors import BrowserClosedError, BrowserFailedError, JavascriptError, KaleidoError
 
-    if not orders:
-        return
     try:
         kaleido.write_fig_from_object_sync(list(orders), kopts={"mathjax": False}, cancel_on_error=True)
     except (BrowserFailedError, BrowserClosedError) as error:

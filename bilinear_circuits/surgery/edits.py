@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from bilinear_circuits.display import Brief
 from bilinear_circuits.hooked import BilinearMLP
 from bilinear_circuits.interactions import FeatureInteractions
 from bilinear_circuits.running import is_plain_llama
@@ -27,8 +28,8 @@ from bilinear_circuits.tensor import InteractionTensor
 _PROJECTIONS = {"gate_proj": "W_gate", "up_proj": "W_in", "down_proj": "W_out"}
 
 
-@dataclass(frozen=True, eq=False)
-class FormEdit:
+@dataclass(frozen=True, eq=False, repr=False)
+class FormEdit(Brief):
     """The low-rank form of one output feature, to be multiplied by a factor.
 
     Attributes:

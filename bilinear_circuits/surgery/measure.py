@@ -31,7 +31,7 @@ from bilinear_circuits.surgery.sites import EditSites, active_at, control_edits,
 from bilinear_circuits.surgery.weights import WeightCheck, check_weights
 
 RANKS = (1, 2, 4, 8, 16)
-ENOUGH = 0.9
+TOLERANCE = 0.1
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class ControlSet:
     effect: Effect
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class EditReport(Shown):
     """What an edit does. Effects are changes of the pole logit difference at trigger tokens, in nats.
 
@@ -79,8 +79,8 @@ class EditReport(Shown):
         largest_deviation: Largest difference between measured and predicted at a site.
         features: Each feature alone.
         ranks: The edit at several ranks, the full one last.
-        reaching_rank: Smallest of these with at least 90 % of the effect of full rank; None where that is zero.
-        matching_rank: Smallest of these with 90 to 110 % of it: a low rank can do more than the whole form.
+        matching_rank: Smallest of these with 90 to 110 % of the effect of full rank, since a low rank can do more than
+            the whole form; None where that is zero.
         control: Mean effect of controls that act at triggers no more than chance; the interval resamples sets of
             control features and sites.
         controls: Each set of them.
@@ -99,7 +99,6 @@ class EditReport(Shown):
     largest_deviation: float
     features: tuple[FeatureEffect, ...]
     ranks: tuple[RankEffect, ...]
-    reaching_rank: int | None
     matching_rank: int | None
     control: Effect
     controls: tuple[ControlSet, ...]
@@ -179,8 +178,7 @@ def measure_edit(
         largest_deviation=(measured - predicted).abs().max().item(),
         features=_alone(runs, edits, active, generator),
         ranks=ranks,
-        reaching_rank=_sufficient_rank(ranks, math.inf),
-        matching_rank=_sufficient_rank(ranks, 2 - ENOUGH),
+        matching_rank=_matching_rank(ranks),
         control=bootstrap_rows(table, generator),
         controls=controls,
         trigger_control=bootstrap(trigger_table.mean(1).abs(), generator),
@@ -213,12 +211,12 @@ def _by_rank(
     )
 
 
-def _sufficient_rank(ranks: Sequence[RankEffect], most: float) -> int | None:
-    """Smallest rank with enough of the effect of the last one, and at most so many times it."""
+def _matching_rank(ranks: Sequence[RankEffect]) -> int | None:
+    """Smallest rank whose effect is within a tolerance of that of the last one, on either side."""
     whole = ranks[-1].effect.mean
     if whole == 0:
         return None
-    return next(one.rank for one in ranks if ENOUGH <= one.effect.mean / whole <= most)
+    return next(one.rank for one in ranks if abs(one.effect.mean / whole - 1) <= TOLERANCE)
 
 
 def _run_controls(

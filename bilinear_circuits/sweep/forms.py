@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from bilinear_circuits.display import Brief
 from bilinear_circuits.sweep.memory import Memory
 from bilinear_circuits.tensor import InteractionTensor
 
@@ -15,8 +16,8 @@ _PRODUCT_COLUMNS = 512
 _SUM_LENGTH = 128
 
 
-@dataclass(frozen=True, eq=False)
-class DenseForms:
+@dataclass(frozen=True, eq=False, repr=False)
+class DenseForms(Brief):
     """Some forms and how far they may be off.
 
     Attributes:

@@ -21,7 +21,7 @@ _RESIDUAL = 1e-5  # of the largest eigenvalue: no pair is accepted above it
 _CACHE_BYTES = 16 << 20  # matrices iterated together on a CPU: each step reads all of them
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class LeadingSpectra(Shown):
     """Leading eigenpairs by magnitude, of either sign.
 

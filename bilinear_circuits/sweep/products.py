@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from bilinear_circuits.display import Brief
 from bilinear_circuits.sweep.forms import QuadraticForms
 from bilinear_circuits.sweep.keys import Order, keys, lane_maxima
 from bilinear_circuits.sweep.memory import Memory
@@ -23,8 +24,8 @@ _PANEL_ROWS = 128
 _LANES = 64
 
 
-@dataclass(frozen=True, eq=False)
-class Panel:
+@dataclass(frozen=True, eq=False, repr=False)
+class Panel(Brief):
     """Rows of T_f for the outputs of a block, from the diagonal on.
 
     The memory of the values is used again by the next block.
@@ -46,8 +47,8 @@ class Panel:
         return self._lanes[order]
 
 
-@dataclass(frozen=True, eq=False)
-class Block:
+@dataclass(frozen=True, eq=False, repr=False)
+class Block(Brief):
     """Some outputs. Its memory is used again by the next block.
 
     A coarse value v of a panel and the true score s, T_ab or T_aa / 2, are related by v = (s + e) (1 + t) with

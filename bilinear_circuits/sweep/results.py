@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bilinear_circuits.display import Drawn
+from bilinear_circuits.display import Drawn, Tabled
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,8 @@ class Certificate:
     precision: str
 
 
-@dataclass(frozen=True, eq=False)
-class TopInteractions(Drawn):
+@dataclass(frozen=True, eq=False, repr=False)
+class TopInteractions(Drawn, Tabled):
     """The largest interactions, each pair of input features once.
 
     Attributes:

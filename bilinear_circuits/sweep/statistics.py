@@ -15,7 +15,7 @@ _OCTAVES = 24
 KINDS = ("self", "cross")
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class InteractionStatistics(Drawn):
     """The distribution of the coefficients of all interactions, T_aa and 2 T_ab, each pair of inputs once.
 

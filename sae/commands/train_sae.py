@@ -18,6 +18,7 @@ from simple_parsing import field
 from bilinear_circuits import zoo
 from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.changes import with_changes
+from bilinear_circuits.commands.configs import config_file
 from bilinear_circuits.commands.corpus import CorpusArguments, chosen_corpus, tokenized
 from bilinear_circuits.commands.run_folder import RunFolder
 from bilinear_circuits.folders import file_hash
@@ -37,8 +38,8 @@ _SNAPSHOTS = "snapshots"
 class Arguments(CorpusArguments):
     """Options of `train-sae`."""
 
-    recipe: str = field(positional=True, metavar="RECIPE.yaml")
-    """Recipe file, for instance configs/sae/ts-nano.yaml."""
+    recipe: str = field(positional=True, metavar="RECIPE")
+    """Recipe: a YAML file, or a shipped one by name: ts-nano, ts-17m-4x, ts-17m-8x, ts-17m-progress."""
 
     model: str | None = None
     """A shipped model, a Hugging Face model folder, or a Hub id; by default what the recipe says."""
@@ -57,13 +58,14 @@ class Arguments(CorpusArguments):
 
 
 def read_recipe(path: str, changes: Sequence[str] = ()) -> Recipe:
-    """Read a recipe file, with some values replaced.
+    """Read a recipe, given by its file or by the name of a shipped one, with some values replaced.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is not YAML, or a key is unknown, missing, of the wrong kind or of a value that cannot be.
     """
-    return common.from_mapping(Recipe, with_changes(common.read_yaml(path, "recipe"), changes), path)
+    content = common.read_yaml(config_file(path, "recipe", "sae"), "recipe")
+    return common.from_mapping(Recipe, with_changes(content, changes), path)
 
 
 def results_folder(arguments: Arguments) -> Path:

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from bilinear_circuits.display import Brief
 from bilinear_circuits.interactions import FeatureInteractions
 from bilinear_circuits.profiles import Profiler
 from bilinear_circuits.progress import Progress, silent
@@ -24,8 +25,8 @@ _FEW = 1 / 8  # share of input features up to which a sweep over all of them doe
 _FEW_TOGETHER = 4096
 
 
-@dataclass(frozen=True, eq=False)
-class FeedTable:
+@dataclass(frozen=True, eq=False, repr=False)
+class FeedTable(Brief):
     """For each input feature, output features in the order of the score, each with its strongest partner.
 
     Attributes:

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bilinear_circuits.by_token import ActiveFeatures
+from bilinear_circuits.display import Brief
 from bilinear_circuits.examples import evenly
 from bilinear_circuits.profiles import Profiler
 from bilinear_circuits.sweep import TopInteractions
@@ -41,8 +42,8 @@ def read_outputs(profiler: Profiler, features: Sequence[int], top: TopInteractio
         yield OutputReading(by_weight, profile, form.spectrum.outlier_ratio().item(), added.largest(N_PAIRS))
 
 
-@dataclass(frozen=True, eq=False)
-class CoActivePairs:
+@dataclass(frozen=True, eq=False, repr=False)
+class CoActivePairs(Brief):
     """Pairs among the input features most active together with an output feature.
 
     Attributes:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from bilinear_circuits.display import Brief
 from bilinear_circuits.examples import Band, Histogram
 from bilinear_circuits.profiles import FeatureProfile
 
@@ -70,8 +71,8 @@ class Pair:
     added: float | None = None
 
 
-@dataclass(frozen=True, eq=False)
-class OutputReading:
+@dataclass(frozen=True, eq=False, repr=False)
+class OutputReading(Brief):
     """What an output feature computes.
 
     Attributes:

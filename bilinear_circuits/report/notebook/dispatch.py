@@ -1,4 +1,4 @@
-"""Which table and which figures belong to a result, by its class."""
+"""Which table, which columns and which figures belong to a result, by its class."""
 
 from functools import singledispatch
 from typing import Any
@@ -20,6 +20,12 @@ def drawn(result: Any) -> dict[str, Spec]:
     raise TypeError(f"result must be of a class with figures, got a {type(result).__name__}.")
 
 
+@singledispatch
+def columns_of(result: Any) -> dict[str, list[Any]]:
+    """The table of a result as columns, for files and frames. Classes register theirs with `columns_of.register`."""
+    raise TypeError(f"result must be of a class with columns, got a {type(result).__name__}.")
+
+
 def html_of(result: Any) -> str:
     """A result as a fragment of HTML: no scripts, every text escaped, colours of the page around it.
 
@@ -27,6 +33,17 @@ def html_of(result: Any) -> str:
         TypeError: If the class of the result has no table.
     """
     return str(shown(result))
+
+
+def frame_of(result: Any) -> Any:
+    """A result as a pandas frame.
+
+    Raises:
+        TypeError: If the class of the result has no columns.
+    """
+    import pandas
+
+    return pandas.DataFrame(columns_of(result))
 
 
 def figures_of(result: Any) -> dict[str, Spec]:
