@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
+from bilinear_circuits import processes
 from bilinear_circuits.commands.failures import MISTAKE, TRACEBACK, explain
 from bilinear_circuits.commands.usage import with_usage
 
@@ -77,6 +78,8 @@ def _main(argv: list[str]) -> int:
         arguments = _parse(argv[0], verb, argv[1:])
         out = None if getattr(arguments, "out", None) is None else Path(arguments.out)
         claim = verb.results_folder(arguments) if hasattr(verb, "results_folder") else out
+        if getattr(verb, "DISTRIBUTED", False) and not processes.is_first():
+            claim = None  # the first of the processes that share the run holds its folder
         out = claim or out
         with _claimed(claim):
             verb.run(arguments)
@@ -89,7 +92,7 @@ def _main(argv: list[str]) -> int:
     except Exception as error:
         if os.environ.get(TRACEBACK):
             traceback.print_exc()  # here, where no control sequence of its message gets through
-            return 2
+            return explain(error, out)[1]
         return _fail(*explain(error, out))
     return 0
 
@@ -111,7 +114,7 @@ def _kept(out: Path | None) -> str:
         return "nothing was written"
     if any(out.glob("run.json")) or any(out.glob("*/run.json")):
         return f"what is finished is kept in {out}; give the same command again to go on"
-    return f"{out} holds only what was written whole; give the same command again to write the rest"
+    return f"nothing is half written in {out}; give the same command again"
 
 
 def _overview() -> str:

@@ -69,6 +69,8 @@ class Corpus:
             raise ValueError(f"corpus must be a file or a Hub id (owner/name), got {self.path!r}.")
         if path.is_dir():
             raise ValueError(f"corpus must be a file, got {self.path}, which is a folder. Name a file in it.")
+        if path.exists() and not path.is_file():
+            raise ValueError(f"corpus must be a file, got {self.path}, a pipe or a device. Save the text in a file.")
         if not path.is_file() and not self.on_hub:
             raise FileNotFoundError(
                 f"corpus must be a text file or a Hub id (owner/name), got {self.path}: no such file."

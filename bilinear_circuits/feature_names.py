@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bilinear_circuits.folders import read_json
+from bilinear_circuits.folders import DICTIONARY_FILES, fingerprint, read_json
 
 FILE = "names.json"
 KIND = "feature names"
@@ -24,6 +24,12 @@ def read_names(folder: str | Path, d_sae: int) -> dict[int, str]:
     document = read_json(path, FILE)
     if (document.get("kind"), document.get("schema_version")) != (KIND, VERSION):
         raise ValueError(f"{FILE} must be {KIND!r} of version {VERSION}, got {path} with something else.")
+    made_of = (document.get("provenance") or {}).get("dictionary") or {}
+    if made_of.get("sha256") not in (None, fingerprint(folder, DICTIONARY_FILES).sha256):
+        raise ValueError(
+            f"{FILE} must be of the dictionary beside it, got {path}, whose names were made of other weights."
+            " Remove it."
+        )
     return checked_names(document.get("names"), d_sae, str(path))
 
 

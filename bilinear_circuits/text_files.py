@@ -34,6 +34,7 @@ _MARKS = {
 _CHUNK = 2**20  # characters
 _LONGEST = 2**24  # characters without an end of a story, after which there is none
 _BATCH = 1000  # records
+_LINES_OF_A_STORY = 40  # more than those of one that ends with a mark
 _PATTERNS = {LINE: "\n", BLANK_LINE: r"\n[^\S\n]*\n"}
 
 
@@ -95,28 +96,36 @@ def separated_texts(path: str | Path, separator: str | None = None) -> Iterator[
     """
     mark = STORY_END if separator is None else separator
     pattern = re.compile(_PATTERNS.get(mark, re.escape(mark)))
-    rest, found = "", False
+    rest, n_marks, n_lines = "", 0, 0
     with opened_text(path) as text:
         while chunk := text.read(_CHUNK):
             *pieces, rest = pattern.split(rest + chunk)
-            found = found or bool(pieces)
+            n_marks += len(pieces)
             for piece in (*pieces, rest):
                 if mark != STORY_END and STORY_END in piece:
                     raise ValueError(
                         f"separator must be left out for a corpus with {STORY_END}, got {separator!r} for {path}."
                     )
+            n_lines += sum(map(_n_lines, pieces))
             yield from pieces
-            if not found and len(rest) > _LONGEST:
+            if not n_marks and len(rest) > _LONGEST:
                 break
-    lines = rest.split("\n")
-    n_lines = sum(not line.isspace() and line != "" for line in lines)
-    if not found and (n_lines > 1 or len(rest) > _LONGEST):
+    # One mark at the end of many lines ends a file, and says nothing of the stories in it.
+    ends = separator is None and n_marks == 1 and not rest.strip() and n_lines > _LINES_OF_A_STORY
+    n_lines += _n_lines(rest)
+    if ends or (not n_marks and (n_lines > 1 or len(rest) > _LONGEST)):
+        has = f"only one {mark}, at its end" if ends else f"no {'blank line' if mark == BLANK_LINE else mark}"
         raise ValueError(
-            f"separator must say how the stories of {path} are separated: it has {n_lines:,} lines of text and no"
-            f" {'blank line' if mark == BLANK_LINE else mark}. Give {LINE} (one story a line), {BLANK_LINE} (blank"
-            f" lines between stories) or the mark between them; end a single story with {STORY_END}."
+            f"separator must say how the stories of {path} are separated: it has {n_lines:,} lines of text and {has}."
+            f" Give {LINE} (one story a line), {BLANK_LINE} (blank lines between stories) or the mark between them; a"
+            f" single story ends with {STORY_END}, and if it is long is read with that as the separator."
         )
     yield rest
+
+
+def _n_lines(text: str) -> int:
+    """Lines with something on them."""
+    return sum(not line.isspace() and line != "" for line in text.split("\n"))
 
 
 def column_texts(path: str | Path, column: str) -> Iterator[str]:
@@ -143,7 +152,7 @@ def texts_of(records: Iterable[Mapping[str, Any]], column: str, name: str) -> li
     """
     records = list(records)
     columns = {key for record in records for key in record}
-    if records and column not in columns:
+    if columns and column not in columns:
         raise ValueError(f"column must be one of {sorted(columns)}, the columns of {name}, got {column!r}.")
     texts = [record.get(column) for record in records]
     for text in texts:
@@ -160,8 +169,8 @@ def _csv_records(path: str | Path) -> Iterator[dict[str, Any]]:
         rows = csv.reader(chain([head], text), delimiter=max(",;\t", key=head.count), strict=True)
         try:
             names = next(rows, [])
-            for row in rows:
-                if row and len(row) != len(names):
+            for row in filter(None, rows):
+                if len(row) != len(names):
                     raise ValueError(
                         f"rows of {path} must have as many values as its first one, {len(names)}, got {len(row)} in"
                         f" line {rows.line_num}. Put quotes around texts with separators or line ends."

@@ -111,3 +111,29 @@ def test_marks_that_lie_across_chunks_are_found(tmp_path, monkeypatch):
     path = tmp_path / "a.txt"
     path.write_text("<|endoftext|>".join(FLAT), encoding="utf-8")
     assert read_stories(path) == FLAT
+
+
+def test_one_mark_at_the_end_of_many_lines_says_nothing_of_the_stories(tmp_path):
+    lines = "\n".join(f"story {index} of a cat ." for index in range(60))
+    (tmp_path / "many.txt").write_text(f"{lines}\n<|endoftext|>\n")
+    with refused(ValueError, "it has 60 lines of text and only one .*, at its end. Give line"):
+        read_stories(tmp_path / "many.txt")
+    assert len(read_stories(tmp_path / "many.txt", separator="<|endoftext|>")) == 1
+    (tmp_path / "one.txt").write_text("a story\nof three\nlines\n<|endoftext|>\n")
+    assert read_stories(tmp_path / "one.txt") == ["a story\nof three\nlines"]
+
+
+def test_empty_rows_of_a_csv_are_none(tmp_path):
+    (tmp_path / "a.csv").write_text("text\n\nfirst\n\n\n")
+    assert read_stories(tmp_path / "a.csv") == ["first"]
+    (tmp_path / "b.csv").write_text("text\n\n\n")
+    with refused(ValueError, "corpus must hold at least one story, got none in"):
+        read_stories(tmp_path / "b.csv")
+
+
+def test_a_pipe_is_no_file(tmp_path):
+    import os
+
+    os.mkfifo(tmp_path / "pipe")
+    with refused(ValueError, "corpus must be a file, got .*pipe, a pipe or a device. Save the text in a file."):
+        read_stories(tmp_path / "pipe")

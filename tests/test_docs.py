@@ -170,8 +170,15 @@ def names_of_the_documents():
     (activity,) = bc.collect_activity(model, [interactions], tokens)
     query = bc.CircuitQuery("q", ("not", "n't", "never", "cannot"), ("good", "happy", "nice"), ("bad", "sad", "hurt"))
     profile = bc.profile_feature(activity, 143, bc.unembedding(model), model.tokenizer)
+    source = {"model": {"name": "ts-17m"}}
     given = {"bc": bc, "model": model, "interactions": interactions, "stories": stories, "activity": activity}
-    return given | {"query": query, "profile": profile, "tokenizer": model.tokenizer, "provenance": {}, "prompts": []}
+    return given | {
+        "query": query,
+        "profile": profile,
+        "tokenizer": model.tokenizer,
+        "provenance": source,
+        "prompts": [],
+    }
 
 
 @pytest.mark.slow

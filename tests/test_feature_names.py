@@ -73,6 +73,39 @@ def test_a_feature_has_its_stored_name_whatever_stories_are_read(world, tmp_path
             assert one["label"] == own[one["feature"]]
 
 
+def test_a_killed_naming_goes_on_and_names_of_other_weights_are_refused(world, tmp_path, capsys):
+    root, places = world
+    saes = tmp_path / "saes"
+    shutil.copytree(root / "saes", saes)
+    line = [
+        "names",
+        "--model",
+        places["MODEL"],
+        "--saes",
+        str(saes),
+        "--corpus",
+        places["CORPUS"],
+        "--n-stories",
+        "100",
+    ]
+    whole = {one.parent.name: json.loads(one.read_text())["names"] for one in saes.glob(f"*/{FILE}")}
+    (saes / "blocks.2.mlp.hook_in" / FILE).unlink()  # as a kill after the first layer would have left it
+    (saes / "blocks.2.mlp.hook_out" / FILE).unlink()
+    assert main(line) == 0
+    assert {one.parent.name: json.loads(one.read_text())["names"] for one in saes.glob(f"*/{FILE}")} == whole
+    shutil.copy(saes / "blocks.2.mlp.hook_in" / FILE, saes / "blocks.1.mlp.hook_in" / FILE)
+    capsys.readouterr()
+    assert main(["lowrank", *line[1:], "--layers", "1"]) == 2
+    assert "whose names were made of other weights. Remove it." in capsys.readouterr().err
+
+
+def test_a_feature_named_twice_is_refused(world, tmp_path, capsys):
+    (tmp_path / "labels.yaml").write_text("out: {1/3: x, 3: y}")
+    line = ["inspect", *world[1]["PLACE"], "--layer", "1", "--feature", "3", "--labels", str(tmp_path / "labels.yaml")]
+    assert main(line) == 2
+    assert "labels must name each feature once, got 1/3 twice" in capsys.readouterr().err
+
+
 def test_names_are_not_replaced_unless_asked(world, capsys):
     before = names_of(world, 1, "in")
     assert main(["names", *world[1]["PLACE"], "--n-stories", "30"]) == 2

@@ -49,14 +49,50 @@ def test_folders_that_were_made_for_nothing_go_and_others_stay(tmp_path):
 
 
 def test_what_a_kill_left_half_written_goes_and_nothing_else(tmp_path):
-    for name in (".out-abcd1234.part", "out/.images-abcd1234.part"):
-        (tmp_path / name).mkdir(parents=True)
-    others = ["out", ".out-2-abcd1234.part", ".out-settings", ".other-abcd1234.part"]  # of other runs, and the user's
+    (tmp_path / ".out-abcd1234.part").mkdir()
+    # Of other runs, of a run on a folder within, and the user's.
+    others = [".out-2-abcd1234.part", ".other-abcd1234.part", "out/.x-abcd1234.part", "out/.my-work.part", ".out-notes"]
     for name in others:
-        (tmp_path / name).mkdir(exist_ok=True)
+        (tmp_path / name).mkdir(parents=True)
     with claimed(tmp_path / "out"):
-        assert list((tmp_path / "out").iterdir()) == []
-    assert sorted(one.name for one in tmp_path.iterdir()) == sorted(others)
+        assert not (tmp_path / ".out-abcd1234.part").exists()
+    assert all((tmp_path / name).is_dir() for name in others)
+
+
+def test_a_folder_that_another_run_took_away_while_it_was_locked_is_made_again(tmp_path, monkeypatch):
+    from bilinear_circuits.commands import claims
+
+    out, lock, gone = tmp_path / "out", claims._lock, []
+
+    def late(folder, shown, wait):
+        descriptor = lock(folder, shown, wait)
+        if not gone:
+            gone.append(out.rmdir())  # between the lock and the look at it
+        return descriptor
+
+    monkeypatch.setattr(claims, "_lock", late)
+    with claimed(out):
+        assert out.is_dir()
+        monkeypatch.setattr(claims, "_lock", lock)
+        with refused(ValueError, "out must not be written by two runs at once"), claimed(out):
+            raise AssertionError("held twice")
+
+
+def test_a_rank_of_a_cluster_does_not_take_the_lock_away(tmp_path, monkeypatch, capsys):
+    from bilinear_circuits import cli
+
+    monkeypatch.setenv("RANK", "3")
+    with claimed(tmp_path / "out"):
+        assert cli.main(["lowrank", "--out", str(tmp_path / "out")]) == MISTAKE
+    assert "two runs at once" in capsys.readouterr().err
+
+
+def test_a_link_that_leads_to_itself_is_one_line(tmp_path, capsys):
+    from bilinear_circuits import cli
+
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    assert cli.main(["lowrank", "--out", str(tmp_path / "loop/out")]) == MISTAKE
+    assert "out must be the name of a folder" in capsys.readouterr().err
 
 
 def test_names_of_temporary_folders_are_those_that_are_cleared(tmp_path):
@@ -139,7 +175,7 @@ def test_a_bug_says_where_it_is(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("written", "said"), [(None, "nothing was written"), ("ranking.csv", "what was written whole")]
+    ("written", "said"), [(None, "nothing was written"), ("ranking.csv", "nothing is half written in")]
 )
 def test_an_interrupt_says_what_it_left(written, said, tmp_path, monkeypatch, capsys):
     from bilinear_circuits import cli

@@ -23,22 +23,24 @@ def claimed(out: str | Path | None, wait: bool = False) -> Iterator[None]:
     The folder is made where there is none, and taken away again if the run puts nothing in it.
 
     Args:
-        out: The folder; None claims nothing. Where several processes share a run, the first one claims.
+        out: The folder; None claims nothing.
         wait: Wait for another run to end instead of refusing, for folders that many runs add to.
 
     Raises:
         ValueError: If another run is going on there.
         OSError: If it cannot be made.
     """
-    if out is None or os.environ.get("RANK", "0") != "0":
+    if out is None:
         yield
         return
     folder = Path(out).resolve()
     _restore(folder)
-    made = _made(folder)
+    made = [one for one in (folder, *folder.parents) if not one.exists()]
     try:
         with _locked(folder, str(out), wait):
-            _clear(folder)
+            # Only who holds the folder writes beside it under its name.
+            for half in _half_written(folder):
+                shutil.rmtree(half, ignore_errors=True)
             yield
     finally:
         for one in made:
@@ -46,33 +48,45 @@ def claimed(out: str | Path | None, wait: bool = False) -> Iterator[None]:
                 one.rmdir()
 
 
-def _made(folder: Path) -> list[Path]:
-    """The folders that had to be made, innermost first."""
-    missing = [one for one in (folder, *folder.parents) if not one.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    return missing
-
-
 @contextlib.contextmanager
 def _locked(folder: Path, shown: str, wait: bool) -> Iterator[None]:
     """Lock a folder itself, which leaves no file behind and ends with the process, however that ends."""
     if fcntl is None:
+        folder.mkdir(parents=True, exist_ok=True)
         yield
         return
-    descriptor = os.open(folder, os.O_RDONLY)
+    descriptor = _lock(folder, shown, wait)
+    while not _is_at(descriptor, folder):  # the run before took its empty folder away
+        os.close(descriptor)
+        descriptor = _lock(folder, shown, wait)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(
-                f"out must not be written by two runs at once, got {shown}, where another one is going on. Wait for it"
-                " to end, or name another --out."
-            ) from error
-        except OSError:
-            pass  # some network disks lock nothing
         yield
     finally:
         os.close(descriptor)
+
+
+def _lock(folder: Path, shown: str, wait: bool) -> int:
+    """Make a folder where there is none, and lock it; its descriptor."""
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise ValueError(
+            f"out must not be written by two runs at once, got {shown}, where another one is going on. Wait for it"
+            " to end, or name another --out."
+        ) from error
+    except OSError:
+        pass  # some network disks lock nothing
+    return descriptor
+
+
+def _is_at(descriptor: int, folder: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), folder.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _half_written(folder: Path) -> list[Path]:
@@ -86,8 +100,3 @@ def _restore(folder: Path) -> None:
         if (half / OLD).is_dir() and not folder.exists():
             with contextlib.suppress(OSError):  # another run was faster
                 os.replace(half / OLD, folder)
-
-
-def _clear(folder: Path) -> None:
-    for half in (*_half_written(folder), *folder.glob(f".*-*{HALF_WRITTEN}")):
-        shutil.rmtree(half, ignore_errors=True)

@@ -98,8 +98,9 @@ def check_out(out: str | None) -> None:
     if not out.strip() or "\0" in out:
         raise ValueError(f"out must be the name of a folder, got {out!r}.")
     try:
+        Path(out).resolve()
         there = next(folder for folder in (Path(out), *Path(out).parents) if folder.exists())
-    except OSError as error:  # it is too long
+    except (OSError, RuntimeError) as error:  # it is too long, or a link that leads to itself
         raise ValueError(f"out must be the name of a folder, got {out:.40}...: {error.args[-1]}.") from error
     if not there.is_dir():
         raise ValueError(f"out must be a folder, got {out}: {there} is a file.")
@@ -196,7 +197,8 @@ def read_yaml(path: str, what: str) -> dict[Any, Any]:
 
     file = Path(path)
     if not file.is_file():
-        raise FileNotFoundError(f"{what} must be a YAML file, got {path}: no such file.")
+        missing = "that is no file" if file.exists() else "no such file"
+        raise FileNotFoundError(f"{what} must be a YAML file, got {path}: {missing}.")
     try:
         content = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (yaml.YAMLError, ValueError, RecursionError) as error:
@@ -230,7 +232,7 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
 @contextlib.contextmanager
 def written_whole(folder: str | Path) -> Iterator[Path]:
     """A temporary folder whose files are moved into `folder` at the end; after an error nothing is left behind."""
-    target = Path(folder)
+    target = Path(folder).resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-", suffix=HALF_WRITTEN) as temporary:
         yield Path(temporary)

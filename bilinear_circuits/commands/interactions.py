@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from bilinear_circuits.interactions import FeatureInteractions
     from bilinear_circuits.sweep import Certificate, Products, TopInteractions
 
+DISTRIBUTED = True
 _SCHEMA_VERSION = 1
 _N_SHOWN = 20
 _MOST_PATIENCE = 60 * 24 * 365

@@ -42,6 +42,8 @@ def read_labels(path: str | None, layers: Sequence[int], side: "Side | None" = N
             raise ValueError(f"labels must map features to names, got {names!r:.60} in {path}.")
         for key, name in names.items():
             layer, feature = _split(key, layers, path)
+            if str(feature) in map(str, labels.get((layer, one), {})):
+                raise ValueError(f"labels must name each feature once, got {layer}/{feature} twice in {path}.")
             if (layer, one) in labels:
                 labels[layer, one][feature] = name
     # How many features there are is known once the dictionaries are loaded.

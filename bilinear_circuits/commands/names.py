@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 from bilinear_circuits import zoo
 from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.corpus import corpus_of, tokenized
+from bilinear_circuits.corpora import Corpus
 from bilinear_circuits.feature_names import FILE, names_document
+from bilinear_circuits.folders import file_hash, read_json
 
 if TYPE_CHECKING:
     from bilinear_circuits.activity import LayerActivity
@@ -36,8 +38,8 @@ def run(arguments: Arguments) -> None:
     saes = zoo.dictionaries_path(common.saes_of(arguments))
     layers = common.check_layers(arguments.layers, common.saes_of(arguments))
     folders = [saes / f"blocks.{layer}.mlp.{side}" for layer in layers for side in ("hook_in", "hook_out")]
-    _check(folders, arguments.replace)
     corpus = corpus_of(arguments)
+    _check(folders, corpus, arguments)
 
     from bilinear_circuits.activity import collect_activity
     from bilinear_circuits.running import context_length
@@ -60,6 +62,11 @@ def run(arguments: Arguments) -> None:
             print(f"written: {folder / FILE}, names of {len(names)} features")
 
 
+def results_folder(arguments: Arguments) -> Path | None:
+    """The folder of the dictionaries, in whose folders names are stored."""
+    return zoo.dictionaries_path(common.saes_of(arguments))
+
+
 def made_names(activity: "LayerActivity", tokenizer: object) -> dict[str, dict[int, str]]:
     """Names of the active features of both dictionaries by their tokens, whatever names they have."""
     from bilinear_circuits.naming import NOT_ACTIVE, TokenTexts, token_labels
@@ -69,14 +76,21 @@ def made_names(activity: "LayerActivity", tokenizer: object) -> dict[str, dict[i
     return {side: {at: name for at, name in enumerate(names) if name != NOT_ACTIVE} for side, names in made.items()}
 
 
-def _check(folders: list[Path], replacing: bool) -> None:
-    """Refuse to name features that have names.
+def _check(folders: list[Path], corpus: Corpus, arguments: Arguments) -> None:
+    """Refuse to name features that have names, but for those that a killed run of the same command made.
 
     Raises:
-        ValueError: If a folder has names, and they are not to be replaced.
+        ValueError: If a folder has other names, and they are not to be replaced.
     """
+    asked = {"model": records.model_source(arguments.model)["sha256"], "corpus": file_hash(corpus.path)}
     for folder in folders:
-        if (folder / FILE).is_file() and not replacing:
+        path = folder / FILE
+        if not path.is_file() or arguments.replace:
+            continue
+        source = read_json(path, FILE).get("provenance") or {}
+        made_of = {name: (source.get(name) or {}).get("sha256") for name in asked}
+        stories = (source.get("corpus") or {}).get("n_stories", 0)
+        if made_of != asked or stories > arguments.n_stories or all((one / FILE).is_file() for one in folders):
             raise ValueError(
                 f"names of features are fixed once, and {folder} has a {FILE} already. Leave them, choose other"
                 " --layers, or give --replace."

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from bilinear_circuits.training import OptimSettings, TrainingResult
 
 
+DISTRIBUTED = True
 _RECORD = "training.json"
 _DATA, _CHECKPOINTS = "data", "checkpoints"
 

@@ -18,6 +18,7 @@ from simple_parsing import field
 from bilinear_circuits import zoo
 from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.changes import with_changes
+from bilinear_circuits.commands.claims import HALF_WRITTEN
 from bilinear_circuits.commands.configs import config_file
 from bilinear_circuits.commands.corpus import CorpusArguments, chosen_corpus, tokenized
 from bilinear_circuits.commands.run_folder import RunFolder
@@ -154,7 +155,7 @@ def _resolved(recipe: Recipe) -> dict[str, Any]:
 def _start(folder: RunFolder, resolved: dict[str, Any]) -> None:
     """Mark the folder as this run's; take away dictionaries that a kill left without their record."""
     folder.mark(resolved, [_SNAPSHOTS])
-    for one in folder.folder.glob("blocks.*.mlp.hook_*"):
+    for one in (*folder.folder.glob("blocks.*.mlp.hook_*"), *(folder.folder / _SNAPSHOTS).glob(f".*{HALF_WRITTEN}")):
         shutil.rmtree(one)
     if any(folder.folder.glob(f"{_CHECKPOINTS}/*")):
         common.note(f"going on from the last checkpoint in {folder.folder / _CHECKPOINTS}")
