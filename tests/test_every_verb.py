@@ -16,6 +16,8 @@ from bilinear_circuits.cli import main
 from bilinear_circuits.commands.claims import claimed
 
 ROOT = Path(__file__).parents[1]
+# One of each way of writing; the others run with the slow tests.
+FAST = ("circuits", "edit", "graph", "features", "interactions", "train", "train-sae", "import")
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,9 @@ def test_a_second_run_on_the_same_folder_is_refused(verb, world, tmp_path, capsy
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize(
+    "verb", [verb if verb in FAST else pytest.param(verb, marks=pytest.mark.slow) for verb in VERBS]
+)
 def test_a_full_disk_is_one_line_and_leaves_no_half(verb, world, tmp_path, capsys):
     out = tmp_path / "results"
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)

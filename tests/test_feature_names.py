@@ -11,6 +11,8 @@ from bilinear_circuits.cli import main
 from bilinear_circuits.dictionaries import Dictionary
 from bilinear_circuits.feature_names import FILE, read_names
 
+SLOW = [pytest.param(verb, marks=pytest.mark.slow) for verb in ("explore", "prove")]
+
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
@@ -113,7 +115,7 @@ def test_names_are_not_replaced_unless_asked(world, capsys):
     assert names_of(world, 1, "in") == before
 
 
-@pytest.mark.parametrize("verb", ["circuits", "inspect", "explore", "prove", "features", "graph"])
+@pytest.mark.parametrize("verb", ["circuits", "inspect", "features", "graph", *SLOW])
 def test_labels_go_before_stored_names_in_every_verb_that_names_features(verb, world, tmp_path, capsys):
     labels = tmp_path / "labels.yaml"
     every = {f"{layer}/{feature}": f"mine{feature}" for layer in (1, 2) for feature in range(17)}

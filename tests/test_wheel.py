@@ -83,7 +83,7 @@ def test_the_description_of_the_wheel_has_no_link_that_leads_nowhere(wheel):
 def test_a_query_by_name_runs_in_an_empty_folder(installed, tmp_path):
     where = "import bilinear_circuits; print(bilinear_circuits.__file__)"
     assert ran(installed / "python", "-c", where, cwd=tmp_path).startswith(str(installed.parent))
-    asked = ("circuits", "sentiment_negation", "--layers", "4", "--n-stories", "400", "--out", "found")
+    asked = ("circuits", "sentiment_negation", "--layers", "4", "--n-stories", "260", "--out", "found")
     shown = ran(installed / "bilinear-circuits", *asked, cwd=tmp_path)
     assert re.search(r"\d of \d proved", shown)
     result = json.loads((tmp_path / "found/circuit.json").read_text())
