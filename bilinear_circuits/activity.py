@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -16,6 +16,9 @@ from bilinear_circuits.interactions import FeatureInteractions
 from bilinear_circuits.progress import Progress, silent
 from bilinear_circuits.running import capture_mlp, model_device
 from bilinear_circuits.sweep.precision import exact_sums
+
+Side = Literal["in", "out"]
+"""Of an MLP: its input or its output."""
 
 _TOKENS_PER_CHUNK = 4096
 _STORIES_PER_BATCH = 32
@@ -150,6 +153,12 @@ class LayerActivity(Brief):
     x: Float[Tensor, "token d_in"]
     inputs: ActiveTokens
     outputs: ActiveTokens
+
+    def of_side(self, side: Side) -> tuple[Dictionary, ActiveTokens]:
+        """The dictionary on one side of the MLP, and its activations."""
+        if side == "in":
+            return self.interactions.sae_in, self.inputs
+        return self.interactions.sae_out, self.outputs
 
     @cached_property
     def mean_inputs(self) -> Float[Tensor, " d_sae_in"]:

@@ -1,15 +1,13 @@
 """Names of features: the tokens that tell most about when they are active, for one of them or for all at once."""
 
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bilinear_circuits.activity import ActiveTokens, LayerActivity, top_token_ids
-from bilinear_circuits.dictionaries import Dictionary
+from bilinear_circuits.activity import ActiveTokens, LayerActivity, Side, top_token_ids
 
-Side = Literal["in", "out"]
 NOT_ACTIVE = "(not active)"
 _JOINT = " · "
 _N_LABEL = 3
@@ -57,7 +55,7 @@ def input_label(activity: LayerActivity, feature: int, tokenizer: Any) -> str:
 
 def feature_label(activity: LayerActivity, feature: int, tokenizer: Any, side: Side) -> str:
     """Name a feature of the dictionary on the MLP input ("in") or output ("out"), as `input_label` does."""
-    dictionary, active = _side(activity, side)
+    dictionary, active = activity.of_side(side)
     if feature in dictionary.names:
         return dictionary.names[feature]
     ids = top_token_ids(active, activity.token_ids, feature)
@@ -66,19 +64,14 @@ def feature_label(activity: LayerActivity, feature: int, tokenizer: Any, side: S
 
 def all_labels(activity: LayerActivity, texts: TokenTexts, side: Side) -> tuple[str, ...]:
     """Name all features of a dictionary, as `feature_label` names them one at a time."""
-    names = _side(activity, side)[0].names
+    names = activity.of_side(side)[0].names
     return tuple(names.get(feature, made) for feature, made in enumerate(token_labels(activity, texts, side)))
 
 
 def token_labels(activity: LayerActivity, texts: TokenTexts, side: Side) -> tuple[str, ...]:
     """Name all features of a dictionary by the tokens that tell most about them, whatever names are fixed."""
-    ids, _ = all_top_tokens(_side(activity, side)[1], activity.token_ids, _N_LABEL)
+    ids, _ = all_top_tokens(activity.of_side(side)[1], activity.token_ids, _N_LABEL)
     return tuple(_JOINT.join(texts(one) for one in row if one >= 0) or NOT_ACTIVE for row in ids.tolist())
-
-
-def _side(activity: LayerActivity, side: Side) -> tuple[Dictionary, ActiveTokens]:
-    interactions = activity.interactions
-    return (interactions.sae_in, activity.inputs) if side == "in" else (interactions.sae_out, activity.outputs)
 
 
 def all_top_tokens(

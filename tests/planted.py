@@ -71,6 +71,20 @@ def interactions_of(model, layer, d_sae_in=17, d_sae_out=19):
     )
 
 
+def save_between_dictionaries(root, layers, name="tiny"):
+    """A tiny model, its tokenizer, and dictionaries on both sides of some layers, as folders; the model."""
+    from sae.folders import write_dictionary
+
+    model = tiny_llama()
+    model.save_pretrained(root / name)
+    word_tokenizer().save_pretrained(root / name)
+    for layer in layers:
+        one = interactions_of(model, layer)
+        for dictionary in (one.sae_in, one.sae_out):
+            write_dictionary(dictionary, root / "saes" / dictionary.hook_name, {}, torch.float32)
+    return model
+
+
 def random_stories(n, seed=0, length=14):
     """Stories of random words and random lengths."""
     generator = torch.Generator().manual_seed(seed)

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 from helpers import refused
-from planted import interactions_of, random_stories, tiny_llama, word_tokenizer
+from planted import interactions_of, random_stories, save_between_dictionaries, word_tokenizer
 
 from bilinear_circuits.activity import collect_activity
 from bilinear_circuits.cli import main
@@ -28,15 +28,9 @@ SOURCE = {"model": {"name": "tiny"}}
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A tiny model between dictionaries, on disk and measured on stories; the output feature active most."""
-    from sae.folders import write_dictionary
-
     root = tmp_path_factory.mktemp("explorer")
-    model, tokenizer = tiny_llama(), word_tokenizer()
-    model.save_pretrained(root / "tiny")
-    tokenizer.save_pretrained(root / "tiny")
+    model, tokenizer = save_between_dictionaries(root, (LAYER,)), word_tokenizer()
     one = interactions_of(model, LAYER)
-    for dictionary in (one.sae_in, one.sae_out):
-        write_dictionary(dictionary, root / "saes" / dictionary.hook_name, {}, torch.float32)
     stories = random_stories(40)
     (root / "stories.txt").write_text("\n<|endoftext|>\n".join(stories))
     (activity,) = collect_activity(model, [one], tokenize_stories(stories, tokenizer, 32))

@@ -5,11 +5,10 @@ import multiprocessing
 import re
 
 import pytest
-import torch
 from graph_schema import DETAIL, SCHEMA
 from helpers import refused
 from jsonschema import Draft7Validator
-from planted import interactions_of, random_stories, tiny_llama, word_tokenizer
+from planted import interactions_of, random_stories, save_between_dictionaries, tiny_llama, word_tokenizer
 
 from bilinear_circuits.attribution import attribute_prompt
 from bilinear_circuits.commands.graph import default_slug
@@ -28,15 +27,8 @@ def graph():
 @pytest.fixture(scope="module")
 def options(tmp_path_factory):
     """What names a tiny model, its dictionaries and its stories."""
-    from sae.folders import write_dictionary
-
     root = tmp_path_factory.mktemp("graph")
-    single = tiny_llama()
-    single.save_pretrained(root / "tiny")
-    word_tokenizer().save_pretrained(root / "tiny")
-    one = interactions_of(single, 1)
-    for dictionary in (one.sae_in, one.sae_out):
-        write_dictionary(dictionary, root / "saes" / dictionary.hook_name, {}, torch.float32)
+    save_between_dictionaries(root, (1,))
     (root / "stories.txt").write_text("\n<|endoftext|>\n".join(random_stories(40)))
     names = {"model": "tiny", "saes": "saes", "corpus": "stories.txt"}
     return [text for key, name in names.items() for text in (f"--{key}", str(root / name))]

@@ -232,7 +232,7 @@ def test_a_killed_search_goes_on_with_the_shards_left(per_feature, world, layer,
     shards = [f"{index:05d}.{kind}" for index in (0, 1) for kind in ("json", "safetensors")]
     assert sorted(file.name for file in (out / "shards").iterdir()) == shards
     (out / "shards/00002.json").write_text("{}")  # a kill between the two files of a shard
-    (out / ".shards-x").mkdir()  # and while one is written
+    (out / ".shards-abcd1234.part").mkdir()  # and while one is written
     searched = counted(monkeypatch)
     table, _ = run(world, out, **asked)
     assert searched == [list(range(40, 60)), list(range(60, 70))]

@@ -13,7 +13,7 @@ import jaxtyping
 import pytest
 import torch
 from helpers import refused
-from planted import interactions_of, random_stories, tiny_llama, word_tokenizer
+from planted import random_stories, save_between_dictionaries, tiny_llama
 
 from bilinear_circuits.circuits import CircuitQuery, QueryTokens, SearchSettings, find_circuits
 from bilinear_circuits.circuits.experiments import Sites
@@ -33,16 +33,8 @@ SMALL = ["--n-edges", "4", "--n-exact", "20", "--n-draws", "2", "--n-controls", 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """Options that name a tiny model, dictionaries and stories, and the circuit.json of a search in it."""
-    from sae.folders import write_dictionary
-
     root = tmp_path_factory.mktemp("prove")
-    model = tiny_llama()
-    model.save_pretrained(root / "tiny")
-    word_tokenizer().save_pretrained(root / "tiny")
-    for layer in (1, 2):
-        one = interactions_of(model, layer)
-        for dictionary in (one.sae_in, one.sae_out):
-            write_dictionary(dictionary, root / "saes" / dictionary.hook_name, {}, torch.float32)
+    save_between_dictionaries(root, (1, 2))
     (root / "stories.txt").write_text("\n<|endoftext|>\n".join(random_stories(150)))
     asked = common.CommonArguments(
         model=str(root / "tiny"), saes=str(root / "saes"), corpus=str(root / "stories.txt"), seed=3

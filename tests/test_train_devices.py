@@ -141,10 +141,11 @@ def test_devices_share_the_rows_of_a_step(n_devices, asked, expected, monkeypatc
 
 @pytest.mark.parametrize("n_devices", [7, 50])
 def test_a_batch_that_devices_cannot_share_is_refused_before_anything_is_read(n_devices, tmp_path, monkeypatch):
-    from bilinear_circuits.commands.train import Arguments, _asked, _run_folder, _start
+    from bilinear_circuits.commands.train import Arguments, _asked, _run_folder, _start, resolved
 
     monkeypatch.setenv("WORLD_SIZE", str(n_devices))
     asked = Arguments(recipe=str(recipe(tmp_path)), out=str(tmp_path / "out"), device="cpu")
     with refused(ValueError, f"batch_rows must be a multiple of 1 rows on each of {n_devices} devices, got 8"):
-        _start(asked, *_asked(asked)[:2], _run_folder(tmp_path / "out"))
+        recipe_and_corpus = _asked(asked)[:2]
+        _start(asked, *recipe_and_corpus, _run_folder(tmp_path / "out"), resolved(*recipe_and_corpus))
     assert not (tmp_path / "out").exists()

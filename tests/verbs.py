@@ -4,7 +4,7 @@ import json
 
 import torch
 import yaml
-from planted import interactions_of, random_stories, tiny_llama, word_tokenizer
+from planted import random_stories, save_between_dictionaries
 
 TEXT = "the cat was not good and the zebra sat"
 QUERY = {
@@ -54,15 +54,7 @@ def asked(verb, world, out):
 
 def write_world(root):
     """Files for all verbs, without the results that some of them read; what the words in capitals stand for."""
-    from sae.folders import write_dictionary
-
-    model = tiny_llama()
-    model.save_pretrained(root / "model")
-    word_tokenizer().save_pretrained(root / "model")
-    for layer in (1, 2):
-        one = interactions_of(model, layer)
-        for dictionary in (one.sae_in, one.sae_out):
-            write_dictionary(dictionary, root / "saes" / dictionary.hook_name, {}, torch.float32)
+    save_between_dictionaries(root, (1, 2), "model")
     lines = [f"{story} the cat sat at home ." for story in random_stories(150)]
     (root / "stories.txt").write_text("\n<|endoftext|>\n".join(lines))
     corpus = {"corpus": str(root / "stories.txt")}

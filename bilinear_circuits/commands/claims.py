@@ -4,6 +4,7 @@ import contextlib
 import os
 import re
 import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,9 +39,7 @@ def claimed(out: str | Path | None, wait: bool = False) -> Iterator[None]:
     made = [one for one in (folder, *folder.parents) if not one.exists()]
     try:
         with _locked(folder, str(out), wait):
-            # Only who holds the folder writes beside it under its name.
-            for half in _half_written(folder):
-                shutil.rmtree(half, ignore_errors=True)
+            clear_half_written(folder)  # only who holds the folder writes beside it under its name
             yield
     finally:
         for one in made:
@@ -87,6 +86,17 @@ def _is_at(descriptor: int, folder: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), folder.stat())
     except FileNotFoundError:
         return False
+
+
+def half_written(folder: Path) -> "tempfile.TemporaryDirectory[str]":
+    """A temporary folder beside one, on the same disk, to make ready what is moved into its place."""
+    return tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-", suffix=HALF_WRITTEN)
+
+
+def clear_half_written(folder: Path) -> None:
+    """Take away the temporary folders of a folder that a kill left."""
+    for half in _half_written(folder):
+        shutil.rmtree(half, ignore_errors=True)
 
 
 def _half_written(folder: Path) -> list[Path]:

@@ -4,21 +4,20 @@ import contextlib
 import difflib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bilinear_circuits import zoo
-from bilinear_circuits.commands.claims import HALF_WRITTEN
+from bilinear_circuits.commands.claims import half_written
 from bilinear_circuits.commands.corpus import CorpusArguments
 from bilinear_circuits.commands.terminal import bar as bar
 from bilinear_circuits.commands.terminal import note as note
 
 if TYPE_CHECKING:
+    from bilinear_circuits.activity import Side
     from bilinear_circuits.interactions import FeatureInteractions
-    from bilinear_circuits.naming import Side
 
 T = TypeVar("T")
 
@@ -234,7 +233,7 @@ def written_whole(folder: str | Path) -> Iterator[Path]:
     """A temporary folder whose files are moved into `folder` at the end; after an error nothing is left behind."""
     target = Path(folder).resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-", suffix=HALF_WRITTEN) as temporary:
+    with half_written(target) as temporary:
         yield Path(temporary)
         files = sorted(Path(temporary).iterdir())
         for file in files:

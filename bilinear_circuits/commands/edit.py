@@ -9,7 +9,6 @@ import contextlib
 import json
 import math
 import os
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -21,7 +20,7 @@ from simple_parsing import field
 from bilinear_circuits import zoo
 from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.circuit_file import CircuitFile, read_circuit_file, read_ranking
-from bilinear_circuits.commands.claims import HALF_WRITTEN, OLD
+from bilinear_circuits.commands.claims import OLD, half_written
 from bilinear_circuits.commands.corpus import tokenized
 from bilinear_circuits.commands.edit_report import KIND, edit_card, edit_payload, summary
 from bilinear_circuits.corpora import Corpus
@@ -241,7 +240,7 @@ def replaced_whole(folder: str | Path) -> Iterator[Path]:
     """A temporary folder that takes the place of `folder` at the end; after an error everything is as it was."""
     target = Path(folder).resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-", suffix=HALF_WRITTEN) as temporary:
+    with half_written(target) as temporary:
         new, old = Path(temporary) / "new", Path(temporary) / OLD
         new.mkdir()
         yield new

@@ -25,10 +25,10 @@ from bilinear_circuits.commands.corpus import corpus_of, tokenized
 from bilinear_circuits.commands.graph_folder import FEATURES, LIST, NEURONPEDIA, GraphFolder
 
 if TYPE_CHECKING:
-    from bilinear_circuits.activity import LayerActivity
+    from bilinear_circuits.activity import LayerActivity, Side
     from bilinear_circuits.attribution import Attribution, PromptAttribution
 
-    Names = Callable[[int, int, str], str]
+    Names = Callable[[int, int, Side], str]
 
 _SLUG = 60  # characters
 _PAIRS_SHOWN = 3
@@ -229,7 +229,7 @@ def _names(activity: "LayerActivity", tokenizer: Any) -> "Names":
     from bilinear_circuits.naming import feature_label
 
     @cache
-    def name(layer: int, feature: int, side: str) -> str:
-        return feature_label(activity, feature, tokenizer, "in" if side == "in" else "out")
+    def name(layer: int, feature: int, side: "Side") -> str:
+        return feature_label(activity, feature, tokenizer, side)
 
     return name

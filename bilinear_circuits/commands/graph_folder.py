@@ -6,12 +6,11 @@ by which a graph is found, is replaced as a whole and last.
 
 import json
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bilinear_circuits.commands.claims import HALF_WRITTEN, claimed
+from bilinear_circuits.commands.claims import claimed, half_written
 from bilinear_circuits.folders import read_json
 
 LIST = "graph-metadata.json"
@@ -63,7 +62,7 @@ class GraphFolder:
             ValueError: As `check` does, if the folder was changed meanwhile.
         """
         documents = {**others, f"{self.slug}.json": graph}
-        with claimed(self.folder, wait=True), self._temporary() as name:
+        with claimed(self.folder, wait=True), half_written(self.folder.resolve()) as name:
             temporary = Path(name)
             self.check(prompt)
             documents[LIST] = self._with_entry(graph["metadata"])
@@ -72,10 +71,6 @@ class GraphFolder:
             for path in documents:
                 (self.folder / path).parent.mkdir(parents=True, exist_ok=True)
                 os.replace(temporary / path, self.folder / path)
-
-    def _temporary(self) -> tempfile.TemporaryDirectory[str]:
-        folder = self.folder.resolve()
-        return tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-", suffix=HALF_WRITTEN)
 
     def _listed(self) -> dict[str, Any]:
         """The list of graphs as it stands; an empty one where there is none.

@@ -9,8 +9,8 @@ from bilinear_circuits.commands import common
 from bilinear_circuits.feature_names import checked_names
 
 if TYPE_CHECKING:
+    from bilinear_circuits.activity import Side
     from bilinear_circuits.dictionaries import Dictionary
-    from bilinear_circuits.naming import Side
 
 _SIDES: "tuple[Side, ...]" = ("in", "out")
 Labels = Mapping[tuple[int, str], Mapping[int, str]]

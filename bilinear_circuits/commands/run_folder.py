@@ -1,11 +1,11 @@
 """A results folder that remembers the settings its run was started with, so that a killed run can go on."""
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from bilinear_circuits.commands import common, records
+from bilinear_circuits.commands.claims import clear_half_written
 from bilinear_circuits.folders import read_json
 
 MARKER = "run.json"
@@ -73,9 +73,8 @@ class RunFolder:
         if not self._marker.is_file():
             with common.written_whole(self.folder) as folder:
                 (folder / MARKER).write_text(common.to_json(settings), encoding="utf-8")
-        for name in parts:
-            for half in self.folder.glob(f".{name}-*"):
-                shutil.rmtree(half)
+        for folder in (self.folder, *(self.folder / name for name in parts)):
+            clear_half_written(folder.resolve())
 
     def unmark(self) -> None:
         """Take the marker away: the run is over."""

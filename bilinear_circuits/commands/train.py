@@ -146,7 +146,7 @@ def run(arguments: Arguments) -> None:
         return
     processes.join(arguments.device)
     if processes.is_first():
-        _start(arguments, recipe, corpus, folder)
+        _start(arguments, recipe, corpus, folder, settings)
     processes.wait()
     data = TrainingData.load(out / _DATA)
     model = build_model(recipe.model, data.tokenizer, recipe.seed)
@@ -187,13 +187,12 @@ def _run_folder(out: Path) -> RunFolder:
     return RunFolder(out, "a training", _RECORD)
 
 
-def _start(arguments: Arguments, recipe: Recipe, corpus: Corpus, folder: RunFolder) -> None:
+def _start(arguments: Arguments, recipe: Recipe, corpus: Corpus, folder: RunFolder, settings: dict[str, Any]) -> None:
     """Check what is asked, mark the folder as that of this run, and tokenize the stories."""
     from bilinear_circuits.training import rows_per_device
 
     if arguments.device is not None:
         common.check_device(arguments.device)
-    settings = resolved(recipe, corpus)
     folder.check(settings)
     rows_per_device(recipe.optim)  # refuses what the processes cannot share, before the stories are read
     # Saving comes after the mark: a corpus that cannot be read leaves nothing, a killed run only what is its own.

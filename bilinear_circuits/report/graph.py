@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import bilinear_circuits
+from bilinear_circuits.activity import Side
 from bilinear_circuits.attribution import Attribution, PromptAttribution
 from bilinear_circuits.naming import token_text
-from bilinear_circuits.report.graph_ids import Side, cantor_pair, shared_index
+from bilinear_circuits.report.graph_ids import cantor_pair, shared_index
 from bilinear_circuits.report.payload import plain
 
 GRAPH_VERSION = 1

@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bilinear_circuits.activity import LayerActivity
+from bilinear_circuits.activity import LayerActivity, Side
 from bilinear_circuits.examples import Band, Example, ExampleFinder, bands, histogram
 from bilinear_circuits.naming import TokenTexts
-from bilinear_circuits.report.graph_ids import Side, cantor_pair, shared_index
+from bilinear_circuits.report.graph_ids import cantor_pair, shared_index
 from bilinear_circuits.report.payload import plain
 
 _N_LOGITS, _N_QUANTILES = 10, 100
@@ -56,11 +56,7 @@ class DetailMaker:
     def detail(self, feature: int, side: Side) -> tuple[int, dict[str, Any]]:
         """The number of a feature's file, and what is in it."""
         interactions = self._activity.interactions
-        dictionary, active = (
-            (interactions.sae_in, self._activity.inputs)
-            if side == "in"
-            else (interactions.sae_out, self._activity.outputs)
-        )
+        dictionary, active = self._activity.of_side(side)
         token, value = active[feature]
         finder = ExampleFinder(self._activity, token, value, self._texts)
         index = shared_index(feature, side, interactions.sae_out.d_sae)

@@ -20,7 +20,7 @@ from bilinear_circuits.folders import file_hash
 from sae.commands.report_folder import ReportFolder
 
 if TYPE_CHECKING:
-    from bilinear_circuits.report.graph_ids import Side
+    from bilinear_circuits.activity import Side
     from sae.report.index import Row
     from sae.report.pages import Book
 

@@ -9,9 +9,9 @@ from bilinear_circuits.commands.corpus import corpus_of, tokenized
 from sae.commands.report_folder import ReportFolder, chunks_of
 
 if TYPE_CHECKING:
-    from bilinear_circuits.activity import LayerActivity
+    from bilinear_circuits.activity import LayerActivity, Side
+    from bilinear_circuits.dictionaries import Dictionary
     from bilinear_circuits.profiles import Profiler
-    from bilinear_circuits.report.graph_ids import Side
     from sae.commands.features import Arguments
     from sae.report.index import Row
     from sae.report.measure import CardMaker
@@ -114,7 +114,7 @@ class Desk:
 
     def vector(self, side: "Side", feature: int) -> Any:
         """Decoder row of a feature."""
-        return (self.interactions.sae_in if side == "in" else self.interactions.sae_out).W_dec[feature]
+        return self._dictionary(side).W_dec[feature]
 
     def logits(self, feature: int) -> Any:
         """What the decoder row of an output feature adds to the logits."""
@@ -140,7 +140,10 @@ class Desk:
         )
 
     def _d_sae(self, side: "Side") -> int:
-        return (self.interactions.sae_in if side == "in" else self.interactions.sae_out).d_sae
+        return self._dictionary(side).d_sae
+
+    def _dictionary(self, side: "Side") -> "Dictionary":
+        return self.interactions.sae_in if side == "in" else self.interactions.sae_out
 
 
 class PageMaker:

@@ -6,10 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bilinear_circuits.activity import LayerActivity
+from bilinear_circuits.activity import LayerActivity, Side
 from bilinear_circuits.examples import ExampleFinder, bands, histogram
 from bilinear_circuits.naming import TokenTexts, all_top_tokens
-from bilinear_circuits.report.graph_ids import Side
 from sae.report.results import DENSE, RARE, FeatureCard, State
 
 _N_TOKENS, _N_TOP_TOKENS, _N_NEIGHBOURS = 10, 6, 10
@@ -38,8 +37,7 @@ class CardMaker:
             labels: Names of all features.
         """
         self._activity, self._side, self._texts = activity, side, texts
-        self._active = activity.inputs if side == "in" else activity.outputs
-        dictionary = activity.interactions.sae_in if side == "in" else activity.interactions.sae_out
+        dictionary, self._active = activity.of_side(side)
         self._W_dec = dictionary.W_dec
         self._unit = self._W_dec / self._W_dec.norm(dim=1, keepdim=True).clamp_min(torch.finfo(self._W_dec.dtype).tiny)
         self._unembedding = unembedding.to(self._W_dec)

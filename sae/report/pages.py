@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from bilinear_circuits.activity import Side
 from bilinear_circuits.profiles import FeatureProfile
 from bilinear_circuits.report.figures import Spec
-from bilinear_circuits.report.graph_ids import Side
 from bilinear_circuits.report.html import render
 from bilinear_circuits.report.text import number
 from sae.report.figures import activation_histogram, form_figures
