@@ -15,6 +15,7 @@ from simple_parsing import field
 from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.corpus import corpus_of, settings_of
 from bilinear_circuits.commands.labels import Labels, read_labels
+from bilinear_circuits.commands.run_folder import MARKER
 from bilinear_circuits.corpora import Corpus
 from bilinear_circuits.folders import file_hash
 from sae.commands.report_folder import ReportFolder
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from sae.report.pages import Book
 
 _SCHEMA_VERSION = 1
+_FRONT = "index.html"
 _SIDES: dict[str, tuple["Side", ...]] = {"both": ("in", "out"), "in": ("in",), "out": ("out",)}
 
 
@@ -70,6 +72,7 @@ def run(arguments: Arguments) -> None:
     settings = {side: _settings(arguments, side, labels, corpus) for side in sides}
     for side in sides:
         folders[side].check(settings[side])
+    _check_front(Path(arguments.out))
 
     from sae.commands.features_desk import Desk
 
@@ -133,6 +136,7 @@ def _settings(arguments: Arguments, side: "Side", labels: Labels, corpus: Corpus
         "n_stories": arguments.n_stories,
         "linked": _linked(arguments, side),
         **records.layer_hashes(arguments, arguments.layer),
+        "names_sha256": records.names_hashes(arguments, arguments.layer),
         "corpus_sha256": file_hash(corpus.path),
         **settings_of(corpus),
         "commit": records.environment()["commit"],
@@ -169,6 +173,16 @@ def _write_index(book: "Book", folder: ReportFolder, rows: "list[Row]", source: 
     folder.put("index.html", index_page(book, rows, source))
 
 
+def _check_front(out: Path) -> None:
+    """Refuse a folder whose first page is not that of reports."""
+    known = ("features.json", MARKER)
+    if (out / _FRONT).exists() and not any(any(out.glob(f"layer-*-*/{name}")) for name in known):
+        raise ValueError(
+            f"out must be a new folder or one with reports of features, got {out}, which holds another {_FRONT}. Name"
+            " another --out."
+        )
+
+
 def _write_front(out: Path) -> None:
     """The first page: all dictionaries whose index is there."""
     import json
@@ -186,4 +200,4 @@ def _write_front(out: Path) -> None:
             }
         )
     with common.written_whole(out) as folder:
-        (folder / "index.html").write_text(front_page(sides), encoding="utf-8")
+        (folder / _FRONT).write_text(front_page(sides), encoding="utf-8")
