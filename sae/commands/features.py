@@ -3,7 +3,6 @@
 Pages are made in chunks, which are kept: a report that was killed goes on when the same command is given again.
 """
 
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -83,20 +82,16 @@ def run(arguments: Arguments) -> None:
     source = records.provenance(resolved, [desk.interactions], corpus, len(stories), 0.0)
     for side in sides:
         desk.check_features(side)
-    try:
-        for side in sides:
-            folders[side].start(settings[side])
-            _share_plotly(Path(arguments.out))
-            book = desk.book(side, settings[side]["linked"])
-            rows = desk.report(book, folders[side])
-            _write_index(book, folders[side], rows, source, started)
-            _write_front(Path(arguments.out))
-            print(f"written: {folders[side].folder}/index.html with {len(rows)} features")
-            for line in to_look_at(rows, folders[side].folder):
-                print(line)
-    except KeyboardInterrupt:
-        common.note("interrupted: finished pages are kept; give the same command again to go on")
-        sys.exit(130)
+    for side in sides:
+        folders[side].start(settings[side])
+        _share_plotly(Path(arguments.out))
+        book = desk.book(side, settings[side]["linked"])
+        rows = desk.report(book, folders[side])
+        _write_index(book, folders[side], rows, source, started)
+        _write_front(Path(arguments.out))
+        print(f"written: {folders[side].folder}/index.html with {len(rows)} features")
+        for line in to_look_at(rows, folders[side].folder):
+            print(line)
     print(f"open {arguments.out}/index.html in a browser")
 
 
