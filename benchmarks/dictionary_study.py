@@ -13,10 +13,10 @@ from dataclasses import replace
 import torch
 
 import bilinear_circuits as bc
-from bilinear_circuits.data import StoryTokens, read_stories, tokenize_stories
-from bilinear_circuits.dictionaries import Dictionary
-from bilinear_circuits.lowrank import low_rank_correlation
-from bilinear_circuits.running import capture_mlp
+from bilinear_circuits.data.stories import StoryTokens, read_stories, tokenize_stories
+from bilinear_circuits.dictionaries.dictionary import Dictionary
+from bilinear_circuits.interactions.low_rank import low_rank_correlation
+from bilinear_circuits.models.running import capture_mlp
 from sae import train
 from sae.checks import sae_config
 from sae.evaluate import evaluate

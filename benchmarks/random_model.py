@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from bilinear_circuits.cli import main as command
 from bilinear_circuits.discovery import DiscoverySearch
 from bilinear_circuits.discovery.nulls import permute_rows
-from bilinear_circuits.saving import load_result
+from bilinear_circuits.utilities.saving import load_result
 
 
 def randomise(model: Path, out: Path, seed: int, all_weights: bool) -> None:

@@ -30,10 +30,10 @@ import torch
 from torch import Tensor
 
 import bilinear_circuits as bc
-from bilinear_circuits.lowrank import low_rank_correlation, pearson
+from bilinear_circuits.algebra.forms import QuadraticForms
+from bilinear_circuits.algebra.tensor import InteractionTensor
+from bilinear_circuits.interactions.low_rank import low_rank_correlation, pearson
 from bilinear_circuits.sweep import Precision, Products, TopSearch, fastest_precision, leading_spectra, sweep
-from bilinear_circuits.sweep.forms import QuadraticForms
-from bilinear_circuits.tensor import InteractionTensor
 
 PAPER_LAYER = Path(__file__).parents[2] / "shared/weights/paper-size-layer"
 K_ALL, K_EACH, N_EIGENPAIRS, BATCH, SAMPLED = 10_000, 50, 4, 32, 4
@@ -174,8 +174,8 @@ def spectra_ours(layer: tuple[InteractionTensor, Tensor, Tensor], full: bool) ->
 
 def activity(name: str) -> Any:
     """A shipped layer on shipped stories."""
-    from bilinear_circuits.activity import collect_activity
-    from bilinear_circuits.data import read_stories, tokenize_stories
+    from bilinear_circuits.data.stories import read_stories, tokenize_stories
+    from bilinear_circuits.interactions.activity import collect_activity
     from bilinear_circuits.zoo import corpus_path
 
     model, interactions = bc.load_model(), shipped(name)

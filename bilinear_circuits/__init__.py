@@ -7,75 +7,75 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bilinear_circuits.activity import LayerActivity, collect_activity
-    from bilinear_circuits.attribution import attribute_prompt
+    from bilinear_circuits.algebra.matrix import InteractionMatrix
+    from bilinear_circuits.algebra.similarity import layer_similarity, quadratic_form_similarity
+    from bilinear_circuits.algebra.spectra import Spectrum
+    from bilinear_circuits.algebra.tensor import InteractionTensor, QuadraticForm
     from bilinear_circuits.circuits import CircuitQuery, CircuitSearch, SearchSettings, find_circuits
-    from bilinear_circuits.corpora import read_stories
-    from bilinear_circuits.data import StoryTokens, tokenize_stories
-    from bilinear_circuits.dictionaries import Dictionary, UnsupportedSAEError
+    from bilinear_circuits.data.corpora import read_stories
+    from bilinear_circuits.data.stories import StoryTokens, tokenize_stories
+    from bilinear_circuits.dictionaries.dictionary import Dictionary, UnsupportedSAEError
     from bilinear_circuits.discovery import FeatureActivity, discover
-    from bilinear_circuits.hooked import BilinearMLP, NotBilinearError
-    from bilinear_circuits.interactions import FeatureInteractions
-    from bilinear_circuits.ledger import Ledger
-    from bilinear_circuits.lowrank import LowRankCorrelation, low_rank_correlation
-    from bilinear_circuits.matrix import InteractionMatrix
-    from bilinear_circuits.naming import feature_label, input_label
-    from bilinear_circuits.profiles import FeatureProfile, profile_feature
-    from bilinear_circuits.prompts import explain_prompt, prompt_tokens
-    from bilinear_circuits.running import context_length, unembedding
-    from bilinear_circuits.saving import load_result, save_result
-    from bilinear_circuits.similarity import layer_similarity, quadratic_form_similarity
-    from bilinear_circuits.spectra import Spectrum
+    from bilinear_circuits.interactions.activity import LayerActivity, collect_activity
+    from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
+    from bilinear_circuits.interactions.ledger import Ledger
+    from bilinear_circuits.interactions.low_rank import LowRankCorrelation, low_rank_correlation
+    from bilinear_circuits.interactions.naming import feature_label, input_label
+    from bilinear_circuits.interactions.profiles import FeatureProfile, profile_feature
+    from bilinear_circuits.models.bilinear_mlp import BilinearMLP, NotBilinearError
+    from bilinear_circuits.models.running import context_length, unembedding
+    from bilinear_circuits.prompts.accounts import explain_prompt, prompt_tokens
+    from bilinear_circuits.prompts.attribution import attribute_prompt
     from bilinear_circuits.surgery import FormEdit, edit_model
     from bilinear_circuits.surgery.weights import check_weights
-    from bilinear_circuits.tensor import InteractionTensor, QuadraticForm
+    from bilinear_circuits.utilities.saving import load_result, save_result
     from bilinear_circuits.zoo import corpus_path, load_dictionaries, load_model
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "BilinearMLP": "hooked",
+    "BilinearMLP": "models.bilinear_mlp",
     "CircuitQuery": "circuits",
     "CircuitSearch": "circuits",
-    "Dictionary": "dictionaries",
+    "Dictionary": "dictionaries.dictionary",
     "FeatureActivity": "discovery",
-    "FeatureInteractions": "interactions",
-    "FeatureProfile": "profiles",
+    "FeatureInteractions": "interactions.feature_interactions",
+    "FeatureProfile": "interactions.profiles",
     "FormEdit": "surgery",
-    "InteractionMatrix": "matrix",
-    "InteractionTensor": "tensor",
-    "LayerActivity": "activity",
-    "Ledger": "ledger",
-    "LowRankCorrelation": "lowrank",
-    "NotBilinearError": "hooked",
-    "QuadraticForm": "tensor",
+    "InteractionMatrix": "algebra.matrix",
+    "InteractionTensor": "algebra.tensor",
+    "LayerActivity": "interactions.activity",
+    "Ledger": "interactions.ledger",
+    "LowRankCorrelation": "interactions.low_rank",
+    "NotBilinearError": "models.bilinear_mlp",
+    "QuadraticForm": "algebra.tensor",
     "SearchSettings": "circuits",
-    "Spectrum": "spectra",
-    "StoryTokens": "data",
-    "UnsupportedSAEError": "dictionaries",
-    "attribute_prompt": "attribution",
+    "Spectrum": "algebra.spectra",
+    "StoryTokens": "data.stories",
+    "UnsupportedSAEError": "dictionaries.dictionary",
+    "attribute_prompt": "prompts.attribution",
     "check_weights": "surgery.weights",
-    "collect_activity": "activity",
-    "context_length": "running",
+    "collect_activity": "interactions.activity",
+    "context_length": "models.running",
     "corpus_path": "zoo",
     "discover": "discovery",
     "edit_model": "surgery",
-    "explain_prompt": "prompts",
-    "feature_label": "naming",
+    "explain_prompt": "prompts.accounts",
+    "feature_label": "interactions.naming",
     "find_circuits": "circuits",
-    "input_label": "naming",
-    "layer_similarity": "similarity",
+    "input_label": "interactions.naming",
+    "layer_similarity": "algebra.similarity",
     "load_dictionaries": "zoo",
     "load_model": "zoo",
-    "load_result": "saving",
-    "low_rank_correlation": "lowrank",
-    "profile_feature": "profiles",
-    "prompt_tokens": "prompts",
-    "quadratic_form_similarity": "similarity",
-    "read_stories": "corpora",
-    "save_result": "saving",
-    "tokenize_stories": "data",
-    "unembedding": "running",
+    "load_result": "utilities.saving",
+    "low_rank_correlation": "interactions.low_rank",
+    "profile_feature": "interactions.profiles",
+    "prompt_tokens": "prompts.accounts",
+    "quadratic_form_similarity": "algebra.similarity",
+    "read_stories": "data.corpora",
+    "save_result": "utilities.saving",
+    "tokenize_stories": "data.stories",
+    "unembedding": "models.running",
 }
 
 __all__ = [

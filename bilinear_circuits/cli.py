@@ -13,10 +13,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-from bilinear_circuits import processes
 from bilinear_circuits.commands import images
 from bilinear_circuits.commands.failures import MISTAKE, TRACEBACK, explain
 from bilinear_circuits.commands.usage import with_usage
+from bilinear_circuits.utilities import processes
 
 VERBS = {
     "circuits": "bilinear_circuits.commands.circuits",

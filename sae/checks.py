@@ -10,8 +10,8 @@ import sae_lens  # noqa: F401  (fills the registry)
 import torch
 from sae_lens.registry import SAE_TRAINING_CLASS_REGISTRY, get_sae_training_class
 
-from bilinear_circuits.data import StoryTokens
-from bilinear_circuits.running import context_length, model_blocks, model_device
+from bilinear_circuits.data.stories import StoryTokens
+from bilinear_circuits.models.running import context_length, model_blocks, model_device
 from sae.settings import TrainSettings
 
 _OURS = ("d_in", "d_sae", "dtype", "device", "metadata", "reshape_activations", "normalize_activations")

@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bilinear_circuits.data import StoryTokens
-from bilinear_circuits.dictionaries import Dictionary
-from bilinear_circuits.display import Brief
-from bilinear_circuits.progress import Progress, silent
-from bilinear_circuits.running import capture_mlp, model_device, model_width, run_logits
+from bilinear_circuits.data.stories import StoryTokens
+from bilinear_circuits.dictionaries.dictionary import Dictionary
+from bilinear_circuits.models.running import capture_mlp, model_device, model_width, run_logits
+from bilinear_circuits.utilities.display import Brief
+from bilinear_circuits.utilities.progress import Progress, silent
 from sae.splice import Side, spliced
 
 _STORIES_PER_BATCH = 32

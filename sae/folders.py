@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from bilinear_circuits.dictionaries import Dictionary, UnsupportedSAEError
+from bilinear_circuits.dictionaries.dictionary import Dictionary, UnsupportedSAEError
 
 _ARCHITECTURES = {"relu": "standard", "jumprelu": "jumprelu", "topk": "topk", "abstopk": "abstopk"}
 _RELOAD = (

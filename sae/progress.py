@@ -12,16 +12,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bilinear_circuits.activity import active_tokens
-from bilinear_circuits.data import StoryTokens
-from bilinear_circuits.dictionaries import Activation, Dictionary
-from bilinear_circuits.display import Brief
-from bilinear_circuits.hooked import BilinearMLP
-from bilinear_circuits.interactions import FeatureInteractions
+from bilinear_circuits.data.stories import StoryTokens
+from bilinear_circuits.dictionaries.dictionary import Activation, Dictionary
+from bilinear_circuits.interactions.activity import active_tokens
+from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
+from bilinear_circuits.interactions.low_rank import LowRankCorrelation, low_rank_correlation
 from bilinear_circuits.interventions.predictions import rank_correlation
-from bilinear_circuits.lowrank import LowRankCorrelation, low_rank_correlation
-from bilinear_circuits.progress import Progress, silent
-from bilinear_circuits.running import capture_mlp, model_blocks, model_device
+from bilinear_circuits.models.bilinear_mlp import BilinearMLP
+from bilinear_circuits.models.running import capture_mlp, model_blocks, model_device
+from bilinear_circuits.utilities.display import Brief
+from bilinear_circuits.utilities.progress import Progress, silent
 from sae.evaluate import Reconstruction, SpliceLoss, Tally, batches_of, cross_entropy
 from sae.splice import Side, spliced
 

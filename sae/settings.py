@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from bilinear_circuits.corpora import Corpus
+from bilinear_circuits.data.corpora import Corpus
 
 _WHOLE = ("expansion", "tokens", "batch_tokens", "buffer_rows", "model_rows", "context", "dead_window", "norm_batches")
 SIDES = ("hook_in", "hook_out")

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
 
-from bilinear_circuits.hooked import input_aliases, output_aliases
-from bilinear_circuits.running import model_blocks
+from bilinear_circuits.models.bilinear_mlp import input_aliases, output_aliases
+from bilinear_circuits.models.running import model_blocks
 
 _HOOK_NAME = re.compile(r"blocks\.(\d+)\.mlp\.(hook_in|hook_out)")
 

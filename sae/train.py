@@ -25,10 +25,10 @@ from jaxtyping import Int
 from sae_lens import LoggingConfig, MultiSAETrainingRunner, MultiSAETrainingRunnerConfig
 from torch import Tensor
 
-from bilinear_circuits.data import StoryTokens
-from bilinear_circuits.dictionaries import Dictionary
-from bilinear_circuits.display import Brief
-from bilinear_circuits.running import model_device
+from bilinear_circuits.data.stories import StoryTokens
+from bilinear_circuits.dictionaries.dictionary import Dictionary
+from bilinear_circuits.models.running import model_device
+from bilinear_circuits.utilities.display import Brief
 from sae.checks import check_model, check_options, check_tokens, forked_generators, sae_config
 from sae.folders import unit_rows
 from sae.settings import TrainSettings

@@ -55,8 +55,8 @@ def activity_of(world):
     """The layer on the corpus, the way any analysis gets it."""
     import bilinear_circuits as bc
     from bilinear_circuits import zoo
-    from bilinear_circuits.activity import collect_activity
-    from bilinear_circuits.data import tokenize_stories
+    from bilinear_circuits.data.stories import tokenize_stories
+    from bilinear_circuits.interactions.activity import collect_activity
 
     model = bc.load_model(world["model"])
     mlp = bc.BilinearMLP.from_model(model, LAYER)

@@ -6,10 +6,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from bilinear_circuits.hooked import BilinearMLP
-from bilinear_circuits.interactions import FeatureInteractions
-from bilinear_circuits.matrix import InteractionMatrix
-from bilinear_circuits.tensor import InteractionTensor
+from bilinear_circuits.algebra.matrix import InteractionMatrix
+from bilinear_circuits.algebra.tensor import InteractionTensor
+from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
+from bilinear_circuits.models.bilinear_mlp import BilinearMLP
 
 D_IN, D_MLP, D_OUT = 5, 7, 3
 D_SAE_IN, D_SAE_OUT = 11, 9

@@ -50,7 +50,7 @@ def tiny_llama(seed=0, d_model=12, d_mlp=14, n_layers=3, act="linear"):
 
 
 def random_dictionary(d_in, d_sae, hook_name, seed=0, k=3):
-    from bilinear_circuits.dictionaries import Activation, Dictionary
+    from bilinear_circuits.dictionaries.dictionary import Activation, Dictionary
 
     generator = torch.Generator().manual_seed(seed)
     W_dec = torch.nn.functional.normalize(torch.randn(d_sae, d_in, generator=generator), dim=1)
@@ -59,8 +59,8 @@ def random_dictionary(d_in, d_sae, hook_name, seed=0, k=3):
 
 
 def interactions_of(model, layer, d_sae_in=17, d_sae_out=19):
-    from bilinear_circuits.hooked import BilinearMLP
-    from bilinear_circuits.interactions import FeatureInteractions
+    from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
+    from bilinear_circuits.models.bilinear_mlp import BilinearMLP
 
     mlp = BilinearMLP.from_model(model, layer)
     d_model = mlp.tensor.d_in

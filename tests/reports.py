@@ -21,7 +21,9 @@ PROVENANCE = {
 @cache
 def modules():
     """The modules under test, imported under the shape-checking hook."""
-    from bilinear_circuits import circuits, profiles, report, shape, spectra
+    from bilinear_circuits import circuits, report
+    from bilinear_circuits.algebra import spectra
+    from bilinear_circuits.interactions import profiles, shape
     from bilinear_circuits.report import html, text
 
     return SimpleNamespace(

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from helpers import randn, random_tensor
 
+from bilinear_circuits.algebra.tensor import InteractionTensor
 from bilinear_circuits.sweep import Products, TopSearch, sweep
-from bilinear_circuits.tensor import InteractionTensor
 
 
 def random_layer(d_in, d_mlp, d_out, n_inputs, n_outputs, dtype=torch.float32, seed=0, biases=()):

@@ -2,12 +2,12 @@ import pytest
 import torch
 from helpers import WORDS, assert_near, randn, random_sae, tiny_llama, tiny_tokenizer
 
-import bilinear_circuits.activity as activity_module
-from bilinear_circuits.activity import ActiveTokens, active_tokens, collect_activity, top_token_ids
-from bilinear_circuits.data import tokenize_stories
-from bilinear_circuits.dictionaries import Dictionary
-from bilinear_circuits.hooked import BilinearMLP
-from bilinear_circuits.interactions import FeatureInteractions
+import bilinear_circuits.interactions.activity as activity_module
+from bilinear_circuits.data.stories import tokenize_stories
+from bilinear_circuits.dictionaries.dictionary import Dictionary
+from bilinear_circuits.interactions.activity import ActiveTokens, active_tokens, collect_activity, top_token_ids
+from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
+from bilinear_circuits.models.bilinear_mlp import BilinearMLP
 
 LAYERS = (2, 0)
 LENGTHS = (5, 1, 9, 3, 20, 2, 7, 5)

@@ -8,13 +8,13 @@ import torch
 from helpers import assert_near, randn, random_matrix, refused
 from planted import interactions_of, random_stories, tiny_llama, word_tokenizer
 
-from bilinear_circuits.activity import collect_activity
-from bilinear_circuits.bounds import QUANTILES, Summary, norm_radius, truncation_bound, truncation_error
-from bilinear_circuits.completeness import circuit_completeness, group_edges
-from bilinear_circuits.data import tokenize_stories
-from bilinear_circuits.hooked import RMSNorm
-from bilinear_circuits.interactions import FeatureInteractions
-from bilinear_circuits.matrix import InteractionMatrix
+from bilinear_circuits.algebra.matrix import InteractionMatrix
+from bilinear_circuits.data.stories import tokenize_stories
+from bilinear_circuits.interactions.activity import collect_activity
+from bilinear_circuits.interactions.bounds import QUANTILES, Summary, norm_radius, truncation_bound, truncation_error
+from bilinear_circuits.interactions.completeness import circuit_completeness, group_edges
+from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
+from bilinear_circuits.models.bilinear_mlp import RMSNorm
 
 KINDS = pytest.mark.parametrize("kind", ["indefinite", "positive", "negative"])
 SIZES = pytest.mark.parametrize(("d", "d_mlp"), [(5, 7), (9, 4), (12, 3), (3, 40)])

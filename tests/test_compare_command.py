@@ -10,9 +10,9 @@ import yaml
 from planted import WORDS, interactions_of, random_dictionary, random_stories, tiny_llama, word_tokenizer
 
 from bilinear_circuits.cli import main
-from bilinear_circuits.folders import file_hash
-from bilinear_circuits.saving import load_result
-from bilinear_circuits.stability import StabilityTable
+from bilinear_circuits.comparison.stability import StabilityTable
+from bilinear_circuits.utilities.folders import file_hash
+from bilinear_circuits.utilities.saving import load_result
 from sae.folders import write_dictionary
 
 QUICK = ["--n-null", "4", "--n-shifts", "39"]

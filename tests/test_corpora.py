@@ -6,7 +6,7 @@ import json
 import pytest
 from helpers import refused
 
-from bilinear_circuits.data import Corpus, read_stories
+from bilinear_circuits.data.stories import Corpus, read_stories
 
 STORIES = ["the cat sat", "a dög, and\na cat", "the big dog ran"]
 FLAT = [story.replace("\n", " ") for story in STORIES]
@@ -105,7 +105,7 @@ def test_a_file_is_read_only_as_far_as_the_limit(tmp_path):
 
 
 def test_marks_that_lie_across_chunks_are_found(tmp_path, monkeypatch):
-    from bilinear_circuits import text_files
+    from bilinear_circuits.data import text_files
 
     monkeypatch.setattr(text_files, "_CHUNK", 7)
     path = tmp_path / "a.txt"

@@ -244,9 +244,9 @@ def resumed(world, tmp_path, verb, corpus, settings):
 
 
 STARTS = {
-    "interactions": "bilinear_circuits.activity.collect_activity",
+    "interactions": "bilinear_circuits.interactions.activity.collect_activity",
     "features": "sae.commands.features_desk.Desk.report",
-    "train": "bilinear_circuits.training.train_model",
+    "train": "bilinear_circuits.training.language_model.train_model",
     "train-sae": "sae.train.train_dictionaries",
 }
 OTHERS = {

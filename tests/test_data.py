@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import refused, tiny_tokenizer
 
-from bilinear_circuits.data import (
+from bilinear_circuits.data.stories import (
     clean_stories,
     normalise,
     read_stories,

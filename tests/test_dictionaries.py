@@ -14,7 +14,7 @@ from helpers import (
     refused,
 )
 
-from bilinear_circuits.dictionaries import Activation, Dictionary, UnsupportedSAEError, as_dictionary
+from bilinear_circuits.dictionaries.dictionary import Activation, Dictionary, UnsupportedSAEError, as_dictionary
 
 EVERY_INFERENCE = pytest.mark.parametrize("architecture", INFERENCE_ARCHITECTURES)
 

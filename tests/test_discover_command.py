@@ -11,7 +11,7 @@ from test_cli import mistake
 
 from bilinear_circuits.commands import discover as command
 from bilinear_circuits.discovery import MOTIFS, DiscoverySearch
-from bilinear_circuits.saving import load_result
+from bilinear_circuits.utilities.saving import load_result
 
 
 @pytest.fixture(scope="module")

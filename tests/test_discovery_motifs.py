@@ -4,9 +4,9 @@ import pytest
 import torch
 from helpers import assert_near, randn, random_tensor
 
+from bilinear_circuits.algebra.tensor import InteractionTensor
 from bilinear_circuits.discovery.groups import group_directions
 from bilinear_circuits.discovery.motifs import MOTIFS, TEMPLATES, motif_scores
-from bilinear_circuits.tensor import InteractionTensor
 
 
 def unit(rows):

@@ -8,6 +8,7 @@ import torch
 from helpers import assert_near, randn, refused
 from scipy.stats import rankdata
 
+from bilinear_circuits.algebra.tensor import InteractionTensor
 from bilinear_circuits.discovery import (
     MOTIFS,
     DiscoverySearch,
@@ -23,9 +24,8 @@ from bilinear_circuits.discovery import (
     score_layer,
 )
 from bilinear_circuits.discovery.echoes import echoes
-from bilinear_circuits.interactions import FeatureInteractions
-from bilinear_circuits.saving import load_result, save_result
-from bilinear_circuits.tensor import InteractionTensor
+from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
+from bilinear_circuits.utilities.saving import load_result, save_result
 
 BASE = PlantedSettings(d_model=80, circuits=5, tokens=6000, seed=1)
 SMALL = PlantedSettings(d_model=48, circuits=3, tokens=4000, seed=5)

@@ -18,8 +18,11 @@ PACKAGES = ("bilinear_circuits", "sae")
 @pytest.fixture(scope="module")
 def bc():
     """The modules under test, imported under the shape-checking hook."""
-    from bilinear_circuits import activity, display, lowrank, tensor
-    from bilinear_circuits.data import StoryTokens
+    from bilinear_circuits.algebra import tensor
+    from bilinear_circuits.data.stories import StoryTokens
+    from bilinear_circuits.interactions import activity
+    from bilinear_circuits.interactions import low_rank as lowrank
+    from bilinear_circuits.utilities import display
 
     return SimpleNamespace(activity=activity, display=display, lowrank=lowrank, tensor=tensor, StoryTokens=StoryTokens)
 

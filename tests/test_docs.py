@@ -35,7 +35,7 @@ def has_browser():
 
 
 def test_the_naive_einsum_of_the_readme_is_what_the_object_computes():
-    from bilinear_circuits.tensor import InteractionTensor
+    from bilinear_circuits.algebra.tensor import InteractionTensor
 
     generator = torch.Generator().manual_seed(0)
     shapes = {"W_gate": (5, 7), "W_in": (5, 7), "W_out": (7, 5), "W_enc": (5, 9), "W_dec": (11, 5)}
@@ -64,8 +64,8 @@ def test_the_code_of_the_readme_runs_and_its_numbers_are_right():
 
 def test_the_graph_of_the_readme_ends_where_its_feature_is_active_and_pairs_explain_it():
     import bilinear_circuits as bc
-    from bilinear_circuits.attribution import attribute_prompt
-    from bilinear_circuits.prompts import prompt_tokens
+    from bilinear_circuits.prompts.accounts import prompt_tokens
+    from bilinear_circuits.prompts.attribution import attribute_prompt
 
     (asked,) = re.findall(r'graph --prompt "(.+)" --layer (\d+) --feature (\d+)', README)
     layer, feature = map(int, asked[1:])

@@ -10,7 +10,7 @@ import yaml
 from planted import random_dictionary, random_stories, tiny_llama, word_tokenizer
 
 from bilinear_circuits.cli import main
-from bilinear_circuits.saving import load_result
+from bilinear_circuits.utilities.saving import load_result
 
 LAYERS = (0, 2)
 FILES = [
@@ -116,7 +116,7 @@ def test_the_numbers_are_those_of_the_model_on_disk(world, edited):
     from bilinear_circuits.circuits.experiments import Sites
     from bilinear_circuits.circuits.query import CircuitQuery, QueryTokens
     from bilinear_circuits.circuits.search import story_parts
-    from bilinear_circuits.data import read_stories
+    from bilinear_circuits.data.stories import read_stories
 
     tokenizer = AutoTokenizer.from_pretrained(edited)
     before, after = (AutoModelForCausalLM.from_pretrained(path) for path in (world / "tiny", edited))

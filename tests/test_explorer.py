@@ -9,16 +9,16 @@ import torch
 from helpers import refused
 from planted import interactions_of, random_stories, save_between_dictionaries, word_tokenizer
 
-from bilinear_circuits.activity import collect_activity
 from bilinear_circuits.cli import main
 from bilinear_circuits.commands import common, explore
 from bilinear_circuits.commands.circuit_file import read_proofs
-from bilinear_circuits.data import tokenize_stories
-from bilinear_circuits.neighbourhood import cluster_rows, neighbourhood
-from bilinear_circuits.profiles import profile_feature
+from bilinear_circuits.data.stories import tokenize_stories
+from bilinear_circuits.interactions.activity import collect_activity
+from bilinear_circuits.interactions.neighbourhood import cluster_rows, neighbourhood
+from bilinear_circuits.interactions.profiles import profile_feature
+from bilinear_circuits.interactions.shape import factor_pair
+from bilinear_circuits.models.running import unembedding
 from bilinear_circuits.report.explorer import SCRIPTS, explorer_document, explorer_page, orders
-from bilinear_circuits.running import unembedding
-from bilinear_circuits.shape import factor_pair
 
 LAYER, N_MEMBERS = 1, 14
 HOSTILE = "</script><img src=x onerror=alert(1)>"

@@ -8,8 +8,8 @@ from helpers import refused
 from verbs import asked, write_world
 
 from bilinear_circuits.cli import main
-from bilinear_circuits.dictionaries import Dictionary
-from bilinear_circuits.feature_names import FILE, read_names
+from bilinear_circuits.dictionaries.dictionary import Dictionary
+from bilinear_circuits.dictionaries.names import FILE, read_names
 
 SLOW = [pytest.param(verb, marks=pytest.mark.slow) for verb in ("explore", "prove")]
 

@@ -121,9 +121,9 @@ def test_dead_and_dense_features_say_so(made):
 
 
 def test_numbers_of_a_page_are_those_of_the_analyses(world, made):
-    from bilinear_circuits.profiles import profile_feature
+    from bilinear_circuits.interactions.profiles import profile_feature
+    from bilinear_circuits.models.running import unembedding
     from bilinear_circuits.report.text import number, signed
-    from bilinear_circuits.running import unembedding
 
     model, activity = activity_of(world)
     feature = 31
@@ -177,7 +177,7 @@ def test_tables_hold_what_the_index_shows(made):
 
 
 def test_input_features_are_numbered_after_the_output_features_as_in_graphs(world, made):
-    from bilinear_circuits.attribution import attribute_prompt
+    from bilinear_circuits.prompts.attribution import attribute_prompt
     from bilinear_circuits.report.graph import GraphSource, graph_payload
 
     model, activity = activity_of(world)

@@ -10,7 +10,8 @@ from features_world import D_SAE_IN, D_SAE_OUT, DEAD, DENSE, activity_of, write_
 @pytest.fixture(scope="module")
 def bc():
     """The modules under test, imported under the shape-checking hook."""
-    from bilinear_circuits import by_token, examples, naming, profiles, running
+    from bilinear_circuits.interactions import by_token, examples, naming, profiles
+    from bilinear_circuits.models import running
     from sae.report import feeds, index, measure, outputs, results
 
     return SimpleNamespace(

@@ -4,8 +4,8 @@ import pytest
 import torch
 from sweeping import all_interactions, random_layer, scores
 
+from bilinear_circuits.algebra.forms import QuadraticForms
 from bilinear_circuits.sweep import Products, Statistics, TopSearch, leading_spectra, sweep
-from bilinear_circuits.sweep.forms import QuadraticForms
 
 pytestmark = pytest.mark.gpu
 N_INPUTS, N_OUTPUTS, K = 300, 40, 200

@@ -10,12 +10,12 @@ from helpers import refused
 from jsonschema import Draft7Validator
 from planted import interactions_of, tiny_llama, word_tokenizer
 
-from bilinear_circuits.attribution import attribute_prompt
-from bilinear_circuits.prompts import prompt_tokens
+from bilinear_circuits.models.running import capture_mlp, run_logits
+from bilinear_circuits.prompts.accounts import prompt_tokens
+from bilinear_circuits.prompts.attribution import attribute_prompt
 from bilinear_circuits.report.graph import GraphSource, graph_features, graph_payload
 from bilinear_circuits.report.graph_features import neuronpedia_document
 from bilinear_circuits.report.graph_ids import cantor_pair, shared_index
-from bilinear_circuits.running import capture_mlp, run_logits
 
 TEXT = "the cat was not good and the zebra sat"
 FEATURES = [(layer, feature) for layer in (1, 2) for feature in range(8)]

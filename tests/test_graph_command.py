@@ -10,10 +10,10 @@ from helpers import refused
 from jsonschema import Draft7Validator
 from planted import interactions_of, random_stories, save_between_dictionaries, tiny_llama, word_tokenizer
 
-from bilinear_circuits.attribution import attribute_prompt
 from bilinear_circuits.commands.graph import default_slug
 from bilinear_circuits.commands.graph_folder import LIST, GraphFolder
-from bilinear_circuits.prompts import prompt_tokens
+from bilinear_circuits.prompts.accounts import prompt_tokens
+from bilinear_circuits.prompts.attribution import attribute_prompt
 
 TEXT = "the cat was not good and the zebra sat"
 

@@ -13,7 +13,7 @@ from helpers import (
     tiny_llama,
 )
 
-from bilinear_circuits.hooked import BilinearMLP, NotBilinearError, RMSNorm
+from bilinear_circuits.models.bilinear_mlp import BilinearMLP, NotBilinearError, RMSNorm
 from bilinear_circuits.zoo import load_model
 
 NORMALISATIONS = ("RMS", "RMSPre", "LN", "LNPre", None)

@@ -169,7 +169,7 @@ def test_the_imported_model_is_hooked_and_proved_bilinear(imported):
 
 
 def test_the_written_model_says_where_it_comes_from(imported):
-    from bilinear_circuits.folders import file_hash
+    from bilinear_circuits.utilities.folders import file_hash
 
     config, origin = (json.loads((imported / name).read_text()) for name in ("config.json", "import.json"))
     assert (config["hidden_act"], config["rms_norm_eps"], config["vocab_size"]) == ("linear", 1e-8, D_VOCAB)
@@ -284,7 +284,7 @@ def test_an_imported_dictionary_is_the_source_where_k_pre_activations_are_positi
     normalize, b_dec_on_input, tmp_path, capsys
 ):
     import bilinear_circuits as bc
-    from bilinear_circuits.importing import clipped_share
+    from bilinear_circuits.models.importing import clipped_share
 
     publish(tmp_path / "source", DICTIONARY | {"normalize": normalize}, dictionary_weights())
     out = run_import(
@@ -302,7 +302,7 @@ def test_an_imported_dictionary_is_the_source_where_k_pre_activations_are_positi
 def test_where_the_source_keeps_negative_values_the_import_drops_them_and_nothing_else(tmp_path):
     """k = 15 of 36 features of random sign: on some rows fewer than 15 are positive."""
     import bilinear_circuits as bc
-    from bilinear_circuits.importing import clipped_share
+    from bilinear_circuits.models.importing import clipped_share
 
     k = 15
     publish(tmp_path / "source", DICTIONARY | {"k": k}, dictionary_weights())
@@ -335,7 +335,7 @@ def test_no_shift_of_the_encoder_bias_replaces_the_sign(tmp_path):
 def test_the_metadata_survives_saelens_and_says_how_to_load(tmp_path):
     from sae_lens import SAE, __version__
 
-    from bilinear_circuits.importing import TOPK_RULE
+    from bilinear_circuits.models.importing import TOPK_RULE
 
     publish(tmp_path / "tiny-scope", DICTIONARY, dictionary_weights())
     out = run_import(tmp_path / "tiny-scope", tmp_path / "out")
@@ -361,7 +361,7 @@ def test_imported_dictionaries_of_both_sides_fit_the_imported_model(imported, tm
     with torch.no_grad():
         cache = bc.load_model(imported).run_with_cache(random_tokens())[1]
     for point in ("resid-pre", "resid-mid", "resid-post"):
-        from bilinear_circuits.published_format import HOOK_NAMES
+        from bilinear_circuits.models.published_format import HOOK_NAMES
 
         assert cache[f"blocks.1.{HOOK_NAMES[point]}"].shape == (3, 11, D_IN)
 
@@ -529,8 +529,8 @@ def test_the_arguments_are_parsed_as_documented():
 def test_only_topk_dictionaries_are_clipped():
     from planted import random_dictionary
 
-    from bilinear_circuits.dictionaries import Activation, Dictionary
-    from bilinear_circuits.importing import clipped_share
+    from bilinear_circuits.dictionaries.dictionary import Activation, Dictionary
+    from bilinear_circuits.models.importing import clipped_share
 
     topk = random_dictionary(5, 7, "blocks.0.mlp.hook_in")
     relu = Dictionary(topk.W_enc, topk.b_enc, topk.W_dec, topk.b_dec, Activation("relu"))

@@ -29,7 +29,7 @@ def imported(source):
 
 
 def inner_parts(names):
-    """First part of the names inside the package: "spectra" for bilinear_circuits.spectra.Spectrum."""
+    """First part of the names inside the package: "spectra" for bilinear_circuits.algebra.spectra.Spectrum."""
     return {name.split(".")[1] for name in names if name.startswith("bilinear_circuits.")}
 
 

@@ -21,9 +21,9 @@ from helpers import (
     weights_of,
 )
 
-from bilinear_circuits.dictionaries import Dictionary
-from bilinear_circuits.hooked import RMSNorm
-from bilinear_circuits.interactions import FeatureInteractions
+from bilinear_circuits.dictionaries.dictionary import Dictionary
+from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
+from bilinear_circuits.models.bilinear_mlp import RMSNorm
 
 BIASES = ("b_gate", "b_in", "b_out")
 

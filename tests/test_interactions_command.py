@@ -169,8 +169,8 @@ def test_the_precision_is_chosen_where_none_is_asked_for(world, layer, tmp_path)
 
 
 def test_coactive_weighs_by_second_moments_of_the_corpus(world, layer, tmp_path, capsys):
-    from bilinear_circuits.activity import collect_activity
-    from bilinear_circuits.data import tokenize_stories
+    from bilinear_circuits.data.stories import tokenize_stories
+    from bilinear_circuits.interactions.activity import collect_activity
 
     corpus = str(Path(world["model"]).parent / "stories.txt")
     asked = {"coactive": True, "precision": None, "corpus": corpus, "n_stories": 50, "shard_size": 16, "k": 12}
@@ -269,7 +269,8 @@ def test_a_search_killed_before_its_shards_were_removed_is_not_repeated(world, t
 
 def test_what_was_measured_and_chosen_at_the_start_stays(world, tmp_path, monkeypatch):
     """Second moments are not measured again, and the faster precision of another moment changes nothing."""
-    from bilinear_circuits import activity, sweep
+    from bilinear_circuits import sweep
+    from bilinear_circuits.interactions import activity
 
     corpus = str(Path(world["model"]).parent / "stories.txt")
     asked = {"k": 9, "shard_size": 20, "precision": None}

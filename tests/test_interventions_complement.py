@@ -12,7 +12,7 @@ from test_interventions_edges import FEATURE, World, close
 from bilinear_circuits.circuits.prove import control_sets, matched
 from bilinear_circuits.circuits.query import QueryTokens
 from bilinear_circuits.circuits.rank import screen_features
-from bilinear_circuits.data import tokenize_stories
+from bilinear_circuits.data.stories import tokenize_stories
 from bilinear_circuits.interventions import (
     ProofSettings,
     SiteRuns,
@@ -29,7 +29,7 @@ from bilinear_circuits.interventions import (
 )
 from bilinear_circuits.interventions.edges import write_direction, written
 from bilinear_circuits.interventions.proof import removal_of
-from bilinear_circuits.running import unembedding
+from bilinear_circuits.models.running import unembedding
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,11 @@ import torch
 from helpers import randn
 from planted import interactions_of, random_stories, tiny_llama, word_tokenizer
 
-from bilinear_circuits.activity import collect_activity
 from bilinear_circuits.circuits.experiments import Sites
 from bilinear_circuits.circuits.query import CircuitQuery, QueryTokens
-from bilinear_circuits.data import tokenize_stories
-from bilinear_circuits.interactions import FeatureInteractions
+from bilinear_circuits.data.stories import tokenize_stories
+from bilinear_circuits.interactions.activity import collect_activity
+from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 from bilinear_circuits.interventions import (
     SiteRuns,
     circuit_ablations,
@@ -37,7 +37,7 @@ from bilinear_circuits.interventions.predictions import (
     ranks,
     slope,
 )
-from bilinear_circuits.running import unembedding
+from bilinear_circuits.models.running import unembedding
 
 LAYER, FEATURE = 1, 7
 

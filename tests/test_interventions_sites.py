@@ -14,7 +14,7 @@ from bilinear_circuits.interventions import SiteRuns, later_effects
 from bilinear_circuits.interventions.endings import Endings
 from bilinear_circuits.interventions.joint import edited_difference, joint_removal
 from bilinear_circuits.interventions.predictions import final_scale
-from bilinear_circuits.running import model_blocks, run_logits, unembedding
+from bilinear_circuits.models.running import model_blocks, run_logits, unembedding
 from bilinear_circuits.zoo import load_model
 
 KINDS = ("llama", "bridge", "hooked transformer")

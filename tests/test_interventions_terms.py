@@ -7,13 +7,13 @@ import pytest
 import torch
 from helpers import assert_near, randn, random_interactions, refused
 
-from bilinear_circuits.activity import active_tokens
-from bilinear_circuits.interactions import FeatureInteractions
+from bilinear_circuits.algebra.tensor import InteractionTensor
+from bilinear_circuits.interactions.activity import active_tokens
+from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 from bilinear_circuits.interventions import edges_of, random_edges, terms_at, top_edges
 from bilinear_circuits.interventions import terms as module
 from bilinear_circuits.interventions.edges import write_direction
 from bilinear_circuits.interventions.terms import coactivation
-from bilinear_circuits.tensor import InteractionTensor
 
 FEATURE = 4
 BIASES = ("b_gate", "b_in", "b_out")

@@ -12,8 +12,8 @@ from helpers import (
     weights_of,
 )
 
-from bilinear_circuits.interactions import FeatureInteractions
-from bilinear_circuits.ledger import account
+from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
+from bilinear_circuits.interactions.ledger import account
 
 BIAS_SETS = pytest.mark.parametrize("biases", [(), ("b_gate", "b_in", "b_out"), ("b_in",)], ids=len)
 PRODUCTS = ("feature_feature", "feature_bias", "feature_error", "bias_bias", "bias_error", "error_error")

@@ -16,11 +16,11 @@ from helpers import (
     weights_of,
 )
 
-import bilinear_circuits.lowrank as lowrank_module
-from bilinear_circuits.activity import active_tokens
-from bilinear_circuits.hooked import BilinearMLP
-from bilinear_circuits.interactions import FeatureInteractions
-from bilinear_circuits.lowrank import LowRankCorrelation, low_rank_correlation, pearson
+import bilinear_circuits.interactions.low_rank as lowrank_module
+from bilinear_circuits.interactions.activity import active_tokens
+from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
+from bilinear_circuits.interactions.low_rank import LowRankCorrelation, low_rank_correlation, pearson
+from bilinear_circuits.models.bilinear_mlp import BilinearMLP
 from bilinear_circuits.sweep import leading_spectra
 
 BIASES = ("b_gate", "b_in", "b_out")

@@ -3,7 +3,7 @@ import pytest
 import torch
 from helpers import D_IN, D_MLP, assert_near, check_matrix, randn, random_matrix, refused
 
-from bilinear_circuits.matrix import InteractionMatrix
+from bilinear_circuits.algebra.matrix import InteractionMatrix
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])

@@ -15,9 +15,11 @@ POSITIVE, NEGATIVE = "#2b7bba", "#d8701a"
 @pytest.fixture(scope="module")
 def bc():
     """The modules under test, imported under the shape-checking hook."""
-    from bilinear_circuits import display, lowrank, saving, spectra
+    from bilinear_circuits.algebra import spectra
+    from bilinear_circuits.interactions import low_rank as lowrank
     from bilinear_circuits.report import notebook
     from bilinear_circuits.report.figures import results
+    from bilinear_circuits.utilities import display, saving
 
     return SimpleNamespace(
         display=display, lowrank=lowrank, notebook=notebook, results=results, saving=saving, spectra=spectra
@@ -236,8 +238,8 @@ def test_discoveries_are_drawn_by_motif_beside_the_null(bc):
 
 
 def test_the_remaining_results_have_tables(bc):
-    from bilinear_circuits.bounds import Summary
-    from bilinear_circuits.completeness import CircuitCompleteness
+    from bilinear_circuits.interactions.bounds import Summary
+    from bilinear_circuits.interactions.completeness import CircuitCompleteness
 
     summary = Summary(4, 0.5, (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0))
     result = CircuitCompleteness(4, 143, 32, 9, summary, summary, 0.6, 0.25, 0.125, 0)

@@ -7,10 +7,10 @@ import torch
 from helpers import assert_near, refused
 from planted import WORDS, interactions_of, tiny_llama, word_tokenizer
 
-from bilinear_circuits.data import tokenize_stories
-from bilinear_circuits.prompts import NextTokens, check_prompt, explain_prompt, in_float64, prompt_tokens
+from bilinear_circuits.data.stories import tokenize_stories
+from bilinear_circuits.models.running import capture_mlp, run_logits
+from bilinear_circuits.prompts.accounts import NextTokens, check_prompt, explain_prompt, in_float64, prompt_tokens
 from bilinear_circuits.report.prompts import prompt_payload
-from bilinear_circuits.running import capture_mlp, run_logits
 from bilinear_circuits.surgery import FormEdit, edit_model
 
 TEXT = "the cat was not good and the zebra sat"

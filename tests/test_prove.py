@@ -5,14 +5,14 @@ import pytest
 import torch
 from planted import interactions_of, random_stories, tiny_llama, word_tokenizer
 
-from bilinear_circuits.activity import collect_activity
-from bilinear_circuits.circuits.effects import bootstrap, bootstrap_rows
 from bilinear_circuits.circuits.experiments import LossExperiment, SiteExperiment, Sites, ablation_edit, removal_edit
 from bilinear_circuits.circuits.prove import control_sets, matched
 from bilinear_circuits.circuits.query import CircuitQuery, QueryTokens
 from bilinear_circuits.circuits.rank import screen_features
-from bilinear_circuits.data import tokenize_stories
-from bilinear_circuits.running import unembedding
+from bilinear_circuits.data.stories import tokenize_stories
+from bilinear_circuits.interactions.activity import collect_activity
+from bilinear_circuits.models.running import unembedding
+from bilinear_circuits.statistics.effects import bootstrap, bootstrap_rows
 
 LAYER, FEATURE = 1, 7
 

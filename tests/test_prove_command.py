@@ -21,10 +21,10 @@ from bilinear_circuits.circuits.search import story_parts
 from bilinear_circuits.cli import main
 from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.circuit_file import CircuitFeature, read_circuit_file
-from bilinear_circuits.data import read_stories
+from bilinear_circuits.data.stories import read_stories
 from bilinear_circuits.interventions import CircuitProofs, SiteRuns
 from bilinear_circuits.report import search_payload
-from bilinear_circuits.saving import load_result
+from bilinear_circuits.utilities.saving import load_result
 
 FILES = ["proof.json", "result.json", "result.safetensors"]
 SMALL = ["--n-edges", "4", "--n-exact", "20", "--n-draws", "2", "--n-controls", "2", "--n-nonsense", "50"]
@@ -46,7 +46,7 @@ def world(tmp_path_factory):
     )
     stories = read_stories(asked.corpus)
     search = find_circuits(bridge, layers, query, stories, settings=settings, seed=3)
-    from bilinear_circuits.data import Corpus
+    from bilinear_circuits.data.stories import Corpus
 
     source = records.provenance(asked, layers, Corpus(asked.corpus), len(stories), 1.0)
     file = root / "circuit.json"

@@ -2,12 +2,12 @@ import pytest
 import torch
 from planted import interactions_of, random_stories, tiny_llama, word_tokenizer
 
-from bilinear_circuits.activity import collect_activity
 from bilinear_circuits.circuits.query import CircuitQuery, QueryTokens
 from bilinear_circuits.circuits.rank import pole_shift, rank_features, screen_features, trigger_share
-from bilinear_circuits.data import tokenize_stories
-from bilinear_circuits.running import unembedding
-from bilinear_circuits.shape import and_shape
+from bilinear_circuits.data.stories import tokenize_stories
+from bilinear_circuits.interactions.activity import collect_activity
+from bilinear_circuits.interactions.shape import and_shape
+from bilinear_circuits.models.running import unembedding
 
 QUERY = CircuitQuery("negation", ("not", "never"), ("good", "nice"), ("bad", "sad"))
 

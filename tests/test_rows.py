@@ -5,7 +5,7 @@ import pytest
 import torch
 from helpers import refused, tiny_tokenizer
 
-from bilinear_circuits.rows import TrainingData, data_key, tokenize_rows
+from bilinear_circuits.data.rows import TrainingData, data_key, tokenize_rows
 
 STORIES = ["the cat sat", "a dog", "the big dog ran on the small mat"]
 

@@ -12,7 +12,14 @@ from helpers import (
     tiny_llama,
 )
 
-from bilinear_circuits.running import Downstream, capture_mlp, model_blocks, run_logits, unembedding, vocabulary_size
+from bilinear_circuits.models.running import (
+    Downstream,
+    capture_mlp,
+    model_blocks,
+    run_logits,
+    unembedding,
+    vocabulary_size,
+)
 from bilinear_circuits.zoo import load_model
 
 KINDS = ("llama", "bridge", "hooked transformer")
@@ -164,7 +171,7 @@ def test_a_model_that_cannot_be_entered_is_rerun():
 
 
 def test_a_short_cut_that_differs_is_not_used(models, monkeypatch):
-    import bilinear_circuits.running as running
+    import bilinear_circuits.models.running as running
 
     exact = running._tail(models["llama"], 0)
     monkeypatch.setattr(running, "_tail", lambda model, layer: lambda residual, at: exact(residual, at) + 0.01)

@@ -44,7 +44,7 @@ def model(request, folder):
 @pytest.fixture(scope="module")
 def tokens():
     """More stories than one batch holds, of unequal lengths."""
-    from bilinear_circuits.data import tokenize_stories
+    from bilinear_circuits.data.stories import tokenize_stories
 
     return tokenize_stories(random_stories(40), word_tokenizer(), 16)
 
@@ -150,7 +150,7 @@ def test_dead_and_dense_features_are_told_apart(model, tokens, dictionaries):
 
 
 def test_a_dictionary_that_reconstructs_all_explains_all_and_costs_nothing(model, tokens):
-    from bilinear_circuits.dictionaries import Activation, Dictionary
+    from bilinear_circuits.dictionaries.dictionary import Activation, Dictionary
     from sae.evaluate import evaluate
 
     identity = torch.cat([torch.eye(12), -torch.eye(12)])
@@ -194,7 +194,7 @@ def test_nothing_is_recovered_where_zero_costs_nothing():
 
 @pytest.mark.parametrize("hook_name", HOOKS)
 def test_hooks_are_gone_after_an_error(model, tokens, hook_name):
-    from bilinear_circuits.running import run_logits
+    from bilinear_circuits.models.running import run_logits
     from sae.splice import Side, spliced
 
     before = n_hooks(model, tokens)
@@ -210,7 +210,7 @@ def test_hooks_are_gone_after_an_error(model, tokens, hook_name):
 
 @pytest.mark.parametrize("hook_name", HOOKS)
 def test_only_the_places_named_are_replaced(model, tokens, hook_name):
-    from bilinear_circuits.running import run_logits
+    from bilinear_circuits.models.running import run_logits
     from sae.splice import Side, spliced
 
     ids, mask = tokens.ids[:1], torch.zeros(1, tokens.ids.shape[1], dtype=torch.bool)
@@ -271,7 +271,7 @@ def test_what_cannot_be_evaluated_is_refused(tokens, dictionaries):
 
 def test_the_command_prints_a_table_and_writes_what_it_measured(folder, tmp_path, capsys):
     import bilinear_circuits as bc
-    from bilinear_circuits.data import read_stories, tokenize_stories
+    from bilinear_circuits.data.stories import read_stories, tokenize_stories
     from sae.evaluate import evaluate
 
     command.run(

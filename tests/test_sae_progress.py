@@ -56,7 +56,7 @@ def model(root):
 
 @pytest.fixture(scope="module")
 def tokens(model):
-    from bilinear_circuits.data import tokenize_stories
+    from bilinear_circuits.data.stories import tokenize_stories
 
     return tokenize_stories(random_stories(80), model.tokenizer, 32)
 
@@ -79,11 +79,11 @@ def result(root):
 
 def low_rank_of(model, folder, tokens, layer=1, sae_in=None):
     """Low-rank correlation as the verb `lowrank` measures it."""
-    from bilinear_circuits.activity import collect_activity
-    from bilinear_circuits.dictionaries import Dictionary
-    from bilinear_circuits.hooked import BilinearMLP
-    from bilinear_circuits.interactions import FeatureInteractions
-    from bilinear_circuits.lowrank import low_rank_correlation
+    from bilinear_circuits.dictionaries.dictionary import Dictionary
+    from bilinear_circuits.interactions.activity import collect_activity
+    from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
+    from bilinear_circuits.interactions.low_rank import low_rank_correlation
+    from bilinear_circuits.models.bilinear_mlp import BilinearMLP
 
     path = folder / f"blocks.{layer}.mlp.hook_out"
     sae_in = Dictionary.load(folder / f"blocks.{layer}.mlp.hook_in") if sae_in is None else sae_in
@@ -365,7 +365,7 @@ def test_dictionaries_of_another_model_are_refused(model, tokens):
 
 
 def test_the_stand_in_for_an_input_dictionary_misses_nothing(model):
-    from bilinear_circuits.hooked import BilinearMLP
+    from bilinear_circuits.models.bilinear_mlp import BilinearMLP
     from sae.progress import _coordinates
 
     x = torch.randn(20, 12, generator=torch.Generator().manual_seed(0))

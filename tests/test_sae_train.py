@@ -42,7 +42,7 @@ def model(folder):
 
 @pytest.fixture(scope="module")
 def tokens(model):
-    from bilinear_circuits.data import tokenize_stories
+    from bilinear_circuits.data.stories import tokenize_stories
 
     return tokenize_stories(random_stories(150), model.tokenizer, CONTEXT)
 
@@ -82,7 +82,7 @@ def test_a_run_leaves_the_dictionaries_and_their_record_alone(trained):
 def test_saelens_and_the_package_read_the_same_function(trained, hook_name):
     from sae_lens import SAE
 
-    from bilinear_circuits.dictionaries import Dictionary
+    from bilinear_circuits.dictionaries.dictionary import Dictionary
 
     sae = SAE.load_from_disk(trained[0] / hook_name)
     dictionary = Dictionary.load(trained[0] / hook_name)
@@ -145,7 +145,7 @@ def test_the_trained_dictionaries_explain_more_than_random_ones(trained, model, 
 
 
 def test_training_sees_the_stories_tokens_and_neither_bos_nor_padding(model, tokens, monkeypatch):
-    from bilinear_circuits.running import capture_mlp
+    from bilinear_circuits.models.running import capture_mlp
     from sae import train
 
     seen = []
@@ -215,7 +215,7 @@ ARCHITECTURES = {
 def test_every_architecture_becomes_a_folder_that_both_read_alike(architecture, model, tokens, tmp_path):
     from sae_lens import SAE
 
-    from bilinear_circuits.dictionaries import Dictionary
+    from bilinear_circuits.dictionaries.dictionary import Dictionary
     from sae.folders import write_dictionary
     from sae.train import train_dictionaries
 
@@ -235,7 +235,7 @@ def test_every_architecture_becomes_a_folder_that_both_read_alike(architecture, 
 
 def test_the_folded_dictionary_is_what_was_trained(model, tokens):
     """Its FVU is that of the last batch, which SAELens scaled: the scale must be folded, not lost."""
-    from bilinear_circuits.running import capture_mlp
+    from bilinear_circuits.models.running import capture_mlp
     from sae.evaluate import reconstructions
     from sae.train import train_dictionaries
 
@@ -313,7 +313,7 @@ def test_snapshots_are_halvings_of_the_training_in_whole_steps():
 
 
 def test_snapshots_are_kept_at_their_token_counts_and_load(kept):
-    from bilinear_circuits.dictionaries import Dictionary
+    from bilinear_circuits.dictionaries.dictionary import Dictionary
 
     assert [int(one.name) for one in snapshot_folders(kept)] == SNAPSHOT_TOKENS
     for one, n_tokens in zip(snapshot_folders(kept), SNAPSHOT_TOKENS, strict=True):
@@ -345,7 +345,7 @@ def test_snapshots_are_the_dictionaries_of_their_moment(kept, model, tokens):
 
 
 def test_snapshots_change_nothing_about_the_training(kept, trained):
-    from bilinear_circuits.dictionaries import Dictionary
+    from bilinear_circuits.dictionaries.dictionary import Dictionary
 
     for hook_name in HOOKS:
         with_them, without = (Dictionary.load(out / hook_name) for out in (kept, trained[0]))
@@ -397,7 +397,7 @@ def killed(monkeypatch, recipe, out, n_rows=320):
 
 
 def test_a_killed_run_goes_on_from_its_last_checkpoint(folder, trained, tmp_path, monkeypatch):
-    from bilinear_circuits.dictionaries import Dictionary
+    from bilinear_circuits.dictionaries.dictionary import Dictionary
 
     recipe, out = recipe_file(folder, tmp_path / "recipe.yaml", save_dtype="float32"), tmp_path / "saes"
     killed(monkeypatch, recipe, out)

@@ -5,7 +5,7 @@ import torch
 from helpers import refused
 from planted import tiny_llama, word_tokenizer
 
-from bilinear_circuits.sampling import sample_stories
+from bilinear_circuits.training.sampling import sample_stories
 
 
 @pytest.fixture(scope="module")

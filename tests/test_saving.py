@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bilinear_circuits.algebra.spectra import Spectrum
 from bilinear_circuits.circuits import CircuitQuery, Effect
-from bilinear_circuits.saving import load_result, save_result
-from bilinear_circuits.spectra import Spectrum
+from bilinear_circuits.utilities.saving import load_result, save_result
 
 
 @dataclass(frozen=True, eq=False)

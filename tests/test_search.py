@@ -9,7 +9,7 @@ from planted import interactions_of, random_stories, tiny_llama, word_tokenizer
 from bilinear_circuits import zoo
 from bilinear_circuits.circuits import CircuitQuery, CircuitSearch, SearchSettings, find_circuits
 from bilinear_circuits.report import search_payload
-from bilinear_circuits.saving import load_result, save_result
+from bilinear_circuits.utilities.saving import load_result, save_result
 
 QUERY = CircuitQuery("negation", ("not", "never"), ("good", "nice"), ("bad", "sad"))
 SMALL = SearchSettings(
@@ -115,7 +115,7 @@ def test_settings_must_be_positive():
 def test_negation_is_found_on_the_shipped_model_and_controls_do_nothing():
     import bilinear_circuits as bc
     from bilinear_circuits.commands.circuits import read_query
-    from bilinear_circuits.data import read_stories
+    from bilinear_circuits.data.stories import read_stories
 
     asked = read_query(str(Path(__file__).parents[1] / "configs/circuits/sentiment_negation.yaml"))
     model = bc.load_model()

@@ -26,8 +26,10 @@ FEATURES = ["0/3", "0/5"]
 @pytest.fixture(scope="module")
 def bc():
     """The modules under test, imported under the shape-checking hook."""
-    from bilinear_circuits import activity, data, serving
     from bilinear_circuits.commands import explore, serve
+    from bilinear_circuits.data import stories as data
+    from bilinear_circuits.interactions import activity
+    from bilinear_circuits.report import serving
 
     return SimpleNamespace(activity=activity, data=data, serving=serving, explore=explore, serve=serve)
 

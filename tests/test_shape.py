@@ -2,14 +2,14 @@ import pytest
 import torch
 from planted import interactions_of, random_stories, tiny_llama, word_tokenizer
 
-from bilinear_circuits.activity import ActiveTokens, LayerActivity
-from bilinear_circuits.data import StoryTokens
-from bilinear_circuits.dictionaries import Activation, Dictionary
-from bilinear_circuits.hooked import BilinearMLP
-from bilinear_circuits.interactions import FeatureInteractions
-from bilinear_circuits.shape import and_shape, factor_pair
-from bilinear_circuits.spectra import Spectrum
-from bilinear_circuits.tensor import InteractionTensor
+from bilinear_circuits.algebra.spectra import Spectrum
+from bilinear_circuits.algebra.tensor import InteractionTensor
+from bilinear_circuits.data.stories import StoryTokens
+from bilinear_circuits.dictionaries.dictionary import Activation, Dictionary
+from bilinear_circuits.interactions.activity import ActiveTokens, LayerActivity
+from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
+from bilinear_circuits.interactions.shape import and_shape, factor_pair
+from bilinear_circuits.models.bilinear_mlp import BilinearMLP
 
 
 def test_an_indefinite_form_of_rank_two_is_the_product_of_its_factors():
@@ -81,8 +81,8 @@ def test_the_score_does_not_depend_on_the_units_of_features():
 
 
 def test_the_block_is_the_interaction_matrix_of_the_members():
-    from bilinear_circuits.activity import collect_activity
-    from bilinear_circuits.data import tokenize_stories
+    from bilinear_circuits.data.stories import tokenize_stories
+    from bilinear_circuits.interactions.activity import collect_activity
 
     model = tiny_llama()
     tokens = tokenize_stories(random_stories(12), word_tokenizer(), 32)

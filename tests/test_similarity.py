@@ -7,8 +7,8 @@ import torch
 from helpers import D_IN, D_OUT, assert_near, randn, random_matrix, random_tensor, refused
 
 from bilinear_circuits import InteractionMatrix, InteractionTensor, layer_similarity, quadratic_form_similarity
-from bilinear_circuits.similarity import gaussian_product
-from bilinear_circuits.tensor import QuadraticForm
+from bilinear_circuits.algebra.similarity import gaussian_product
+from bilinear_circuits.algebra.tensor import QuadraticForm
 
 BIAS_SETS = pytest.mark.parametrize("biases", [(), ("b_gate", "b_in", "b_out"), ("b_in",), ("b_out",)], ids=len)
 KINDS = pytest.mark.parametrize("kind", ["cosine", "correlation"])

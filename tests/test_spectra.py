@@ -4,7 +4,7 @@ import pytest
 import torch
 from helpers import assert_near, check_spectrum, randn, refused
 
-from bilinear_circuits.spectra import Spectrum
+from bilinear_circuits.algebra.spectra import Spectrum
 
 
 def symmetric(*shape, seed=0, dtype=torch.float64):

@@ -9,14 +9,22 @@ import torch
 from helpers import assert_near, refused
 from planted import interactions_of, random_dictionary, random_stories, tiny_llama, word_tokenizer
 
-from bilinear_circuits.activity import ActiveTokens, collect_activity
-from bilinear_circuits.data import tokenize_stories
-from bilinear_circuits.dictionaries import Dictionary
-from bilinear_circuits.interactions import FeatureInteractions
-from bilinear_circuits.likeness import ANY_MODEL, SAME_MLP, CircuitSet, Side, compare_features, pair_likeness, same_mlp
-from bilinear_circuits.running import unembedding
-from bilinear_circuits.saving import load_result, save_result
-from bilinear_circuits.stability import Stability, compare_circuits
+from bilinear_circuits.comparison.likeness import (
+    ANY_MODEL,
+    SAME_MLP,
+    CircuitSet,
+    Side,
+    compare_features,
+    pair_likeness,
+    same_mlp,
+)
+from bilinear_circuits.comparison.stability import Stability, compare_circuits
+from bilinear_circuits.data.stories import tokenize_stories
+from bilinear_circuits.dictionaries.dictionary import Dictionary
+from bilinear_circuits.interactions.activity import ActiveTokens, collect_activity
+from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
+from bilinear_circuits.models.running import unembedding
+from bilinear_circuits.utilities.saving import load_result, save_result
 
 LAYERS = (1, 2)
 ORDER = torch.randperm(19, generator=torch.Generator().manual_seed(3))

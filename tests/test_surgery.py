@@ -11,21 +11,21 @@ from helpers import tiny_llama as plain_tiny_llama
 from planted import interactions_of, random_dictionary, random_stories, tiny_llama, word_tokenizer
 
 import bilinear_circuits as bc
-from bilinear_circuits.activity import collect_activity
+from bilinear_circuits.algebra.spectra import Spectrum
 from bilinear_circuits.circuits.experiments import SiteExperiment, Sites, removal_edit
 from bilinear_circuits.circuits.query import CircuitQuery, QueryTokens
 from bilinear_circuits.circuits.rank import screen_features
-from bilinear_circuits.data import tokenize_stories
-from bilinear_circuits.hooked import BilinearMLP, NotBilinearError
-from bilinear_circuits.interactions import FeatureInteractions
-from bilinear_circuits.running import hooked, unembedding
-from bilinear_circuits.saving import load_result, save_result
-from bilinear_circuits.spectra import Spectrum
+from bilinear_circuits.data.stories import tokenize_stories
+from bilinear_circuits.interactions.activity import collect_activity
+from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
+from bilinear_circuits.models.bilinear_mlp import BilinearMLP, NotBilinearError
+from bilinear_circuits.models.running import hooked, unembedding
 from bilinear_circuits.surgery import EditReport, FormEdit, edit_model, edited_tensor, measure_edit, plain_llama
 from bilinear_circuits.surgery.measure import RankEffect, _matching_rank
 from bilinear_circuits.surgery.predictions import compare_predictions
 from bilinear_circuits.surgery.sites import EditSites, active_at, control_edits, pole_difference
 from bilinear_circuits.surgery.weights import check_weights
+from bilinear_circuits.utilities.saving import load_result, save_result
 
 LAYERS = (0, 2)
 SEVERAL = (1.5, -0.7, 0.4, 0.2, -0.1)

@@ -2,7 +2,7 @@ import pytest
 import torch
 from helpers import assert_near, randn, refused
 
-import bilinear_circuits.sweep.leading as leading_module
+import bilinear_circuits.algebra.leading as leading_module
 from bilinear_circuits.sweep import leading_spectra
 
 D = 200  # enough for iterations

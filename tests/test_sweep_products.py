@@ -15,18 +15,18 @@ from sweeping import (
 )
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import bilinear_circuits.lowrank as lowrank
-import bilinear_circuits.sweep.forms as forms_module
-import bilinear_circuits.sweep.precision as precision_module
+import bilinear_circuits.algebra.forms as forms_module
+import bilinear_circuits.algebra.precision as precision_module
+import bilinear_circuits.interactions.low_rank as lowrank
 import bilinear_circuits.sweep.products as products_module
-from bilinear_circuits.activity import ActiveTokens
+from bilinear_circuits.algebra.forms import QuadraticForms
+from bilinear_circuits.algebra.leading import leading_spectra
+from bilinear_circuits.algebra.precision import exact_sums
+from bilinear_circuits.algebra.tensor import InteractionTensor
+from bilinear_circuits.interactions.activity import ActiveTokens
 from bilinear_circuits.sweep import Products, fastest_precision
-from bilinear_circuits.sweep.forms import QuadraticForms
 from bilinear_circuits.sweep.keys import magnitudes
-from bilinear_circuits.sweep.leading import leading_spectra
-from bilinear_circuits.sweep.precision import exact_sums
 from bilinear_circuits.sweep.rounding import row_norms, spectral_bound
-from bilinear_circuits.tensor import InteractionTensor
 
 PRECISIONS = pytest.mark.parametrize("precision", ["bfloat16", "float32"])
 DTYPES = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)

@@ -2,8 +2,8 @@ import pytest
 import torch
 from helpers import randn, refused
 
+from bilinear_circuits.algebra.tensor import InteractionTensor
 from bilinear_circuits.sweep import Products, Statistics, sweep
-from bilinear_circuits.tensor import InteractionTensor
 
 N_INPUTS, OUTPUTS = (
     137,

@@ -6,8 +6,8 @@ from helpers import D_SAE_IN, assert_near, randn, random_interactions, refused, 
 from sweeping import all_interactions, coarse_scores, largest, layer_of_form, random_layer, scores, search
 
 import bilinear_circuits.sweep.products as products_module
+from bilinear_circuits.algebra.tensor import InteractionTensor
 from bilinear_circuits.sweep import Collector, Products, TopSearch, sweep
-from bilinear_circuits.tensor import InteractionTensor
 
 PRECISIONS = pytest.mark.parametrize("precision", ["bfloat16", "float32"])
 ORDERS = pytest.mark.parametrize("order", ["magnitude", "positive", "negative"])

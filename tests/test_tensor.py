@@ -5,7 +5,7 @@ import pytest
 import torch
 from helpers import D_IN, D_MLP, D_OUT, assert_near, check_matrix, randn, random_tensor, refused, weights_of
 
-from bilinear_circuits.tensor import InteractionTensor
+from bilinear_circuits.algebra.tensor import InteractionTensor
 
 BIASES = ("b_gate", "b_in", "b_out")
 BIAS_SETS = list(chain.from_iterable(combinations(BIASES, n) for n in range(4)))

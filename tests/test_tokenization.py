@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from helpers import refused
 
-from bilinear_circuits.data import normalise
-from bilinear_circuits.tokenization import train_tokenizer
+from bilinear_circuits.data.stories import normalise
+from bilinear_circuits.data.tokenization import train_tokenizer
 
 STORIES = [
     'Tim didn’t like it. "I can\'t go," he said.',

@@ -12,8 +12,8 @@ import pytest
 from helpers import refused
 from test_training import OPTIM, ROOT, recipe
 
-from bilinear_circuits import processes
-from bilinear_circuits.training import OptimSettings, rows_per_device
+from bilinear_circuits.training.language_model import OptimSettings, rows_per_device
+from bilinear_circuits.utilities import processes
 
 
 def start(n_processes, path, out, *options):

@@ -16,9 +16,15 @@ import yaml
 from helpers import refused
 from planted import random_stories, word_tokenizer
 
-from bilinear_circuits.llama import ModelSettings, build_model, dropout_on_outputs
-from bilinear_circuits.rows import tokenize_rows
-from bilinear_circuits.training import NonFiniteLossError, OptimSettings, evaluations, latest_checkpoint, train_model
+from bilinear_circuits.data.rows import tokenize_rows
+from bilinear_circuits.models.llama import ModelSettings, build_model, dropout_on_outputs
+from bilinear_circuits.training.language_model import (
+    NonFiniteLossError,
+    OptimSettings,
+    evaluations,
+    latest_checkpoint,
+    train_model,
+)
 
 ROOT = Path(__file__).parents[1]
 SHAPE = {"d_model": 16, "n_layers": 2, "n_heads": 2, "d_mlp": 24, "context": 16}
@@ -114,7 +120,7 @@ def test_a_batch_in_several_forward_passes_is_the_same_batch(tmp_path):
 
 
 def test_one_process_trains_on_one_gpu_where_there_are_several(tmp_path, monkeypatch):
-    from bilinear_circuits import training
+    from bilinear_circuits.training import language_model as training
 
     class OnTwoGpus(training.TrainingArguments):
         @cached_property
@@ -144,7 +150,7 @@ def test_an_incomplete_checkpoint_is_removed_and_the_latest_whole_one_found(tmp_
 
 
 def test_a_checkpoint_is_complete_when_every_process_has_saved_its_random_numbers(tmp_path, monkeypatch):
-    from bilinear_circuits import processes
+    from bilinear_circuits.utilities import processes
 
     def wait():
         last = max((tmp_path / "checkpoints").iterdir(), key=lambda path: int(path.name.split("-")[1]))
@@ -161,7 +167,7 @@ def test_a_checkpoint_is_complete_when_every_process_has_saved_its_random_number
 def test_the_first_process_alone_writes_the_curve(tmp_path, is_first):
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
-    from bilinear_circuits.training import _Watch
+    from bilinear_circuits.training.language_model import _Watch
 
     history = [{"loss": 3.0, "step": 5, "epoch": 0.5}, {"eval_loss": 2.5, "step": 5, "epoch": 0.5}]
     state = TrainerState(log_history=history, is_world_process_zero=is_first)
@@ -361,7 +367,7 @@ def test_every_long_step_from_stories_to_rows_reports_its_progress(tmp_path, mon
 
 def test_stories_are_tokenized_once_for_the_same_recipe_corpus_and_tokenizer(tmp_path, capsys):
     from bilinear_circuits.commands.training_data import prepare
-    from bilinear_circuits.rows import TrainingData
+    from bilinear_circuits.data.rows import TrainingData
 
     def prepared(**change):
         asked = recipe_of(recipe(tmp_path, **change))

@@ -155,7 +155,7 @@ def test_a_model_of_the_hub_is_the_same_as_its_folder(hub, world, tmp_path, caps
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_models_in_half_precision_are_computed_in_float32(dtype, world, tmp_path):
     import bilinear_circuits as bc
-    from bilinear_circuits.running import unembedding
+    from bilinear_circuits.models.running import unembedding
 
     half = tiny_llama(n_layers=2).to(dtype)
     save_model(half, tmp_path / "half")

@@ -6,12 +6,12 @@ from helpers import refused, save_tiny_llama
 from planted import tiny_llama, word_tokenizer
 
 from bilinear_circuits import zoo
-from bilinear_circuits.data import read_stories, tokenize_stories
-from bilinear_circuits.dictionaries import Dictionary
-from bilinear_circuits.hooked import BilinearMLP, NotBilinearError
-from bilinear_circuits.interactions import FeatureInteractions
-from bilinear_circuits.lowrank import low_rank_correlation
-from bilinear_circuits.running import capture_mlp
+from bilinear_circuits.data.stories import read_stories, tokenize_stories
+from bilinear_circuits.dictionaries.dictionary import Dictionary
+from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
+from bilinear_circuits.interactions.low_rank import low_rank_correlation
+from bilinear_circuits.models.bilinear_mlp import BilinearMLP, NotBilinearError
+from bilinear_circuits.models.running import capture_mlp
 
 
 def test_the_default_model_is_shipped():

@@ -1,11 +1,11 @@
 """Circuits found by a query and proved by intervention."""
 
-from bilinear_circuits.circuits.effects import Effect
 from bilinear_circuits.circuits.prove import CausalProof, Control
 from bilinear_circuits.circuits.query import CircuitQuery, QueryTokens
 from bilinear_circuits.circuits.rank import Evidence
 from bilinear_circuits.circuits.search import Circuit, CircuitSearch, SearchSettings, find_circuits
-from bilinear_circuits.shape import AndShape
+from bilinear_circuits.interactions.shape import AndShape
+from bilinear_circuits.statistics.effects import Effect
 
 __all__ = [
     "AndShape",

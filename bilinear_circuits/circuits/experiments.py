@@ -12,13 +12,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from bilinear_circuits.circuits.effects import N_BOOTSTRAP, Effect, effect_of
+from bilinear_circuits.algebra.spectra import Spectrum
 from bilinear_circuits.circuits.query import QueryTokens
-from bilinear_circuits.data import StoryTokens
-from bilinear_circuits.display import Brief
-from bilinear_circuits.interactions import FeatureInteractions
-from bilinear_circuits.running import Downstream, model_device
-from bilinear_circuits.spectra import Spectrum
+from bilinear_circuits.data.stories import StoryTokens
+from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
+from bilinear_circuits.models.running import Downstream, model_device
+from bilinear_circuits.statistics.effects import N_BOOTSTRAP, Effect, effect_of
+from bilinear_circuits.utilities.display import Brief
 
 _SITES_PER_BATCH = 32
 

@@ -17,12 +17,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from bilinear_circuits.activity import LayerActivity
-from bilinear_circuits.circuits.effects import Effect, bootstrap, bootstrap_rows
 from bilinear_circuits.circuits.experiments import LossExperiment, SiteExperiment, ablation_edit, removal_edit
 from bilinear_circuits.circuits.rank import Evidence, Screen
-from bilinear_circuits.display import Drawn
-from bilinear_circuits.progress import Progress, silent
+from bilinear_circuits.interactions.activity import LayerActivity
+from bilinear_circuits.statistics.effects import Effect, bootstrap, bootstrap_rows
+from bilinear_circuits.utilities.display import Drawn
+from bilinear_circuits.utilities.progress import Progress, silent
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from bilinear_circuits.display import Brief
+from bilinear_circuits.utilities.display import Brief
 
 
 @dataclass(frozen=True)

@@ -8,14 +8,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bilinear_circuits.activity import LayerActivity
+from bilinear_circuits.algebra.spectra import Spectrum
 from bilinear_circuits.circuits.query import QueryTokens
-from bilinear_circuits.dictionaries import Dictionary
-from bilinear_circuits.display import Brief
-from bilinear_circuits.lowrank import pearson
-from bilinear_circuits.progress import Progress, silent
-from bilinear_circuits.shape import and_shape
-from bilinear_circuits.spectra import Spectrum
+from bilinear_circuits.dictionaries.dictionary import Dictionary
+from bilinear_circuits.interactions.activity import LayerActivity
+from bilinear_circuits.interactions.low_rank import pearson
+from bilinear_circuits.interactions.shape import and_shape
+from bilinear_circuits.utilities.display import Brief
+from bilinear_circuits.utilities.progress import Progress, silent
 
 MIN_TRIGGER_TOKENS = 10
 

@@ -14,17 +14,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bilinear_circuits.activity import LayerActivity, collect_activity
 from bilinear_circuits.circuits.experiments import LossExperiment, SiteExperiment, Sites
 from bilinear_circuits.circuits.prove import CausalProof, prove
 from bilinear_circuits.circuits.query import CircuitQuery, QueryTokens
 from bilinear_circuits.circuits.rank import Evidence, Screen, rank_features, screen_features
-from bilinear_circuits.data import StoryTokens, tokenize_stories
-from bilinear_circuits.display import Drawn, Tabled
-from bilinear_circuits.interactions import FeatureInteractions
-from bilinear_circuits.profiles import FeatureProfile, profile_feature
-from bilinear_circuits.progress import Progress, silent
-from bilinear_circuits.running import context_length, unembedding
+from bilinear_circuits.data.stories import StoryTokens, tokenize_stories
+from bilinear_circuits.interactions.activity import LayerActivity, collect_activity
+from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
+from bilinear_circuits.interactions.profiles import FeatureProfile, profile_feature
+from bilinear_circuits.models.running import context_length, unembedding
+from bilinear_circuits.utilities.display import Drawn, Tabled
+from bilinear_circuits.utilities.progress import Progress, silent
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from bilinear_circuits import zoo
 from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.corpus import corpus_of
-from bilinear_circuits.corpora import Corpus
-from bilinear_circuits.folders import Fingerprint, file_hash
+from bilinear_circuits.data.corpora import Corpus
+from bilinear_circuits.utilities.folders import Fingerprint, file_hash
 
 if TYPE_CHECKING:
     from bilinear_circuits.circuits import CircuitQuery, SearchSettings

@@ -17,7 +17,7 @@ from bilinear_circuits.commands import common, images, records, tables
 from bilinear_circuits.commands.configs import config_file
 from bilinear_circuits.commands.corpus import corpus_of, tokenized
 from bilinear_circuits.commands.outputs import Outputs
-from bilinear_circuits.corpora import Corpus
+from bilinear_circuits.data.corpora import Corpus
 
 if TYPE_CHECKING:
     from bilinear_circuits.circuits import CircuitQuery, CircuitSearch, SearchSettings
@@ -88,10 +88,10 @@ def read_query(path: str) -> QueryFile:
 def run(arguments: Arguments) -> None:
     """Search, print the circuits, write the report."""
     from bilinear_circuits.circuits import find_circuits
+    from bilinear_circuits.models.running import context_length
     from bilinear_circuits.report import circuits_page, search_payload
     from bilinear_circuits.report.figures import search_figures
     from bilinear_circuits.report.notebook import columns_of
-    from bilinear_circuits.running import context_length
 
     started = time.perf_counter()
     asked = read_query(arguments.query)

@@ -16,8 +16,8 @@ from bilinear_circuits.commands.terminal import bar as bar
 from bilinear_circuits.commands.terminal import note as note
 
 if TYPE_CHECKING:
-    from bilinear_circuits.activity import Side
-    from bilinear_circuits.interactions import FeatureInteractions
+    from bilinear_circuits.interactions.activity import Side
+    from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 
 T = TypeVar("T")
 

@@ -18,12 +18,12 @@ from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.circuit_file import CircuitFile, read_circuit_file
 from bilinear_circuits.commands.corpus import CorpusArguments, tokenized
 from bilinear_circuits.commands.outputs import Outputs
-from bilinear_circuits.corpora import Corpus
-from bilinear_circuits.folders import file_hash
+from bilinear_circuits.data.corpora import Corpus
+from bilinear_circuits.utilities.folders import file_hash
 
 if TYPE_CHECKING:
-    from bilinear_circuits.interactions import FeatureInteractions
-    from bilinear_circuits.likeness import CircuitSet
+    from bilinear_circuits.comparison.likeness import CircuitSet
+    from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 
 
 OUTPUTS = Outputs("result.json", "StabilityTable", ("result.safetensors",))
@@ -90,8 +90,8 @@ def run(arguments: Arguments) -> None:
     common.check_out(arguments.out)
 
     from bilinear_circuits.commands.compare_tables import describe, summary
-    from bilinear_circuits.saving import save_result
-    from bilinear_circuits.stability import StabilityTable, check_settings, compare_circuits
+    from bilinear_circuits.comparison.stability import StabilityTable, check_settings, compare_circuits
+    from bilinear_circuits.utilities.saving import save_result
 
     check_settings(arguments.by, arguments.threshold, arguments.n_null, arguments.n_shifts)
     sources = read_sources(arguments)
@@ -188,9 +188,9 @@ def circuit_sets(
     Raises:
         ValueError: If their vocabularies differ.
     """
-    from bilinear_circuits.activity import collect_activity
-    from bilinear_circuits.likeness import CircuitSet
-    from bilinear_circuits.running import context_length, unembedding
+    from bilinear_circuits.comparison.likeness import CircuitSet
+    from bilinear_circuits.interactions.activity import collect_activity
+    from bilinear_circuits.models.running import context_length, unembedding
 
     tokenizer = loaded[0][0].tokenizer
     for source, (model, _) in zip(sources, loaded, strict=True):

@@ -3,8 +3,8 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from bilinear_circuits.likeness import Likeness
-    from bilinear_circuits.stability import Stability, StabilityTable
+    from bilinear_circuits.comparison.likeness import Likeness
+    from bilinear_circuits.comparison.stability import Stability, StabilityTable
 
 
 def describe(stability: "Stability") -> str:

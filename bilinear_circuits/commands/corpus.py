@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 from bilinear_circuits import zoo
 from bilinear_circuits.commands.terminal import note
-from bilinear_circuits.corpora import Corpus
+from bilinear_circuits.data.corpora import Corpus
 
 if TYPE_CHECKING:
     from bilinear_circuits.commands.common import CommonArguments
-    from bilinear_circuits.data import StoryTokens
+    from bilinear_circuits.data.stories import StoryTokens
 
 _MOST_UNKNOWN = 0.5  # share of [UNK], above which a text is of another language, or read in another encoding
 
@@ -73,7 +73,7 @@ def tokenized(corpus: Corpus, stories: Sequence[str], tokenizer: Any, context: i
     Raises:
         ValueError: If no token comes of them, or most of those that do are [UNK].
     """
-    from bilinear_circuits.data import tokenize_stories
+    from bilinear_circuits.data.stories import tokenize_stories
 
     tokens = tokenize_stories(stories, tokenizer, context)
     own, unknown = tokens.ids[tokens.mask], tokenizer.unk_token_id

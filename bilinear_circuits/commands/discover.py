@@ -17,8 +17,8 @@ from bilinear_circuits.commands.corpus import corpus_of, tokenized
 from bilinear_circuits.commands.outputs import Outputs
 
 if TYPE_CHECKING:
-    from bilinear_circuits.activity import LayerActivity
     from bilinear_circuits.discovery import Block, Discovery, DiscoverySearch, Interference, PlanePair
+    from bilinear_circuits.interactions.activity import LayerActivity
 
 
 OUTPUTS = Outputs(
@@ -82,8 +82,8 @@ def run(arguments: Arguments) -> None:
     layers = common.check_layers(arguments.layers, common.saes_of(arguments))
     corpus = corpus_of(arguments)
 
-    from bilinear_circuits.activity import collect_activity
-    from bilinear_circuits.running import context_length
+    from bilinear_circuits.interactions.activity import collect_activity
+    from bilinear_circuits.models.running import context_length
 
     stories = corpus.read(arguments.n_stories)
     model, interactions = common.load_interactions(arguments, layers)
@@ -120,7 +120,7 @@ class _Labels:
 
     def inputs(self, layer: int, features: Sequence[int], n: int = 3) -> str:
         """The first n features of a group."""
-        from bilinear_circuits.profiles import input_label
+        from bilinear_circuits.interactions.profiles import input_label
 
         names = [input_label(self._activity[layer], feature, self._tokenizer) for feature in features[:n]]
         more = f" and {len(features) - n} more" if len(features) > n else ""
@@ -128,8 +128,8 @@ class _Labels:
 
     def output(self, layer: int, feature: int) -> str:
         """Tokens an output feature is active at."""
-        from bilinear_circuits.activity import top_token_ids
-        from bilinear_circuits.profiles import token_text
+        from bilinear_circuits.interactions.activity import top_token_ids
+        from bilinear_circuits.interactions.profiles import token_text
 
         activity = self._activity[layer]
         ids = top_token_ids(activity.outputs, activity.token_ids, feature)
@@ -216,7 +216,7 @@ def _write(
     from dataclasses import asdict
 
     from bilinear_circuits.report.payload import plain
-    from bilinear_circuits.saving import save_result
+    from bilinear_circuits.utilities.saving import save_result
 
     with common.written_whole(out, first=OUTPUTS.record) as folder:
         save_result(search, folder, source)

@@ -23,12 +23,12 @@ from bilinear_circuits.commands.circuit_file import CircuitFile, read_circuit_fi
 from bilinear_circuits.commands.claims import OLD, half_written
 from bilinear_circuits.commands.corpus import tokenized
 from bilinear_circuits.commands.edit_report import KIND, edit_card, edit_payload, summary
-from bilinear_circuits.corpora import Corpus
-from bilinear_circuits.folders import file_hash
+from bilinear_circuits.data.corpora import Corpus
+from bilinear_circuits.utilities.folders import file_hash
 
 if TYPE_CHECKING:
-    from bilinear_circuits.data import StoryTokens
-    from bilinear_circuits.interactions import FeatureInteractions
+    from bilinear_circuits.data.stories import StoryTokens
+    from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
     from bilinear_circuits.surgery import EditReport, FormEdit
 
 _POLES = {"positive": 1, "negative": -1}
@@ -90,9 +90,9 @@ def run(arguments: Arguments) -> None:
     layers = common.check_layers(sorted({int(name.split("/")[0]) for name in factors}), common.saes_of(arguments))
     corpus = asked.corpus_of(arguments)
 
-    from bilinear_circuits.running import context_length
-    from bilinear_circuits.saving import save_result
+    from bilinear_circuits.models.running import context_length
     from bilinear_circuits.surgery import edit_model
+    from bilinear_circuits.utilities.saving import save_result
 
     stories = corpus.read(asked.n_stories if arguments.n_stories is None else arguments.n_stories)
     if not asked.is_corpus(corpus) or len(stories) != asked.n_stories:
@@ -193,11 +193,11 @@ def _measure(
     import torch
     from transformers import AutoModelForCausalLM
 
-    from bilinear_circuits.activity import collect_activity
     from bilinear_circuits.circuits.experiments import Sites
     from bilinear_circuits.circuits.query import QueryTokens
     from bilinear_circuits.circuits.search import story_parts
-    from bilinear_circuits.data import StoryTokens
+    from bilinear_circuits.data.stories import StoryTokens
+    from bilinear_circuits.interactions.activity import collect_activity
     from bilinear_circuits.surgery import measure_edit
 
     edited = AutoModelForCausalLM.from_pretrained(folder).to(arguments.device).eval()

@@ -18,14 +18,14 @@ from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.circuit_file import CircuitFile, read_circuit_file, read_proofs
 from bilinear_circuits.commands.corpus import corpus_of, tokenized
 from bilinear_circuits.commands.outputs import Outputs
-from bilinear_circuits.corpora import Corpus
-from bilinear_circuits.display import Brief
+from bilinear_circuits.data.corpora import Corpus
+from bilinear_circuits.utilities.display import Brief
 
 if TYPE_CHECKING:
-    from bilinear_circuits.activity import LayerActivity
-    from bilinear_circuits.neighbourhood import Neighbourhood
-    from bilinear_circuits.profiles import FeatureProfile
-    from bilinear_circuits.prompts import Name
+    from bilinear_circuits.interactions.activity import LayerActivity
+    from bilinear_circuits.interactions.neighbourhood import Neighbourhood
+    from bilinear_circuits.interactions.profiles import FeatureProfile
+    from bilinear_circuits.prompts.accounts import Name
 
 RANK = 2  # of the form that the edit removes
 WRITTEN = "written for this page"
@@ -86,7 +86,7 @@ class PromptAnswers:
 
     def __init__(self, model: Any, activities: "Sequence[LayerActivity]", names: "Sequence[Name]") -> None:
         """Convert the interactions to float64 and decompose the form of every feature."""
-        from bilinear_circuits.prompts import in_float64
+        from bilinear_circuits.prompts.accounts import in_float64
         from bilinear_circuits.surgery.edits import FormEdit
 
         self.names = tuple(names)
@@ -107,9 +107,9 @@ class PromptAnswers:
         Raises:
             ValueError: If the text has no token or more than the model takes, or a feature is not one of this object.
         """
-        from bilinear_circuits.prompts import explain_prompt, prompt_tokens
+        from bilinear_circuits.models.running import context_length
+        from bilinear_circuits.prompts.accounts import explain_prompt, prompt_tokens
         from bilinear_circuits.report.prompts import prompt_payload
-        from bilinear_circuits.running import context_length
 
         chosen = self.names if names is None else tuple(names)
         for name in chosen:
@@ -123,7 +123,7 @@ class PromptAnswers:
 
     def _label(self, layer: int, feature: int) -> str:
         """Name of an input feature, made once."""
-        from bilinear_circuits.profiles import input_label
+        from bilinear_circuits.interactions.profiles import input_label
 
         if (layer, feature) not in self._labels:
             self._labels[layer, feature] = input_label(self._activities[layer], feature, self._model.tokenizer)
@@ -178,9 +178,9 @@ def prepare(arguments: Arguments) -> Explorer:
     layers = common.check_layers(sorted({layer for layer, _ in names}), common.saes_of(arguments))
     corpus = corpus_of(arguments) if asked is None else asked.corpus_of(arguments)
 
-    from bilinear_circuits.activity import collect_activity
+    from bilinear_circuits.interactions.activity import collect_activity
+    from bilinear_circuits.models.running import context_length
     from bilinear_circuits.report.explorer import explorer_document
-    from bilinear_circuits.running import context_length
 
     stories = corpus.read(arguments.n_stories)
     model, interactions = common.load_interactions(arguments, layers)
@@ -202,9 +202,9 @@ def _measured(
     model: Any, activities: "Mapping[int, LayerActivity]", names: "Sequence[Name]", n_members: int
 ) -> "tuple[list[FeatureProfile], list[Neighbourhood]]":
     """Every circuit on the corpus, and the input features around it."""
-    from bilinear_circuits.neighbourhood import neighbourhood
-    from bilinear_circuits.profiles import profile_feature
-    from bilinear_circuits.running import unembedding
+    from bilinear_circuits.interactions.neighbourhood import neighbourhood
+    from bilinear_circuits.interactions.profiles import profile_feature
+    from bilinear_circuits.models.running import unembedding
 
     words = unembedding(model)
     profiles = [
@@ -286,7 +286,7 @@ def _prompts(
 
 def strongest_contexts(activity: "LayerActivity", feature: int, tokenizer: Any, n: int) -> list[str]:
     """Stretches of n different stories of the corpus around the tokens at which an output feature is strongest."""
-    from bilinear_circuits.examples import stretch
+    from bilinear_circuits.interactions.examples import stretch
 
     token, value = activity.outputs[feature]
     found: dict[int, str] = {}

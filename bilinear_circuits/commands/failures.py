@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
-from bilinear_circuits.folders import reason_of
+from bilinear_circuits.utilities.folders import reason_of
 
 MISTAKE, BUG = 2, 1  # exit codes
 TRACEBACK = "BILINEAR_CIRCUITS_TRACEBACK"

@@ -25,8 +25,8 @@ from bilinear_circuits.commands.corpus import corpus_of, tokenized
 from bilinear_circuits.commands.graph_folder import FEATURES, LIST, NEURONPEDIA, GraphFolder
 
 if TYPE_CHECKING:
-    from bilinear_circuits.activity import LayerActivity, Side
-    from bilinear_circuits.attribution import Attribution, PromptAttribution
+    from bilinear_circuits.interactions.activity import LayerActivity, Side
+    from bilinear_circuits.prompts.attribution import Attribution, PromptAttribution
 
     Names = Callable[[int, int, Side], str]
 
@@ -94,11 +94,11 @@ def run(arguments: Arguments) -> None:
     corpus = corpus_of(arguments)
     features = [(arguments.layer, feature) for feature in dict.fromkeys(arguments.feature)]
 
-    from bilinear_circuits.activity import collect_activity
-    from bilinear_circuits.attribution import attribute_prompt
-    from bilinear_circuits.prompts import prompt_tokens
+    from bilinear_circuits.interactions.activity import collect_activity
+    from bilinear_circuits.models.running import context_length
+    from bilinear_circuits.prompts.accounts import prompt_tokens
+    from bilinear_circuits.prompts.attribution import attribute_prompt
     from bilinear_circuits.report.graph import GENERATOR
-    from bilinear_circuits.running import context_length
 
     slug = arguments.slug or default_slug(features, arguments.prompt)
     folder = GraphFolder(arguments.out, slug, GENERATOR)
@@ -130,10 +130,10 @@ def _documents(
     provenance: dict[str, Any],
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """The graph, and what belongs to it by its path in the folder: details of its features, and the upload."""
+    from bilinear_circuits.models.running import unembedding
     from bilinear_circuits.report import graph_features
     from bilinear_circuits.report.graph import GraphSource, graph_payload
     from bilinear_circuits.report.graph import graph_features as features_of
-    from bilinear_circuits.running import unembedding
 
     model_id, interactions = records.display_name(arguments.model), activity.interactions
     details = details_name(model_id, provenance)
@@ -177,7 +177,7 @@ def default_slug(features: Sequence[tuple[int, int]], prompt: str) -> str:
 
 def describe(graph: "PromptAttribution", tokenizer: Any, name: "Names") -> str:
     """Where the features are active, and the pairs that make them so."""
-    from bilinear_circuits.naming import token_text
+    from bilinear_circuits.interactions.naming import token_text
     from bilinear_circuits.report.graph import has_logits
 
     texts = [token_text(tokenizer, token_id) for token_id in graph.token_ids.tolist()]
@@ -226,7 +226,7 @@ def _names(activity: "LayerActivity", tokenizer: Any) -> "Names":
     """Names of features of either side by their tokens in the corpus, each made once."""
     from functools import cache
 
-    from bilinear_circuits.naming import feature_label
+    from bilinear_circuits.interactions.naming import feature_label
 
     @cache
     def name(layer: int, feature: int, side: "Side") -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bilinear_circuits.commands.claims import claimed, half_written
-from bilinear_circuits.folders import read_json
+from bilinear_circuits.utilities.folders import read_json
 
 LIST = "graph-metadata.json"
 FEATURES, NEURONPEDIA = "features", "neuronpedia"

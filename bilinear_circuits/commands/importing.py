@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from simple_parsing import field
 
 from bilinear_circuits.commands import common, records
-from bilinear_circuits.folders import TOKENIZER, download, file_hash, read_json
+from bilinear_circuits.utilities.folders import TOKENIZER, download, file_hash, read_json
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -216,7 +216,7 @@ def _write_model(
 ) -> str:
     from safetensors.torch import save_file
 
-    from bilinear_circuits.importing import to_llama
+    from bilinear_circuits.models.importing import to_llama
 
     tokenizer = _read_tokenizer(arguments.tokenizer, folder)
     llama, weights = to_llama(config, tensors, tokenizer)
@@ -258,8 +258,8 @@ def _write_dictionary(
 ) -> str:
     import torch
 
-    from bilinear_circuits.dictionaries import Dictionary
-    from bilinear_circuits.importing import TOPK_RULE, clipped_share, to_saelens
+    from bilinear_circuits.dictionaries.dictionary import Dictionary
+    from bilinear_circuits.models.importing import TOPK_RULE, clipped_share, to_saelens
 
     name = records.display_name(arguments.source)
     model = arguments.model or (name.removesuffix("-scope") if name.endswith("-scope") else None)

@@ -9,7 +9,7 @@ from bilinear_circuits.commands.corpus import corpus_of, tokenized
 from bilinear_circuits.commands.outputs import Outputs
 
 if TYPE_CHECKING:
-    from bilinear_circuits.profiles import FeatureProfile
+    from bilinear_circuits.interactions.profiles import FeatureProfile
 
 
 OUTPUTS = Outputs("feature.json", "feature profile", ("report.html",))
@@ -46,11 +46,11 @@ def run(arguments: Arguments) -> None:
     layers = common.check_layers([arguments.layer], common.saes_of(arguments))
     corpus = corpus_of(arguments)
 
-    from bilinear_circuits.activity import collect_activity
-    from bilinear_circuits.profiles import input_label, profile_feature
+    from bilinear_circuits.interactions.activity import collect_activity
+    from bilinear_circuits.interactions.profiles import input_label, profile_feature
+    from bilinear_circuits.models.running import context_length, unembedding
     from bilinear_circuits.report import feature_page, profile_payload
     from bilinear_circuits.report.figures import feature_figures
-    from bilinear_circuits.running import context_length, unembedding
 
     stories = corpus.read(arguments.n_stories)
     model, interactions = common.load_interactions(arguments, layers)

@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from simple_parsing import field
 
-from bilinear_circuits import processes
 from bilinear_circuits.commands import common, records, tables
 from bilinear_circuits.commands.corpus import corpus_of, settings_of, tokenized
 from bilinear_circuits.commands.shards import ShardFolder
-from bilinear_circuits.folders import file_hash
-from bilinear_circuits.progress import silent
+from bilinear_circuits.utilities import processes
+from bilinear_circuits.utilities.folders import file_hash
+from bilinear_circuits.utilities.progress import silent
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from bilinear_circuits.interactions import FeatureInteractions
+    from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
     from bilinear_circuits.sweep import Certificate, Products, TopInteractions
 
 DISTRIBUTED = True
@@ -167,8 +167,8 @@ def _start(arguments: Arguments, folder: ShardFolder) -> "FeatureInteractions":
     settings = _settings(arguments, folder.settings)
     folder.check(settings)
 
-    from bilinear_circuits.activity import collect_activity
-    from bilinear_circuits.running import context_length
+    from bilinear_circuits.interactions.activity import collect_activity
+    from bilinear_circuits.models.running import context_length
 
     corpus = corpus_of(arguments) if arguments.coactive else None
     stories = [] if corpus is None else corpus.read(arguments.n_stories)

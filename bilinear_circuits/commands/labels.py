@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from bilinear_circuits.commands import common
-from bilinear_circuits.feature_names import checked_names
+from bilinear_circuits.dictionaries.names import checked_names
 
 if TYPE_CHECKING:
-    from bilinear_circuits.activity import Side
-    from bilinear_circuits.dictionaries import Dictionary
+    from bilinear_circuits.dictionaries.dictionary import Dictionary
+    from bilinear_circuits.interactions.activity import Side
 
 _SIDES: "tuple[Side, ...]" = ("in", "out")
 Labels = Mapping[tuple[int, str], Mapping[int, str]]

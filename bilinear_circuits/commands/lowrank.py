@@ -14,7 +14,7 @@ from bilinear_circuits.commands.corpus import corpus_of, tokenized
 from bilinear_circuits.commands.outputs import Outputs
 
 if TYPE_CHECKING:
-    from bilinear_circuits.lowrank import LowRankCorrelation
+    from bilinear_circuits.interactions.low_rank import LowRankCorrelation
 
 _THRESHOLD = 0.75
 
@@ -51,10 +51,10 @@ def run(arguments: Arguments) -> None:
     layers = common.check_layers(arguments.layers, common.saes_of(arguments))
     corpus = corpus_of(arguments)
 
-    from bilinear_circuits.activity import collect_activity
-    from bilinear_circuits.lowrank import low_rank_correlation
+    from bilinear_circuits.interactions.activity import collect_activity
+    from bilinear_circuits.interactions.low_rank import low_rank_correlation
+    from bilinear_circuits.models.running import context_length
     from bilinear_circuits.report.payload import plain
-    from bilinear_circuits.running import context_length
 
     stories = corpus.read(arguments.n_stories)
     model, interactions = common.load_interactions(arguments, layers)

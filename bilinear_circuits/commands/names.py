@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 from bilinear_circuits import zoo
 from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.corpus import corpus_of, tokenized
-from bilinear_circuits.corpora import Corpus
-from bilinear_circuits.feature_names import FILE, names_document
-from bilinear_circuits.folders import file_hash, read_json
+from bilinear_circuits.data.corpora import Corpus
+from bilinear_circuits.dictionaries.names import FILE, names_document
+from bilinear_circuits.utilities.folders import file_hash, read_json
 
 if TYPE_CHECKING:
-    from bilinear_circuits.activity import LayerActivity
+    from bilinear_circuits.interactions.activity import LayerActivity
 
 
 @dataclass(kw_only=True)
@@ -41,8 +41,8 @@ def run(arguments: Arguments) -> None:
     corpus = corpus_of(arguments)
     _check(folders, corpus, arguments)
 
-    from bilinear_circuits.activity import collect_activity
-    from bilinear_circuits.running import context_length
+    from bilinear_circuits.interactions.activity import collect_activity
+    from bilinear_circuits.models.running import context_length
 
     stories = corpus.read(arguments.n_stories)
     model, interactions = common.load_interactions(arguments, layers)
@@ -69,7 +69,7 @@ def results_folder(arguments: Arguments) -> Path | None:
 
 def made_names(activity: "LayerActivity", tokenizer: object) -> dict[str, dict[int, str]]:
     """Names of the active features of both dictionaries by their tokens, whatever names they have."""
-    from bilinear_circuits.naming import NOT_ACTIVE, TokenTexts, token_labels
+    from bilinear_circuits.interactions.naming import NOT_ACTIVE, TokenTexts, token_labels
 
     texts = TokenTexts(tokenizer)
     made = {"in": token_labels(activity, texts, "in"), "out": token_labels(activity, texts, "out")}

@@ -16,11 +16,11 @@ from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.circuit_file import CircuitFeature, CircuitFile, read_circuit_file
 from bilinear_circuits.commands.corpus import tokenized
 from bilinear_circuits.commands.outputs import Outputs
-from bilinear_circuits.folders import file_hash
+from bilinear_circuits.utilities.folders import file_hash
 
 if TYPE_CHECKING:
-    from bilinear_circuits.data import StoryTokens
-    from bilinear_circuits.interactions import FeatureInteractions
+    from bilinear_circuits.data.stories import StoryTokens
+    from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
     from bilinear_circuits.interventions import CircuitProofs, ProofSettings
 
 
@@ -71,8 +71,8 @@ def run(arguments: Arguments) -> None:
         common.note("the corpus is not that of the search: edges and sites are chosen on other stories")
 
     from bilinear_circuits.commands.prove_tables import tables
-    from bilinear_circuits.running import context_length
-    from bilinear_circuits.saving import save_result
+    from bilinear_circuits.models.running import context_length
+    from bilinear_circuits.utilities.saving import save_result
 
     stories = corpus.read(asked.n_stories)
     known = [layer for layer in common.check_layers(None, saes) if layer >= layers[0]]

@@ -9,14 +9,15 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bilinear_circuits import feature_names, zoo
+from bilinear_circuits import zoo
 from bilinear_circuits.commands.common import CommonArguments, saes_of
 from bilinear_circuits.commands.corpus import settings_of
-from bilinear_circuits.corpora import Corpus
-from bilinear_circuits.folders import Fingerprint, file_hash, read_json
+from bilinear_circuits.data.corpora import Corpus
+from bilinear_circuits.dictionaries import names as feature_names
+from bilinear_circuits.utilities.folders import Fingerprint, file_hash, read_json
 
 if TYPE_CHECKING:
-    from bilinear_circuits.interactions import FeatureInteractions
+    from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 
 _PACKAGES = ("bilinear-circuits", "torch", "transformers", "transformer-lens", "sae-lens", "tokenizers")
 

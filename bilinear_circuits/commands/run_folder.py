@@ -6,7 +6,7 @@ from typing import Any
 
 from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.claims import clear_half_written
-from bilinear_circuits.folders import read_json
+from bilinear_circuits.utilities.folders import read_json
 
 MARKER = "run.json"
 

@@ -9,8 +9,8 @@ from typing import Any
 from bilinear_circuits import zoo
 from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.claims import HALF_WRITTEN
-from bilinear_circuits.folders import file_hash, read_json
-from bilinear_circuits.text_files import STORY_END, file_kind
+from bilinear_circuits.data.text_files import STORY_END, file_kind
+from bilinear_circuits.utilities.folders import file_hash, read_json
 
 _KIND = "sampled stories"
 _LONGEST = 255  # tokens, the length of the shipped stories
@@ -61,7 +61,7 @@ def run(arguments: Arguments) -> None:
     max_tokens = _max_tokens(arguments)
     common.check_device(arguments.device)
 
-    from bilinear_circuits.sampling import sample_stories
+    from bilinear_circuits.training.sampling import sample_stories
 
     model, tokenizer = common.quietly_load(zoo.load_plain_model, arguments.model, arguments.device)
     stories = sample_stories(

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bilinear_circuits.folders import file_hash
+from bilinear_circuits.utilities.folders import file_hash
 
 
 def write_sealed(path: Path, content: Any, folder: Path, files: Iterable[str] = ()) -> None:

@@ -83,7 +83,7 @@ def serve(app: "Starlette", listener: socket.socket, open_page: bool = False) ->
     """Say where, and answer requests until interrupted; a prompt being worked on has five seconds to end."""
     import uvicorn
 
-    from bilinear_circuits.connections import ImpatientConnection
+    from bilinear_circuits.report.connections import ImpatientConnection
 
     config = uvicorn.Config(
         app,
@@ -109,9 +109,9 @@ def serve(app: "Starlette", listener: socket.socket, open_page: bool = False) ->
 
 def explorer_app(arguments: Arguments) -> "Starlette":
     """The explorer of the circuits asked for, and what answers its prompts."""
+    from bilinear_circuits.models.running import context_length
     from bilinear_circuits.report.explorer import explorer_page
-    from bilinear_circuits.running import context_length
-    from bilinear_circuits.serving import make_app
+    from bilinear_circuits.report.serving import make_app
 
     explorer = explore.prepare(
         explore.Arguments(

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from bilinear_circuits import processes
 from bilinear_circuits.commands import common
 from bilinear_circuits.commands.run_folder import RunFolder
 from bilinear_circuits.commands.sealed import read_sealed, write_sealed
+from bilinear_circuits.utilities import processes
 
 if TYPE_CHECKING:
     from torch import Tensor

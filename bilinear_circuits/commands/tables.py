@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from bilinear_circuits.lowrank import LowRankCorrelation
+    from bilinear_circuits.interactions.low_rank import LowRankCorrelation
 
 MOST_ROWS = 1_000_000  # what a spreadsheet opens; tables are for looking at
 Columns = dict[str, list[Any]]

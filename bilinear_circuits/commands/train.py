@@ -13,19 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 from simple_parsing import field
 
-from bilinear_circuits import processes, zoo
+from bilinear_circuits import zoo
 from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.configs import config_file
 from bilinear_circuits.commands.corpus import CorpusArguments, chosen_corpus, settings_of
 from bilinear_circuits.commands.run_folder import RunFolder
 from bilinear_circuits.commands.training_data import prepare
-from bilinear_circuits.corpora import Corpus
-from bilinear_circuits.folders import TOKENIZER, file_hash, fingerprint
+from bilinear_circuits.data.corpora import Corpus
+from bilinear_circuits.utilities import processes
+from bilinear_circuits.utilities.folders import TOKENIZER, file_hash, fingerprint
 
 if TYPE_CHECKING:
-    from bilinear_circuits.llama import ModelSettings
-    from bilinear_circuits.rows import TrainingData
-    from bilinear_circuits.training import OptimSettings, TrainingResult
+    from bilinear_circuits.data.rows import TrainingData
+    from bilinear_circuits.models.llama import ModelSettings
+    from bilinear_circuits.training.language_model import OptimSettings, TrainingResult
 
 
 DISTRIBUTED = True
@@ -109,8 +110,8 @@ def read_recipe(path: str) -> Recipe:
         FileNotFoundError: If there is no such file.
         ValueError: If it is not YAML, or a key is unknown, missing or of the wrong kind.
     """
-    from bilinear_circuits.llama import ModelSettings
-    from bilinear_circuits.training import OptimSettings
+    from bilinear_circuits.models.llama import ModelSettings
+    from bilinear_circuits.training.language_model import OptimSettings
 
     content = common.read_yaml(config_file(path, "recipe", "train"), "recipe")
     for key, kind in (("model", ModelSettings), ("optim", OptimSettings)):
@@ -132,9 +133,9 @@ def run(arguments: Arguments) -> None:
     """Train, or go on training, and write the model."""
     from transformers.utils import logging
 
-    from bilinear_circuits.llama import build_model
-    from bilinear_circuits.rows import TrainingData
-    from bilinear_circuits.training import train_model
+    from bilinear_circuits.data.rows import TrainingData
+    from bilinear_circuits.models.llama import build_model
+    from bilinear_circuits.training.language_model import train_model
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -189,7 +190,7 @@ def _run_folder(out: Path) -> RunFolder:
 
 def _start(arguments: Arguments, recipe: Recipe, corpus: Corpus, folder: RunFolder, settings: dict[str, Any]) -> None:
     """Check what is asked, mark the folder as that of this run, and tokenize the stories."""
-    from bilinear_circuits.training import rows_per_device
+    from bilinear_circuits.training.language_model import rows_per_device
 
     if arguments.device is not None:
         common.check_device(arguments.device)
@@ -251,7 +252,7 @@ def _finish(folder: RunFolder, model: Any, training: dict[str, Any], keep_checkp
     """Write model, tokenizer and record, all or none of them, and remove what only a run under way needs."""
     import torch
 
-    from bilinear_circuits.rows import TOKENIZER as TOKENIZER_FOLDER
+    from bilinear_circuits.data.rows import TOKENIZER as TOKENIZER_FOLDER
 
     if training["recipe"]["optim"]["precision"] == "bf16":
         model = model.to(torch.bfloat16)

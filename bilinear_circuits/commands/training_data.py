@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from bilinear_circuits import zoo
 from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.corpus import check_known, note_cut, settings_of
-from bilinear_circuits.corpora import Corpus
+from bilinear_circuits.data.corpora import Corpus
 
 if TYPE_CHECKING:
     from bilinear_circuits.commands.train import Recipe
@@ -25,8 +25,8 @@ def prepare(recipe: "Recipe", corpus: Corpus, folder: Path) -> Callable[[], None
         FileNotFoundError: If a corpus or a tokenizer is missing.
         ValueError: If there is nothing to train on, or to validate with.
     """
-    from bilinear_circuits.rows import TrainingData, data_key, tokenize_rows
-    from bilinear_circuits.tokenization import train_tokenizer
+    from bilinear_circuits.data.rows import TrainingData, data_key, tokenize_rows
+    from bilinear_circuits.data.tokenization import train_tokenizer
 
     stories = corpus.read(recipe.n_stories)
     valid = [] if recipe.valid_stories is None else recipe.valid_stories.read()
@@ -67,7 +67,7 @@ def divide(
     Raises:
         ValueError: If one side is left without a story.
     """
-    from bilinear_circuits.data import clean_stories, split_stories, stories_not_in
+    from bilinear_circuits.data.stories import clean_stories, split_stories, stories_not_in
 
     cleaned = clean_stories(stories, progress=common.bar)
     text = f"{cleaned.n_read} stories: {cleaned.n_duplicates} duplicates and {cleaned.n_corrupt} corrupt ones left out"

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bilinear_circuits.display import Brief
+from bilinear_circuits.utilities.display import Brief
 
 GROUP_STEPS = 8
 

@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bilinear_circuits.activity import ActiveTokens
-from bilinear_circuits.interactions import FeatureInteractions
+from bilinear_circuits.interactions.activity import ActiveTokens
+from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 from bilinear_circuits.interventions.predictions import rank_correlation
-from bilinear_circuits.progress import Progress, silent
+from bilinear_circuits.utilities.progress import Progress, silent
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from bilinear_circuits.algebra.leading import leading_spectra
 from bilinear_circuits.discovery.groups import Groups, group_directions
-from bilinear_circuits.display import Brief
-from bilinear_circuits.sweep.leading import leading_spectra
+from bilinear_circuits.utilities.display import Brief
 
 Motif = Literal["and", "flip", "xor", "contrast", "square", "suppression"]
 MOTIFS: tuple[Motif, ...] = ("and", "flip", "xor", "contrast", "square", "suppression")

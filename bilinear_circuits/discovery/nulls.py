@@ -22,9 +22,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bilinear_circuits.activity import ActiveTokens
-from bilinear_circuits.sweep.forms import QuadraticForms
-from bilinear_circuits.tensor import InteractionTensor
+from bilinear_circuits.algebra.forms import QuadraticForms
+from bilinear_circuits.algebra.tensor import InteractionTensor
+from bilinear_circuits.interactions.activity import ActiveTokens
 
 Null = Literal["refit", "weights", "symmetric", "rotation", "dictionary"]
 NULLS: tuple[Null, ...] = ("refit", "weights", "symmetric", "rotation", "dictionary")

@@ -6,14 +6,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bilinear_circuits.activity import ActiveTokens
-from bilinear_circuits.dictionaries import Activation, Dictionary
+from bilinear_circuits.algebra.tensor import InteractionTensor
+from bilinear_circuits.dictionaries.dictionary import Activation, Dictionary
 from bilinear_circuits.discovery.motifs import MOTIFS, Motif
 from bilinear_circuits.discovery.scoring import FeatureActivity
-from bilinear_circuits.display import Brief
-from bilinear_circuits.hooked import BilinearMLP
-from bilinear_circuits.interactions import FeatureInteractions
-from bilinear_circuits.tensor import InteractionTensor
+from bilinear_circuits.interactions.activity import ActiveTokens
+from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
+from bilinear_circuits.models.bilinear_mlp import BilinearMLP
+from bilinear_circuits.utilities.display import Brief
 
 _N_GROUPS = {"and": 2, "flip": 3, "xor": 2, "contrast": 2, "square": 1, "suppression": 2}
 _RANDOM_NEURONS = 32

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from bilinear_circuits.discovery.motifs import Motif
 from bilinear_circuits.discovery.nulls import NULLS, Null
-from bilinear_circuits.display import Drawn, Shown, Tabled
+from bilinear_circuits.utilities.display import Drawn, Shown, Tabled
 
 _MEETING = 0.5
 

@@ -13,12 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bilinear_circuits.activity import LayerActivity
-from bilinear_circuits.circuits.effects import Effect, bootstrap
-from bilinear_circuits.interactions import FeatureInteractions
+from bilinear_circuits.interactions.activity import LayerActivity
+from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 from bilinear_circuits.interventions.edges import write_direction, written
 from bilinear_circuits.interventions.sites import SiteRuns
 from bilinear_circuits.interventions.terms import Edges
+from bilinear_circuits.statistics.effects import Effect, bootstrap
 
 Method = Literal["zero", "mean", "resample"]
 METHODS: tuple[Method, ...] = get_args(Method)

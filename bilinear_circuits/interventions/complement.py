@@ -13,11 +13,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from bilinear_circuits.circuits.effects import N_BOOTSTRAP, Effect, bootstrap, effect_of
-from bilinear_circuits.interactions import FeatureInteractions
+from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 from bilinear_circuits.interventions.edges import write_direction, written
 from bilinear_circuits.interventions.sites import SiteRuns
 from bilinear_circuits.interventions.terms import Edges, Terms, terms_at
+from bilinear_circuits.statistics.effects import N_BOOTSTRAP, Effect, bootstrap, effect_of
 
 
 @dataclass(frozen=True)

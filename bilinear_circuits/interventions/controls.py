@@ -11,17 +11,17 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from bilinear_circuits.activity import LayerActivity
-from bilinear_circuits.circuits.effects import Effect, bootstrap
 from bilinear_circuits.circuits.experiments import Sites
 from bilinear_circuits.circuits.prove import control_sets, matched
 from bilinear_circuits.circuits.query import QueryTokens
 from bilinear_circuits.circuits.rank import Screen
-from bilinear_circuits.data import StoryTokens
-from bilinear_circuits.display import Brief
+from bilinear_circuits.data.stories import StoryTokens
+from bilinear_circuits.interactions.activity import LayerActivity
 from bilinear_circuits.interventions.ablations import circuit_sum
 from bilinear_circuits.interventions.edges import top_edges, write_direction, written
 from bilinear_circuits.interventions.sites import SiteRuns
+from bilinear_circuits.statistics.effects import Effect, bootstrap
+from bilinear_circuits.utilities.display import Brief
 
 _LIKE = 40  # tokens closest in frequency that a nonsense word is drawn from
 

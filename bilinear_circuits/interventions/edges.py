@@ -15,12 +15,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bilinear_circuits.activity import LayerActivity
-from bilinear_circuits.display import Brief
-from bilinear_circuits.interactions import FeatureInteractions
+from bilinear_circuits.interactions.activity import LayerActivity
+from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 from bilinear_circuits.interventions.predictions import correlation, rank_correlation, slope
 from bilinear_circuits.interventions.sites import SiteRuns
 from bilinear_circuits.interventions.terms import Edges, coactivation, edges_of, terms_at
+from bilinear_circuits.utilities.display import Brief
 
 _EDGES_PER_CHUNK = 64
 

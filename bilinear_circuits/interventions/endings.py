@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bilinear_circuits.running import is_plain_llama
+from bilinear_circuits.models.running import is_plain_llama
 
 _TOLERANCE = 1e-4
 

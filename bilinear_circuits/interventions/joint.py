@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bilinear_circuits.circuits.effects import Effect, bootstrap
 from bilinear_circuits.circuits.experiments import Edit, Sites
 from bilinear_circuits.circuits.query import QueryTokens
-from bilinear_circuits.running import hooked, model_blocks, model_device, run_logits
+from bilinear_circuits.models.running import hooked, model_blocks, model_device, run_logits
+from bilinear_circuits.statistics.effects import Effect, bootstrap
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bilinear_circuits.circuits.effects import Effect, bootstrap
-from bilinear_circuits.dictionaries import Dictionary
-from bilinear_circuits.interactions import FeatureInteractions
+from bilinear_circuits.dictionaries.dictionary import Dictionary
+from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 from bilinear_circuits.interventions.sites import SiteRuns
-from bilinear_circuits.running import model_blocks
+from bilinear_circuits.models.running import model_blocks
+from bilinear_circuits.statistics.effects import Effect, bootstrap
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bilinear_circuits.circuits.query import QueryTokens
 from bilinear_circuits.interventions.sites import SiteRuns
-from bilinear_circuits.running import final_norm, final_norm_scale, hooked
+from bilinear_circuits.models.running import final_norm, final_norm_scale, hooked
 
 
 def pole_direction(directions: Float[Tensor, "d_model d_vocab"], tokens: QueryTokens) -> Float[Tensor, " d_model"]:

@@ -13,13 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bilinear_circuits.activity import LayerActivity
-from bilinear_circuits.bounds import truncation_error
-from bilinear_circuits.circuits.effects import Effect, bootstrap
 from bilinear_circuits.circuits.experiments import Edit
 from bilinear_circuits.circuits.rank import Screen
-from bilinear_circuits.completeness import circuit_completeness
-from bilinear_circuits.interactions import FeatureInteractions
+from bilinear_circuits.interactions.activity import LayerActivity
+from bilinear_circuits.interactions.bounds import truncation_error
+from bilinear_circuits.interactions.completeness import circuit_completeness
+from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 from bilinear_circuits.interventions.ablations import (
     NodeAblation,
     circuit_ablations,
@@ -42,6 +41,7 @@ from bilinear_circuits.interventions.predictions import final_scale
 from bilinear_circuits.interventions.results import InterventionProof, Places, ProofSettings
 from bilinear_circuits.interventions.sites import SiteRuns
 from bilinear_circuits.interventions.terms import Edges, edges_of
+from bilinear_circuits.statistics.effects import Effect, bootstrap
 
 
 @torch.no_grad()

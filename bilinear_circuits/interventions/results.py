@@ -2,11 +2,9 @@
 
 from dataclasses import dataclass
 
-from bilinear_circuits.bounds import TruncationError
-from bilinear_circuits.circuits.effects import Effect
 from bilinear_circuits.circuits.query import CircuitQuery
-from bilinear_circuits.completeness import CircuitCompleteness
-from bilinear_circuits.display import Brief, Shown
+from bilinear_circuits.interactions.bounds import TruncationError
+from bilinear_circuits.interactions.completeness import CircuitCompleteness
 from bilinear_circuits.interventions.ablations import CircuitAblation, Dose, NodeAblation
 from bilinear_circuits.interventions.complement import ComplementTests
 from bilinear_circuits.interventions.controls import NonsenseTask, OtherFeature
@@ -14,6 +12,8 @@ from bilinear_circuits.interventions.edges import EdgeEffects, EdgeExactness
 from bilinear_circuits.interventions.joint import JointRemoval
 from bilinear_circuits.interventions.later import LaterEffects
 from bilinear_circuits.interventions.terms import Edges
+from bilinear_circuits.statistics.effects import Effect
+from bilinear_circuits.utilities.display import Brief, Shown
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,7 @@ from torch import Tensor, nn
 from bilinear_circuits.circuits.experiments import Edit, Sites
 from bilinear_circuits.circuits.query import QueryTokens
 from bilinear_circuits.interventions.endings import Endings
-from bilinear_circuits.running import (
-    Downstream,
-    capture_mlp,
-    hooked,
-    model_blocks,
-    model_device,
-    run_logits,
-)
+from bilinear_circuits.models.running import Downstream, capture_mlp, hooked, model_blocks, model_device, run_logits
 
 _ROWS_PER_RUN = 64
 _FEWEST_ENDINGS, _ENDINGS_PER_RUN = 4, 128  # variants of a site that are worth a run of its own; most of one run

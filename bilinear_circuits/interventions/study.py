@@ -7,21 +7,21 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from bilinear_circuits.activity import LayerActivity, collect_activity
 from bilinear_circuits.circuits.experiments import Sites
 from bilinear_circuits.circuits.query import CircuitQuery, QueryTokens
 from bilinear_circuits.circuits.rank import screen_features
 from bilinear_circuits.circuits.search import SearchSettings, story_parts
-from bilinear_circuits.data import StoryTokens
-from bilinear_circuits.interactions import FeatureInteractions
+from bilinear_circuits.data.stories import StoryTokens
+from bilinear_circuits.interactions.activity import LayerActivity, collect_activity
+from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
+from bilinear_circuits.interactions.profiles import input_label
 from bilinear_circuits.interventions.controls import other_sites
 from bilinear_circuits.interventions.joint import JointRemoval, joint_removal
 from bilinear_circuits.interventions.proof import prove_interventions, removal_of
 from bilinear_circuits.interventions.results import CircuitProofs, InterventionProof, ProofSettings, Target
 from bilinear_circuits.interventions.sites import SiteRuns
-from bilinear_circuits.profiles import input_label
-from bilinear_circuits.progress import Progress, silent
-from bilinear_circuits.running import capture_mlp, context_length, model_device, unembedding
+from bilinear_circuits.models.running import capture_mlp, context_length, model_device, unembedding
+from bilinear_circuits.utilities.progress import Progress, silent
 
 
 @torch.no_grad()

@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from bilinear_circuits.activity import ActiveTokens
-from bilinear_circuits.display import Brief
-from bilinear_circuits.interactions import FeatureInteractions
-from bilinear_circuits.tensor import QuadraticForm
+from bilinear_circuits.algebra.tensor import QuadraticForm
+from bilinear_circuits.interactions.activity import ActiveTokens
+from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
+from bilinear_circuits.utilities.display import Brief
 
 _MOST_TERMS = 50_000_000
 

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bilinear_circuits.neighbourhood import Neighbourhood
-from bilinear_circuits.profiles import FeatureProfile
+from bilinear_circuits.interactions.neighbourhood import Neighbourhood
+from bilinear_circuits.interactions.profiles import FeatureProfile
 from bilinear_circuits.report import columns
 from bilinear_circuits.report.html import render
 from bilinear_circuits.report.payload import plain

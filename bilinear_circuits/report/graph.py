@@ -1,9 +1,9 @@
 """Attribution graphs in the format of circuit-tracer and Neuronpedia, schema version 1.
 
 Layers of nodes are layers of the model, and both dictionaries of a layer share its numbers (`report.graph_ids`). Links
-into an output feature are the shares of `bilinear_circuits.attribution`. They add up to its pre-activation, also where
-small ones are left out: those are summed into one node. Each link also says what the removal of its source does. Pairs,
-which a graph has no place for, stand under the key "bilinear_circuits", which viewers ignore.
+into an output feature are the shares of `bilinear_circuits.prompts.attribution`. They add up to its pre-activation,
+also where small ones are left out: those are summed into one node. Each link also says what the removal of its source
+does. Pairs, which a graph has no place for, stand under the key "bilinear_circuits", which viewers ignore.
 """
 
 from collections import defaultdict
@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import bilinear_circuits
-from bilinear_circuits.activity import Side
-from bilinear_circuits.attribution import Attribution, PromptAttribution
-from bilinear_circuits.naming import token_text
+from bilinear_circuits.interactions.activity import Side
+from bilinear_circuits.interactions.naming import token_text
+from bilinear_circuits.prompts.attribution import Attribution, PromptAttribution
 from bilinear_circuits.report.graph_ids import cantor_pair, shared_index
 from bilinear_circuits.report.payload import plain
 

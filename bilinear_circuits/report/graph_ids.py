@@ -4,7 +4,7 @@ circuit-tracer and Neuronpedia know one dictionary for each layer. Here a layer 
 features follow those of its output features, which are kept: 4/143 stays feature 143 of layer 4.
 """
 
-from bilinear_circuits.activity import Side
+from bilinear_circuits.interactions.activity import Side
 
 
 def shared_index(feature: int, side: Side, d_sae_out: int) -> int:

@@ -18,7 +18,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from bilinear_circuits.circuits.search import CircuitSearch
-from bilinear_circuits.profiles import FeatureProfile
+from bilinear_circuits.interactions.profiles import FeatureProfile
 from bilinear_circuits.report import columns, figures, text
 from bilinear_circuits.report.figures import Spec
 from bilinear_circuits.report.payload import profile_payload, search_payload

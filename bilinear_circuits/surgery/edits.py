@@ -18,12 +18,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bilinear_circuits.display import Brief
-from bilinear_circuits.hooked import BilinearMLP
-from bilinear_circuits.interactions import FeatureInteractions
-from bilinear_circuits.running import is_plain_llama
-from bilinear_circuits.spectra import Spectrum
-from bilinear_circuits.tensor import InteractionTensor
+from bilinear_circuits.algebra.spectra import Spectrum
+from bilinear_circuits.algebra.tensor import InteractionTensor
+from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
+from bilinear_circuits.models.bilinear_mlp import BilinearMLP
+from bilinear_circuits.models.running import is_plain_llama
+from bilinear_circuits.utilities.display import Brief
 
 _PROJECTIONS = {"gate_proj": "W_gate", "up_proj": "W_in", "down_proj": "W_out"}
 

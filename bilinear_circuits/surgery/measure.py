@@ -16,19 +16,19 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from bilinear_circuits.activity import LayerActivity
-from bilinear_circuits.circuits.effects import Effect, bootstrap, bootstrap_rows
 from bilinear_circuits.circuits.experiments import Sites
 from bilinear_circuits.circuits.query import QueryTokens
 from bilinear_circuits.circuits.rank import screen_features
-from bilinear_circuits.data import StoryTokens
-from bilinear_circuits.display import Shown
-from bilinear_circuits.progress import Progress, silent
-from bilinear_circuits.running import unembedding
+from bilinear_circuits.data.stories import StoryTokens
+from bilinear_circuits.interactions.activity import LayerActivity
+from bilinear_circuits.models.running import unembedding
+from bilinear_circuits.statistics.effects import Effect, bootstrap, bootstrap_rows
 from bilinear_circuits.surgery.edits import FormEdit
 from bilinear_circuits.surgery.predictions import PredictionShift, compare_predictions
 from bilinear_circuits.surgery.sites import EditSites, active_at, control_edits, pole_difference
 from bilinear_circuits.surgery.weights import WeightCheck, check_weights
+from bilinear_circuits.utilities.display import Shown
+from bilinear_circuits.utilities.progress import Progress, silent
 
 RANKS = (1, 2, 4, 8, 16)
 TOLERANCE = 0.1

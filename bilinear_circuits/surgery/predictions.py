@@ -8,11 +8,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from bilinear_circuits.circuits.effects import N_BOOTSTRAP, Effect, effect_of
 from bilinear_circuits.circuits.query import QueryTokens
-from bilinear_circuits.data import StoryTokens
-from bilinear_circuits.progress import Progress, silent
-from bilinear_circuits.running import model_device, run_logits
+from bilinear_circuits.data.stories import StoryTokens
+from bilinear_circuits.models.running import model_device, run_logits
+from bilinear_circuits.statistics.effects import N_BOOTSTRAP, Effect, effect_of
+from bilinear_circuits.utilities.progress import Progress, silent
 
 _STORIES_PER_BATCH = 8
 

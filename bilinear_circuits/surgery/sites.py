@@ -7,13 +7,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from bilinear_circuits.activity import LayerActivity
 from bilinear_circuits.circuits.experiments import SiteExperiment, Sites
 from bilinear_circuits.circuits.prove import control_sets, matched
 from bilinear_circuits.circuits.query import QueryTokens
 from bilinear_circuits.circuits.rank import Screen
-from bilinear_circuits.interactions import FeatureInteractions
-from bilinear_circuits.running import capture_mlp, hooked, model_blocks, model_device, run_logits
+from bilinear_circuits.interactions.activity import LayerActivity
+from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
+from bilinear_circuits.models.running import capture_mlp, hooked, model_blocks, model_device, run_logits
 from bilinear_circuits.surgery.edits import FormEdit
 
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bilinear_circuits.hooked import BilinearMLP
+from bilinear_circuits.algebra.tensor import InteractionTensor
+from bilinear_circuits.models.bilinear_mlp import BilinearMLP
 from bilinear_circuits.surgery.edits import FormEdit, plain_llama
-from bilinear_circuits.tensor import InteractionTensor
 
 _READS = ("gate_proj", "up_proj")
 

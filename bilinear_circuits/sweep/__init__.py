@@ -8,14 +8,14 @@ collectors, and forgotten; what a collector keeps it computes again in full prec
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
-from bilinear_circuits.progress import Progress, silent
+from bilinear_circuits.algebra.leading import LeadingSpectra, leading_spectra
+from bilinear_circuits.algebra.precision import Precision, fastest_precision
 from bilinear_circuits.sweep.keys import Order
-from bilinear_circuits.sweep.leading import LeadingSpectra, leading_spectra
-from bilinear_circuits.sweep.precision import Precision, fastest_precision
 from bilinear_circuits.sweep.products import Block, Panel, Products
 from bilinear_circuits.sweep.results import Certificate, TopInteractions
 from bilinear_circuits.sweep.statistics import InteractionStatistics, Statistics
 from bilinear_circuits.sweep.top import TopSearch
+from bilinear_circuits.utilities.progress import Progress, silent
 
 __all__ = [
     "Block",

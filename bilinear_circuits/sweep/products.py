@@ -9,13 +9,13 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from bilinear_circuits.display import Brief
-from bilinear_circuits.sweep.forms import QuadraticForms
+from bilinear_circuits.algebra.forms import QuadraticForms
+from bilinear_circuits.algebra.memory import Memory
+from bilinear_circuits.algebra.precision import UNIT, Precision, exact_sums, fastest_precision
+from bilinear_circuits.algebra.tensor import InteractionTensor
 from bilinear_circuits.sweep.keys import Order, keys, lane_maxima
-from bilinear_circuits.sweep.memory import Memory
-from bilinear_circuits.sweep.precision import UNIT, Precision, exact_sums, fastest_precision
 from bilinear_circuits.sweep.rounding import SQUARES_UNDERFLOW, frobenius_norms, row_norms, spectral_bound
-from bilinear_circuits.tensor import InteractionTensor
+from bilinear_circuits.utilities.display import Brief
 
 _UNDERFLOW = 2.0**-120  # what flushing of subnormal numbers to zero can take away, with room to spare
 _FORM_GROUP, _FORM_BYTES = 256, 1 << 30

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bilinear_circuits.display import Drawn, Tabled
+from bilinear_circuits.utilities.display import Drawn, Tabled
 
 
 @dataclass(frozen=True)

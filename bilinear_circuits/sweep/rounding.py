@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bilinear_circuits.sweep.precision import UNIT
+from bilinear_circuits.algebra.precision import UNIT
 
 SQUARES_UNDERFLOW = 2.0**-62  # what flushing to zero takes from the squares in a norm, for each root of their number
 

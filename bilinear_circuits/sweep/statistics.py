@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bilinear_circuits.display import Drawn
 from bilinear_circuits.sweep.products import Block, Panel, Products
+from bilinear_circuits.utilities.display import Drawn
 
 _SHIFT = 21  # bits of a float32 that a bin forgets: exponent and two bits of the fraction are left
 _SIGN = 1 << (31 - _SHIFT)  # bins of either sign

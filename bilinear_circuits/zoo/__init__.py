@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bilinear_circuits.folders import (
+from bilinear_circuits.utilities.folders import (
     DICTIONARY_FILES,
     MODEL_FILES,
     Fingerprint,
@@ -17,7 +17,7 @@ from bilinear_circuits.folders import (
 )
 
 if TYPE_CHECKING:
-    from bilinear_circuits.dictionaries import Dictionary
+    from bilinear_circuits.dictionaries.dictionary import Dictionary
 
 FOLDER = Path(__file__).parent
 DEFAULT_MODEL = "ts-17m"
@@ -251,7 +251,7 @@ def load_dictionaries(
     Raises:
         FileNotFoundError: If there is no such folder, or none for this layer.
     """
-    from bilinear_circuits.dictionaries import Dictionary
+    from bilinear_circuits.dictionaries.dictionary import Dictionary
 
     layers = dictionary_layers(name_or_path)
     if layer not in layers:

@@ -13,7 +13,7 @@ from bilinear_circuits import zoo
 from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.corpus import corpus_of, tokenized
 from bilinear_circuits.commands.outputs import Outputs
-from bilinear_circuits.corpora import Corpus
+from bilinear_circuits.data.corpora import Corpus
 
 if TYPE_CHECKING:
     from sae.evaluate import Evaluation
@@ -45,7 +45,7 @@ def run(arguments: Arguments) -> None:
     corpus = corpus_of(arguments)
     common.check_device(arguments.device)
 
-    from bilinear_circuits.running import context_length
+    from bilinear_circuits.models.running import context_length
     from sae.evaluate import evaluate
 
     stories = corpus.read(arguments.n_stories)

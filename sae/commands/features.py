@@ -15,12 +15,12 @@ from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.corpus import corpus_of, settings_of
 from bilinear_circuits.commands.labels import Labels, read_labels
 from bilinear_circuits.commands.run_folder import MARKER
-from bilinear_circuits.corpora import Corpus
-from bilinear_circuits.folders import file_hash
+from bilinear_circuits.data.corpora import Corpus
+from bilinear_circuits.utilities.folders import file_hash
 from sae.commands.report_folder import ReportFolder
 
 if TYPE_CHECKING:
-    from bilinear_circuits.activity import Side
+    from bilinear_circuits.interactions.activity import Side
     from sae.report.index import Row
     from sae.report.pages import Book
 

@@ -9,9 +9,9 @@ from bilinear_circuits.commands.corpus import corpus_of, tokenized
 from sae.commands.report_folder import ReportFolder, chunks_of
 
 if TYPE_CHECKING:
-    from bilinear_circuits.activity import LayerActivity, Side
-    from bilinear_circuits.dictionaries import Dictionary
-    from bilinear_circuits.profiles import Profiler
+    from bilinear_circuits.dictionaries.dictionary import Dictionary
+    from bilinear_circuits.interactions.activity import LayerActivity, Side
+    from bilinear_circuits.interactions.profiles import Profiler
     from sae.commands.features import Arguments
     from sae.report.index import Row
     from sae.report.measure import CardMaker
@@ -22,8 +22,8 @@ class Desk:
     """Model, dictionaries and corpus of a run, and what both sides share."""
 
     def __init__(self, arguments: "Arguments", stories: list[str], only: "Side | None") -> None:
-        from bilinear_circuits.naming import TokenTexts
-        from bilinear_circuits.running import context_length, unembedding
+        from bilinear_circuits.interactions.naming import TokenTexts
+        from bilinear_circuits.models.running import context_length, unembedding
 
         self._arguments, self._n_stories = arguments, len(stories)
         self._model, (self.interactions,) = common.load_interactions(arguments, [arguments.layer], only)
@@ -33,7 +33,7 @@ class Desk:
     @cached_property
     def activity(self) -> "LayerActivity":
         """The layer on the corpus, measured when it is needed first."""
-        from bilinear_circuits.activity import collect_activity
+        from bilinear_circuits.interactions.activity import collect_activity
 
         (activity,) = collect_activity(self._model, [self.interactions], self._tokens, common.bar)
         return activity
@@ -41,7 +41,7 @@ class Desk:
     @cached_property
     def names(self) -> "dict[Side, tuple[str, ...]]":
         """Names of all features of both dictionaries: fixed ones, or made of their tokens."""
-        from bilinear_circuits.naming import all_labels
+        from bilinear_circuits.interactions.naming import all_labels
 
         sides: tuple[Side, ...] = ("in", "out")
         return {side: all_labels(self.activity, self._texts, side) for side in sides}
@@ -108,7 +108,7 @@ class Desk:
 
     def profiler(self, features: Sequence[int]) -> "Profiler":
         """Measures output features."""
-        from bilinear_circuits.profiles import Profiler
+        from bilinear_circuits.interactions.profiles import Profiler
 
         return Profiler(self.activity, self._unembedding, self._texts, features)
 

@@ -16,13 +16,13 @@ from bilinear_circuits import zoo
 from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.corpus import CorpusArguments, corpus_of, tokenized
 from bilinear_circuits.commands.outputs import Outputs
-from bilinear_circuits.corpora import Corpus
+from bilinear_circuits.data.corpora import Corpus
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from bilinear_circuits.dictionaries import Dictionary
-    from bilinear_circuits.lowrank import LowRankCorrelation
+    from bilinear_circuits.dictionaries.dictionary import Dictionary
+    from bilinear_circuits.interactions.low_rank import LowRankCorrelation
     from sae.progress import Stage, Trend
 
 _RECORD, _MARKER, _SNAPSHOTS = "training.json", "run.json", "snapshots"
@@ -80,7 +80,7 @@ def run(arguments: Arguments) -> None:
     )
     common.check_device(arguments.device)
 
-    from bilinear_circuits.running import context_length
+    from bilinear_circuits.models.running import context_length
     from sae.progress import training_progress, trends
 
     stories = corpus.read(arguments.n_stories)
@@ -256,7 +256,7 @@ def _shipped_model(folder: Path, record: "Mapping[str, Any]") -> str:
 
 
 def _load(folders: "Mapping[int, Path]", names: list[str], device: str) -> "dict[str, dict[int, Dictionary]]":
-    from bilinear_circuits.dictionaries import Dictionary
+    from bilinear_circuits.dictionaries.dictionary import Dictionary
 
     return {name: {at: Dictionary.load(one / name, device=device) for at, one in folders.items()} for name in names}
 

@@ -22,12 +22,12 @@ from bilinear_circuits.commands.claims import HALF_WRITTEN
 from bilinear_circuits.commands.configs import config_file
 from bilinear_circuits.commands.corpus import CorpusArguments, chosen_corpus, tokenized
 from bilinear_circuits.commands.run_folder import RunFolder
-from bilinear_circuits.folders import file_hash
+from bilinear_circuits.utilities.folders import file_hash
 from sae.settings import Recipe
 
 if TYPE_CHECKING:
-    from bilinear_circuits.data import StoryTokens
-    from bilinear_circuits.dictionaries import Dictionary
+    from bilinear_circuits.data.stories import StoryTokens
+    from bilinear_circuits.dictionaries.dictionary import Dictionary
     from sae.train import TrainedDictionaries
 
 _RECORD = "training.json"

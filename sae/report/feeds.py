@@ -7,13 +7,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bilinear_circuits.display import Brief
-from bilinear_circuits.interactions import FeatureInteractions
-from bilinear_circuits.profiles import Profiler
-from bilinear_circuits.progress import Progress, silent
+from bilinear_circuits.algebra.forms import QuadraticForms
+from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
+from bilinear_circuits.interactions.profiles import Profiler
 from bilinear_circuits.sweep import Block, Panel, Products, sweep
-from bilinear_circuits.sweep.forms import QuadraticForms
 from bilinear_circuits.sweep.keys import magnitudes
+from bilinear_circuits.utilities.display import Brief
+from bilinear_circuits.utilities.progress import Progress, silent
 from sae.report.outputs import co_active_pairs
 from sae.report.results import Feed, InputReading
 

@@ -2,8 +2,8 @@
 
 from dataclasses import replace
 
-from bilinear_circuits.examples import Histogram, evenly
-from bilinear_circuits.profiles import FeatureProfile
+from bilinear_circuits.interactions.examples import Histogram, evenly
+from bilinear_circuits.interactions.profiles import FeatureProfile
 from bilinear_circuits.report.figures import (
     ACTIVATION,
     Spec,

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bilinear_circuits.activity import Side
-from bilinear_circuits.examples import Band
+from bilinear_circuits.interactions.activity import Side
+from bilinear_circuits.interactions.examples import Band
 from bilinear_circuits.report.graph_ids import shared_index
 from bilinear_circuits.report.payload import plain
 from sae.report.results import FeatureCard

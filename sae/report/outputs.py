@@ -7,11 +7,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bilinear_circuits.by_token import ActiveFeatures
-from bilinear_circuits.display import Brief
-from bilinear_circuits.examples import evenly
-from bilinear_circuits.profiles import Profiler
+from bilinear_circuits.interactions.by_token import ActiveFeatures
+from bilinear_circuits.interactions.examples import evenly
+from bilinear_circuits.interactions.profiles import Profiler
 from bilinear_circuits.sweep import TopInteractions
+from bilinear_circuits.utilities.display import Brief
 from sae.report.results import OutputReading, Pair
 
 N_PAIRS = 12

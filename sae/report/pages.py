@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from bilinear_circuits.activity import Side
-from bilinear_circuits.profiles import FeatureProfile
+from bilinear_circuits.interactions.activity import Side
+from bilinear_circuits.interactions.profiles import FeatureProfile
 from bilinear_circuits.report.figures import Spec
 from bilinear_circuits.report.html import render
 from bilinear_circuits.report.text import number

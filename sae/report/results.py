@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from bilinear_circuits.display import Brief
-from bilinear_circuits.examples import Band, Histogram
-from bilinear_circuits.profiles import FeatureProfile
+from bilinear_circuits.interactions.examples import Band, Histogram
+from bilinear_circuits.interactions.profiles import FeatureProfile
+from bilinear_circuits.utilities.display import Brief
 
 State = Literal["", "dead", "rare", "dense"]
 DENSE = 0.1

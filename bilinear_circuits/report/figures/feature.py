@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bilinear_circuits.profiles import FeatureProfile
+from bilinear_circuits.interactions.profiles import FeatureProfile
 from bilinear_circuits.report.figures.base import (
     ACTIVATION,
     DIVERGING,

@@ -3,13 +3,13 @@
 from collections.abc import Sequence
 from typing import Any
 
-from bilinear_circuits.circuits.effects import Effect
 from bilinear_circuits.circuits.prove import CausalProof
 from bilinear_circuits.circuits.search import Circuit, CircuitSearch
 from bilinear_circuits.report.figures.base import GREY, Spec, base_figure, sign_colour
 from bilinear_circuits.report.figures.feature import feature_figures
 from bilinear_circuits.report.payload import plain
 from bilinear_circuits.report.text import signed
+from bilinear_circuits.statistics.effects import Effect
 
 
 def search_figures(search: CircuitSearch) -> dict[str, Spec]:

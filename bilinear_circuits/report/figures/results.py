@@ -5,9 +5,10 @@ from typing import Any
 
 import torch
 
+from bilinear_circuits.algebra.spectra import Spectrum
 from bilinear_circuits.discovery.results import Discovery, DiscoverySearch
-from bilinear_circuits.ledger import Ledger, PairContributions
-from bilinear_circuits.lowrank import LowRankCorrelation
+from bilinear_circuits.interactions.ledger import Ledger, PairContributions
+from bilinear_circuits.interactions.low_rank import LowRankCorrelation
 from bilinear_circuits.report.figures.base import (
     DIVERGING,
     FAINT,
@@ -24,7 +25,6 @@ from bilinear_circuits.report.figures.base import (
 )
 from bilinear_circuits.report.payload import plain
 from bilinear_circuits.report.text import number, visible
-from bilinear_circuits.spectra import Spectrum
 from bilinear_circuits.sweep import InteractionStatistics, TopInteractions
 
 N_EIGENVALUES = 64

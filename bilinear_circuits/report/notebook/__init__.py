@@ -1,7 +1,7 @@
 """Results in notebooks: a small table for each, and its figures as plotly objects.
 
-Analyses reach this package by name alone (`bilinear_circuits.display`). What a class shows, draws and lists is
-registered with the functions of `dispatch`, so that a class of one's own can be added.
+Analyses reach this package by name alone (`bilinear_circuits.utilities.display`). What a class shows, draws and lists
+is registered with the functions of `dispatch`, so that a class of one's own can be added.
 """
 
 from bilinear_circuits.report.notebook import algebra, circuits, columns, discovery

@@ -3,10 +3,12 @@
 import torch
 from markupsafe import Markup
 
-from bilinear_circuits.dictionaries import Dictionary
-from bilinear_circuits.ledger import Ledger, PairContributions
-from bilinear_circuits.lowrank import LowRankCorrelation
-from bilinear_circuits.matrix import InteractionMatrix
+from bilinear_circuits.algebra.matrix import InteractionMatrix
+from bilinear_circuits.algebra.spectra import Spectrum
+from bilinear_circuits.algebra.tensor import InteractionTensor
+from bilinear_circuits.dictionaries.dictionary import Dictionary
+from bilinear_circuits.interactions.ledger import Ledger, PairContributions
+from bilinear_circuits.interactions.low_rank import LowRankCorrelation
 from bilinear_circuits.report.columns import TERMS
 from bilinear_circuits.report.figures import Spec
 from bilinear_circuits.report.figures.results import (
@@ -20,9 +22,7 @@ from bilinear_circuits.report.figures.results import (
 from bilinear_circuits.report.notebook.dispatch import drawn, shown
 from bilinear_circuits.report.notebook.fragments import N_ROWS, Cell, facts, rest_of, table, value
 from bilinear_circuits.report.text import number
-from bilinear_circuits.spectra import Spectrum
 from bilinear_circuits.sweep import InteractionStatistics, LeadingSpectra, TopInteractions
-from bilinear_circuits.tensor import InteractionTensor
 
 _N_LEADING = 8
 _N_COLUMNS = 12

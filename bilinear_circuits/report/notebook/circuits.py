@@ -6,12 +6,11 @@ from typing import Any
 
 from markupsafe import Markup
 
-from bilinear_circuits.circuits.effects import Effect
 from bilinear_circuits.circuits.prove import CausalProof
 from bilinear_circuits.circuits.search import Circuit, CircuitSearch
-from bilinear_circuits.completeness import CircuitCompleteness
+from bilinear_circuits.interactions.completeness import CircuitCompleteness
+from bilinear_circuits.interactions.profiles import FeatureProfile
 from bilinear_circuits.interventions.results import InterventionProof
-from bilinear_circuits.profiles import FeatureProfile
 from bilinear_circuits.report.columns import EFFECTS
 from bilinear_circuits.report.figures import Spec, effect_forest, feature_figures, search_figures
 from bilinear_circuits.report.figures.forest import proof_forest
@@ -19,6 +18,7 @@ from bilinear_circuits.report.notebook.dispatch import drawn, shown
 from bilinear_circuits.report.notebook.fragments import Cell, effect, facts, rest_of, table, tokens, value
 from bilinear_circuits.report.text import number, visible_label
 from bilinear_circuits.report.verdict import verdict
+from bilinear_circuits.statistics.effects import Effect
 from bilinear_circuits.surgery.measure import EditReport
 
 _N_RANKED = 10

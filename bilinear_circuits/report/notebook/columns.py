@@ -6,7 +6,7 @@ from typing import Any
 from bilinear_circuits.circuits.rank import Evidence
 from bilinear_circuits.circuits.search import CircuitSearch
 from bilinear_circuits.discovery.results import DiscoverySearch
-from bilinear_circuits.lowrank import LowRankCorrelation
+from bilinear_circuits.interactions.low_rank import LowRankCorrelation
 from bilinear_circuits.report.notebook.dispatch import columns_of
 from bilinear_circuits.sweep.results import TopInteractions
 

@@ -4,10 +4,10 @@ from collections.abc import Iterable, Sequence
 
 from markupsafe import Markup
 
-from bilinear_circuits.circuits.effects import Effect
 from bilinear_circuits.report.figures import NEGATIVE, POSITIVE
 from bilinear_circuits.report.payload import plain
 from bilinear_circuits.report.text import interval, number, visible
+from bilinear_circuits.statistics.effects import Effect
 
 Cell = str | Markup
 N_ROWS = 12

@@ -1,0 +1,1 @@
+"""Which features and circuits of one model return in another."""

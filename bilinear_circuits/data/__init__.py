@@ -1,0 +1,1 @@
+"""Corpora as stories, stories as tokens, tokens as rows to train on."""

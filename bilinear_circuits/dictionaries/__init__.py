@@ -1,0 +1,1 @@
+"""Named directions with an encoder, a rule and a decoder."""

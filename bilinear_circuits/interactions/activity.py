@@ -1,0 +1,245 @@
+"""What a model's MLPs and their dictionaries do on a corpus: the data side of every analysis."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from bilinear_circuits.algebra.precision import exact_sums
+from bilinear_circuits.data.stories import StoryTokens
+from bilinear_circuits.dictionaries.dictionary import Dictionary
+from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
+from bilinear_circuits.models.running import capture_mlp, model_device
+from bilinear_circuits.utilities.display import Brief
+from bilinear_circuits.utilities.progress import Progress, silent
+
+Side = Literal["in", "out"]
+"""Of an MLP: its input or its output."""
+
+_TOKENS_PER_CHUNK = 4096
+_STORIES_PER_BATCH = 32
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ActiveTokens(Brief):
+    """When each feature of a dictionary is active, as sparse columns.
+
+    Attributes:
+        token: Token index of each activation, grouped by feature.
+        value: Activation, in the same order.
+        offsets: Feature f owns the slice offsets[f]:offsets[f + 1].
+    """
+
+    token: Int[Tensor, " nnz"]
+    value: Float[Tensor, " nnz"]
+    offsets: Int[Tensor, " d_sae_plus_1"]
+
+    def __getitem__(self, feature: int) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
+        """Token indices and activations of one feature."""
+        owned = slice(int(self.offsets[feature]), int(self.offsets[feature + 1]))
+        return self.token[owned], self.value[owned]
+
+    @property
+    def counts(self) -> Int[Tensor, " d_sae"]:
+        """Number of active tokens of each feature."""
+        return self.offsets.diff()
+
+    @cached_property
+    def feature(self) -> Int[Tensor, " nnz"]:
+        """Feature of each activation."""
+        counts = self.counts
+        return torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)
+
+    def sum_over_tokens(self, weight: Float[Tensor, " token"]) -> Float[Tensor, " d_sae"]:
+        """Sum of weight times the magnitude of the activation, for each feature."""
+        total = torch.zeros(len(self.counts), dtype=torch.double, device=self.value.device)
+        return total.index_add(0, self.feature, (self.value.abs() * weight[self.token]).double())
+
+    def columns(self, features: Int[Tensor, " n"], n_tokens: int) -> Float[Tensor, "token n"]:
+        """Activations of some features at all tokens, dense, in float64."""
+        dense = torch.zeros(n_tokens, len(features), dtype=torch.double, device=self.value.device)
+        for index, feature in enumerate(features.tolist()):
+            token, value = self[feature]
+            dense[token, index] = value.double()
+        return dense
+
+    @torch.no_grad()
+    def weighted_sums(self, values: Float[Tensor, "token d"]) -> Float[Tensor, "d_sae d"]:
+        """Sum over tokens of the activation times a vector of the token, for each feature: token d_sae d operations."""
+        total = values.new_zeros(len(self.counts), values.shape[1])
+        for tokens, z in self._dense_chunks(len(values)):
+            total.addmm_(z[: len(values[tokens])].to(values.dtype).T, values[tokens])
+        return total
+
+    @torch.no_grad()
+    @exact_sums()
+    def second_moments(self, n_tokens: int) -> Float[Tensor, "d_sae d_sae"]:
+        """E[z_a z_b] over tokens, in float32: how much two features are active together.
+
+        Cost: n_tokens d_sae^2 operations, d_sae^2 numbers.
+
+        Args:
+            n_tokens: Number of tokens, active or not.
+        """
+        total = torch.zeros(len(self.counts), len(self.counts), dtype=torch.float32, device=self.value.device)
+        for _, z in self._dense_chunks(n_tokens):
+            total.addmm_(z.T, z)
+        return total / max(1, n_tokens)
+
+    def _dense_chunks(self, n_tokens: int) -> Iterator[tuple[slice, Float[Tensor, "chunk d_sae"]]]:
+        """Activations of all features on some tokens at a time, in float32; rows of zeros after the last token."""
+        order = self.token.argsort()
+        token, feature, value = self.token[order], self.feature[order], self.value[order].float()
+        for start in range(0, n_tokens, _TOKENS_PER_CHUNK):
+            bounds = torch.tensor([start, start + _TOKENS_PER_CHUNK], device=token.device)
+            chunk = slice(*torch.searchsorted(token, bounds).tolist())
+            z = value.new_zeros(_TOKENS_PER_CHUNK, len(self.counts))
+            z[token[chunk] - start, feature[chunk]] = value[chunk]
+            yield slice(start, start + _TOKENS_PER_CHUNK), z
+
+
+@torch.no_grad()
+def active_tokens(
+    dictionary: Dictionary,
+    x: Float[Tensor, "token d"],
+    through: Callable[[Tensor], Tensor] | None = None,
+    progress: Progress = silent,
+) -> ActiveTokens:
+    """Sparse activations of a dictionary, by chunks: dense memory for one chunk of tokens only.
+
+    Args:
+        dictionary: The dictionary.
+        x: Activations it reads, or that `through` maps to what it reads.
+        through: For instance the MLP, where x are MLP inputs and the dictionary is on its output.
+        progress: Wraps the chunks.
+    """
+    token, feature, value = [], [], []
+    for start in progress(range(0, len(x), _TOKENS_PER_CHUNK), "encode"):
+        chunk = x[start : start + _TOKENS_PER_CHUNK].to(dictionary.W_enc.dtype)
+        z = dictionary.encode(chunk if through is None else through(chunk))
+        rows, columns = z.nonzero(as_tuple=True)
+        token.append(rows + start)
+        feature.append(columns)
+        value.append(z[rows, columns])
+    features = torch.cat(feature)
+    order = features.argsort(stable=True)
+    counts = features.bincount(minlength=dictionary.d_sae)
+    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    return ActiveTokens(torch.cat(token)[order], torch.cat(value)[order], offsets)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LayerActivity(Brief):
+    """One layer on a corpus: tokens without [BOS] and padding, flattened over stories.
+
+    Attributes:
+        interactions: The layer between its dictionaries.
+        tokens: The stories.
+        story: Row of `tokens` of each flat token.
+        position: Column of `tokens` of each flat token.
+        x: MLP inputs.
+        inputs: Activations of the input dictionary.
+        outputs: Activations of the output dictionary, on what the model's own MLP wrote.
+    """
+
+    interactions: FeatureInteractions
+    tokens: StoryTokens
+    story: Int[Tensor, " token"]
+    position: Int[Tensor, " token"]
+    x: Float[Tensor, "token d_in"]
+    inputs: ActiveTokens
+    outputs: ActiveTokens
+
+    def of_side(self, side: Side) -> tuple[Dictionary, ActiveTokens]:
+        """The dictionary on one side of the MLP, and its activations."""
+        if side == "in":
+            return self.interactions.sae_in, self.inputs
+        return self.interactions.sae_out, self.outputs
+
+    @cached_property
+    def mean_inputs(self) -> Float[Tensor, " d_sae_in"]:
+        """Mean activation of every input feature over all tokens."""
+        return self.inputs.sum_over_tokens(torch.full((len(self.x),), 1 / max(1, len(self.x)), device=self.x.device))
+
+    def mean_inputs_at(self, token: Int[Tensor, " n"]) -> Float[Tensor, " d_sae_in"]:
+        """Mean activation of every input feature over some tokens."""
+        chosen = torch.zeros(len(self.x), device=self.x.device)
+        chosen[token] = 1 / max(1, len(token))
+        return self.inputs.sum_over_tokens(chosen)
+
+    @cached_property
+    def second_moments(self) -> Float[Tensor, "d_sae_in d_sae_in"]:
+        """E[z_a z_b] of the input features over all tokens."""
+        return self.inputs.second_moments(len(self.x))
+
+    @property
+    def token_ids(self) -> Int[Tensor, " token"]:
+        """Vocabulary id of each flat token."""
+        return self.tokens.ids[self.story, self.position].to(self.x.device)
+
+
+@torch.no_grad()
+def collect_activity(
+    model: Any, interactions: Sequence[FeatureInteractions], tokens: StoryTokens, progress: Progress = silent
+) -> tuple[LayerActivity, ...]:
+    """Run a model over stories once and encode both sides of some of its MLPs.
+
+    Memory: two (token, d_model) arrays per layer, and the sparse activations.
+
+    Raises:
+        ValueError: If there are no interactions, two of one layer, or an MLP is read elsewhere than at its input.
+    """
+    layers = [one.mlp.layer for one in interactions]
+    if not layers or len(set(layers)) < len(layers):
+        raise ValueError(f"interactions must be of one layer or more, each once, got layers {layers}.")
+    for one in interactions:
+        if one.mlp.hook_in != f"blocks.{one.mlp.layer}.mlp.hook_in":
+            raise ValueError(
+                f"interactions must read the MLP at blocks.{one.mlp.layer}.mlp.hook_in, where the model is captured,"
+                f" got {one.mlp.hook_in}."
+            )
+    device = model_device(model)
+    story, position = tokens.mask.nonzero(as_tuple=True)
+    flat = torch.zeros_like(tokens.ids)
+    flat[story, position] = torch.arange(len(story))
+    kept = {
+        one.mlp.layer: tuple(one.mlp.tensor.W_gate.new_empty(len(story), width) for width in _widths(one))
+        for one in interactions
+    }
+    # Stories of like length together, so that little is spent on padding.
+    for rows in progress(tokens.mask.sum(1).argsort().split(_STORIES_PER_BATCH), "run the model"):
+        mask = tokens.mask[rows]
+        width = int(mask.sum(1).max()) + 1  # [BOS] comes first
+        mask, target = mask[:, :width], flat[rows][:, :width][mask[:, :width]]
+        for layer, captured in capture_mlp(model, tokens.ids[rows, :width].to(device), layers).items():
+            for store, values in zip(kept[layer], (captured.x, captured.y), strict=True):
+                store[target] = values[mask].to(store)
+    activity = []
+    for one in progress(interactions, "encode features"):
+        x, y = kept.pop(one.mlp.layer)
+        inputs, outputs = active_tokens(one.sae_in, x), active_tokens(one.sae_out, y)
+        activity.append(LayerActivity(one, tokens, story, position, x, inputs, outputs))
+    return tuple(activity)
+
+
+def _widths(interactions: FeatureInteractions) -> tuple[int, int]:
+    return interactions.mlp.tensor.d_in, interactions.mlp.tensor.d_out
+
+
+def top_token_ids(active: ActiveTokens, token_ids: Int[Tensor, " token"], feature: int, n: int = 3) -> list[int]:
+    """The n vocabulary ids that tell most about a feature: its name in reports.
+
+    Ids are sorted by p log(p / q), their part of the Kullback-Leibler divergence between the share p of the feature's
+    activation they hold and their share q of all tokens, so that a token common everywhere does not name a feature.
+    """
+    token, value = active[feature]
+    value = value.abs()
+    ids, group = token_ids[token].unique(return_inverse=True)
+    share = torch.zeros(len(ids), dtype=torch.double, device=value.device).index_add(0, group, value.double())
+    share /= share.sum()
+    frequency = torch.bincount(token_ids)[ids] / len(token_ids)
+    return ids[(share * (share / frequency).log()).argsort(descending=True)[:n]].tolist()

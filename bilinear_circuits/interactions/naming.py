@@ -1,0 +1,107 @@
+"""Names of features: the tokens that tell most about when they are active, for one of them or for all at once."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from bilinear_circuits.interactions.activity import ActiveTokens, LayerActivity, Side, top_token_ids
+
+NOT_ACTIVE = "(not active)"
+_JOINT = " · "
+_N_LABEL = 3
+
+
+class TokenTexts:
+    """Texts of token ids, each looked up once."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._known: dict[int, str] = {}
+
+    def __call__(self, token_id: int) -> str:
+        """Text of one token."""
+        if token_id not in self._known:
+            self._known[token_id] = token_text(self._tokenizer, token_id)
+        return self._known[token_id]
+
+
+def token_text(tokenizer: Any, token_id: int) -> str:
+    """Text of one token, as the tokenizer writes it; marks of byte-level and SentencePiece tokenizers are resolved.
+
+    An id that the tokenizer does not have, as where a vocabulary is rounded up, is shown as such: <4097>.
+    """
+    raw = _raw_token(tokenizer, int(token_id))
+    if raw is None:
+        return f"<{token_id}>"
+    if raw.isascii():
+        return raw
+    decoded = str(tokenizer.decode([int(token_id)], clean_up_tokenization_spaces=False))
+    return raw.replace("Ġ", " ").replace("▁", " ") if "▁" in raw or "\ufffd" in decoded else decoded
+
+
+def _raw_token(tokenizer: Any, token_id: int) -> str | None:
+    try:
+        return tokenizer.convert_ids_to_tokens(token_id)
+    except (IndexError, KeyError, OverflowError):  # tokenizers differ in how they miss an id
+        return None
+
+
+def input_label(activity: LayerActivity, feature: int, tokenizer: Any) -> str:
+    """Name an input feature: its fixed name, or the tokens that tell most about its activation."""
+    return feature_label(activity, feature, tokenizer, "in")
+
+
+def feature_label(activity: LayerActivity, feature: int, tokenizer: Any, side: Side) -> str:
+    """Name a feature of the dictionary on the MLP input ("in") or output ("out"), as `input_label` does."""
+    dictionary, active = activity.of_side(side)
+    if feature in dictionary.names:
+        return dictionary.names[feature]
+    ids = top_token_ids(active, activity.token_ids, feature)
+    return _JOINT.join(token_text(tokenizer, token_id) for token_id in ids) or NOT_ACTIVE
+
+
+def all_labels(activity: LayerActivity, texts: TokenTexts, side: Side) -> tuple[str, ...]:
+    """Name all features of a dictionary, as `feature_label` names them one at a time."""
+    names = activity.of_side(side)[0].names
+    return tuple(names.get(feature, made) for feature, made in enumerate(token_labels(activity, texts, side)))
+
+
+def token_labels(activity: LayerActivity, texts: TokenTexts, side: Side) -> tuple[str, ...]:
+    """Name all features of a dictionary by the tokens that tell most about them, whatever names are fixed."""
+    ids, _ = all_top_tokens(activity.of_side(side)[1], activity.token_ids, _N_LABEL)
+    return tuple(_JOINT.join(texts(one) for one in row if one >= 0) or NOT_ACTIVE for row in ids.tolist())
+
+
+def all_top_tokens(
+    active: ActiveTokens, token_ids: Int[Tensor, " token"], n: int
+) -> tuple[Int[Tensor, "d_sae n"], Float[Tensor, "d_sae n"]]:
+    """The ids of `activity.top_token_ids` of all features at once, and the share of the activation that each holds.
+
+    Cost: a sort of all activations, and memory for a few of their columns.
+
+    Args:
+        active: Activations of a dictionary.
+        token_ids: Vocabulary id of each token.
+        n: Ids per feature.
+
+    Returns:
+        Ids, -1 where a feature has fewer, and shares, 0 there.
+    """
+    d_sae, size = len(active.counts), int(token_ids.max()) + 1 if len(token_ids) else 1
+    keys, group = (active.feature * size + token_ids[active.token]).unique(return_inverse=True)
+    feature, token = keys // size, keys % size
+    mass = torch.zeros(len(keys), dtype=torch.double, device=keys.device)
+    mass.index_add_(0, group, active.value.abs().double())
+    whole = torch.zeros(d_sae, dtype=torch.double, device=keys.device).index_add_(0, feature, mass)
+    share = mass / whole[feature]
+    score = share * (share / (torch.bincount(token_ids)[token] / len(token_ids))).log()
+    order = score.argsort(descending=True, stable=True)
+    order = order[feature[order].argsort(stable=True)]
+    counts = feature.bincount(minlength=d_sae)
+    place = torch.arange(len(order), device=keys.device) - (counts.cumsum(0) - counts)[feature[order]]
+    best = order[place < n]
+    at = (feature[best], place[place < n])
+    ids = torch.full((d_sae, n), -1, dtype=torch.long, device=keys.device).index_put_(at, token[best])
+    return ids, torch.zeros(d_sae, n, dtype=torch.double, device=keys.device).index_put_(at, share[best])

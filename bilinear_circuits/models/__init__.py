@@ -1,0 +1,1 @@
+"""Language models and their bilinear layers: binding, running, reading and importing."""

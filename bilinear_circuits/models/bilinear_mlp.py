@@ -1,0 +1,309 @@
+"""Binding: one MLP of a hooked or plain model as an InteractionTensor, proved bilinear on a probe batch."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from bilinear_circuits.algebra.tensor import InteractionTensor
+from bilinear_circuits.models.running import (
+    capture_mlp,
+    full_precision,
+    hooked,
+    model_blocks,
+    model_device,
+    vocabulary_size,
+)
+from bilinear_circuits.utilities.display import Brief
+
+_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
+_LARGE_GATE = 4.0  # where a gate that is nearly linear at small inputs, as tanh and SiLU are, is far from it
+_OTHER_GATES: dict[str, Callable[[Tensor], Tensor]] = {
+    "SiLU": nn.functional.silu,
+    "GELU": nn.functional.gelu,
+    "tanh-GELU": lambda x: nn.functional.gelu(x, approximate="tanh"),
+    "ReLU": nn.functional.relu,
+    "squared ReLU": lambda x: nn.functional.relu(x).square(),
+    "sigmoid": torch.sigmoid,
+}
+
+
+class NotBilinearError(ValueError):
+    """The layer does not compute ((x W_gate + b_gate) * (x W_in + b_in)) W_out + b_out."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class RMSNorm(Brief):
+    """The norm in front of an MLP: x -> x / sqrt(mean(x^2) + eps) * weight.
+
+    Attributes:
+        weight: Norm weight; ones where it has been folded into the MLP.
+        eps: Added to the mean square.
+    """
+
+    weight: Float[Tensor, " d_model"]
+    eps: float
+
+    def scale(self, residual: Float[Tensor, "*n d_model"]) -> Float[Tensor, "*n 1"]:
+        """The divisor sqrt(mean(x^2) + eps), `hook_scale` in TransformerLens."""
+        return (residual.square().mean(-1, keepdim=True) + self.eps).sqrt()
+
+    def __call__(self, residual: Float[Tensor, "*n d_model"]) -> Float[Tensor, "*n d_model"]:
+        """Normalise and apply the weight."""
+        return residual / self.scale(residual) * self.weight
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class BilinearMLP(Brief):
+    """One bilinear MLP of a model, with the names of the two places it connects.
+
+    Attributes:
+        tensor: The layer as a function of the activation at `hook_in`.
+        layer: Index of the block.
+        hook_in: Hook name of the space the tensor reads, by default the MLP input after the norm and its weight.
+        hook_out: Hook name of the MLP output.
+        norm: The RMSNorm in front of the MLP; None where the model has none, or one that is not an RMSNorm.
+        probe_error: Relative error of the tensor against the model's own MLP on the probe batch.
+        input_aliases: Other hook names for the space the tensor reads.
+    """
+
+    tensor: InteractionTensor
+    layer: int
+    hook_in: str
+    hook_out: str
+    norm: RMSNorm | None
+    probe_error: float
+    input_aliases: tuple[str, ...] = ()
+
+    @classmethod
+    def from_model(cls, model: Any, layer: int, probe_rows: int = 8) -> "BilinearMLP":
+        """Read the MLP of a layer and prove on a probe batch that it is bilinear.
+
+        Random tokens (fixed seed) are run through the model; the MLP output is rebuilt from the three matrices and
+        compared with what the model computed, and once more on the same inputs scaled up until the gates have a root
+        mean square of 4, where no nonlinearity is nearly linear. No configuration string is trusted. Weights of a model
+        in half precision are read in float32.
+
+        Args:
+            model: A TransformerBridge, a HookedTransformer or a Hugging Face Llama (`LlamaForCausalLM`).
+            layer: Index of the block.
+            probe_rows: Number of rows, of 8 tokens each, in the probe batch.
+
+        Raises:
+            NotBilinearError: If the layer has no gate, or its output is not that of the three matrices (relative error
+                above 1e-4 in float32 or float64, 1e-2 in float16, 5e-2 in bfloat16).
+            ValueError: If there is no such layer, or its weights or what it writes on the probe batch are not finite.
+            TypeError: If the model is of none of the three kinds.
+        """
+        blocks = model_blocks(model)
+        if not 0 <= layer < len(blocks):
+            raise ValueError(f"layer must be between 0 and {len(blocks) - 1} (n_layers={len(blocks)}), got {layer}.")
+        block = blocks[layer]
+        tensor, norm_module = _read_weights(block.mlp, layer), _norm_module(block)
+        dtype = next(model.parameters()).dtype
+        x, y, residual = _probe(model, layer, probe_rows, norm_module)
+        error = _relative_error(tensor(x), y)
+        for probe in ((x, y), _large_probe(block.mlp, tensor, x, dtype)):
+            if not _relative_error(tensor(probe[0]), probe[1]) < _TOLERANCE[dtype]:
+                raise NotBilinearError(_explain(model, layer, tensor, *probe, _TOLERANCE[dtype]))
+        hook_in, hook_out = mlp_hook_names(model, layer)
+        norm = _read_norm(norm_module, residual, x, _TOLERANCE[dtype])
+        return cls(tensor, layer, hook_in, hook_out, norm, error, _input_aliases(block, layer, norm))
+
+    def __call__(self, x: Float[Tensor, "*n d_in"]) -> Float[Tensor, "*n d_model"]:
+        """MLP output for activations at `hook_in`."""
+        return self.tensor(x)
+
+    @property
+    def reads_residual(self) -> bool:
+        """Whether the tensor reads the residual stream, so that its output lacks the norm's scale."""
+        return self.hook_in == f"blocks.{self.layer}.hook_resid_mid"
+
+    @property
+    def output_aliases(self) -> tuple[str, ...]:
+        """Other hook names for the MLP output."""
+        return output_aliases(self.layer)
+
+    def to(self, target: torch.dtype | torch.device) -> "BilinearMLP":
+        """The same MLP in another dtype or on another device."""
+        norm = None if self.norm is None else RMSNorm(self.norm.weight.to(target), self.norm.eps)
+        return replace(self, tensor=self.tensor.to(target), norm=norm)
+
+    def before_norm_weight(self) -> "BilinearMLP":
+        """The MLP read at `ln2.hook_normalized`: the norm weight is folded into W_gate and W_in.
+
+        Raises:
+            ValueError: If the layer has no RMSNorm, or is not read at the MLP input.
+        """
+        if self.hook_in != f"blocks.{self.layer}.mlp.hook_in":
+            raise ValueError(
+                f"the norm weight of layer {self.layer} must still be in front of the tensor, but it is already read at"
+                f" {self.hook_in}."
+            )
+        weight = self._require_norm().weight.to(self.tensor.W_gate.dtype)
+        name = f"blocks.{self.layer}.ln2.hook_normalized"
+        return replace(self, tensor=self.tensor.read_from(weight.diag()), hook_in=name, input_aliases=())
+
+    def on_residual(self) -> "BilinearMLP":
+        """The MLP read from the residual stream before the norm, without the norm's scale.
+
+        RMSNorm is one positive scalar per token, so MLP(norm(r)) = tensor(r) / norm.scale(r)^2: exact for a layer
+        without biases, whose output is homogeneous of degree two.
+
+        Raises:
+            ValueError: If the layer has no RMSNorm, has biases, or is not read at the MLP input.
+        """
+        if self.tensor.has_bias:
+            raise ValueError(
+                f"layer {self.layer} must have no biases to be read on the residual stream: with them the norm scale"
+                " does not factor out. Use before_norm_weight()."
+            )
+        return replace(self.before_norm_weight(), hook_in=f"blocks.{self.layer}.hook_resid_mid")
+
+    def _require_norm(self) -> RMSNorm:
+        if self.norm is None:
+            raise ValueError(f"layer {self.layer} must have an RMSNorm in front of its MLP, but none was found.")
+        return self.norm
+
+
+def mlp_hook_names(model: Any, layer: int) -> tuple[str, str]:
+    """Hook names of the MLP input (after the norm and its weight) and output, in the model's own vocabulary.
+
+    A HookedTransformer has no hook on the MLP input itself; the name is that of the bridge, for which dictionaries
+    are trained. A plain Llama has no hook names, and gets the bridge's.
+    """
+    hooked_transformer = hasattr(model, "hook_dict") and f"blocks.{layer}.mlp.hook_in" not in model.hook_dict
+    hook_out = f"blocks.{layer}.hook_mlp_out" if hooked_transformer else f"blocks.{layer}.mlp.hook_out"
+    return f"blocks.{layer}.mlp.hook_in", hook_out
+
+
+def input_aliases(model: Any, layer: int) -> tuple[str, ...]:
+    """Name the other hooks of a model at which the input of an MLP, bilinear or not, is seen."""
+    block = model_blocks(model)[layer]
+    x, _, residual = _probe(model, layer, 2, _norm_module(block))
+    norm = _read_norm(_norm_module(block), residual, x, _TOLERANCE[next(model.parameters()).dtype])
+    return _input_aliases(block, layer, norm)
+
+
+def output_aliases(layer: int) -> tuple[str, ...]:
+    """Name the hooks at which the output of an MLP is seen."""
+    return tuple(f"blocks.{layer}.{name}" for name in ("mlp.hook_out", "hook_mlp_out", "mlp.out.hook_out"))
+
+
+def _norm_module(block: Any) -> Any:
+    return block.ln2 if hasattr(block, "ln2") else getattr(block, "post_attention_layernorm", None)
+
+
+def _read_weights(mlp: Any, layer: int) -> InteractionTensor:
+    """Weights in x @ W orientation; a HookedTransformer's b_in, added after the product, moves into b_out."""
+    if hasattr(mlp, "gate_proj") and not hasattr(mlp, "W_gate"):
+        projections = (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
+        weights = [projection.weight.T for projection in projections]
+        biases = [projection.bias for projection in projections]
+    else:
+        weights = [getattr(mlp, name, None) for name in ("W_gate", "W_in", "W_out")]
+        biases = [getattr(mlp, name, None) for name in ("b_gate", "b_in", "b_out")]
+    if any(weight is None for weight in weights):
+        raise NotBilinearError(
+            f"layer {layer} must have the three matrices W_gate, W_in, W_out, got {type(mlp).__name__} without"
+            f" {['W_gate', 'W_in', 'W_out'][[w is None for w in weights].index(True)]}. A plain MLP has no gate:"
+            " train a gated one with hidden_act='linear'."
+        )
+    for name, weight in zip(("W_gate", "W_in", "W_out", "b_gate", "b_in", "b_out"), (*weights, *biases), strict=True):
+        if weight is not None and (n_bad := int((~weight.isfinite()).sum())):
+            raise ValueError(
+                f"{name} of layer {layer} must be finite, got {n_bad} infinite or undefined entries. Training may have"
+                " diverged, or the file is damaged."
+            )
+    W_gate, W_in, W_out = (_read(weight) for weight in weights)
+    b_gate, b_in, b_out = (_read(bias) for bias in biases)
+    if b_in is not None and type(mlp).__module__.startswith("transformer_lens.components"):
+        b_in, b_out = None, b_in @ W_out + (0 if b_out is None else b_out)
+    return InteractionTensor(W_gate, W_in, W_out, b_gate, b_in, b_out)
+
+
+def _read(weight: Any) -> Any:
+    """A weight in float32 at least; None for a bias that is missing or zero."""
+    return None if weight is None or (weight.ndim == 1 and not weight.any()) else full_precision(weight.detach())
+
+
+def _input_aliases(block: Any, layer: int, norm: RMSNorm | None) -> tuple[str, ...]:
+    """Hook names at which the same activation is seen: after the norm, and before its weight where that is folded."""
+    names = ["ln2.hook_out", "mlp.gate.hook_in"]
+    weightless = norm is not None and bool((norm.weight == 1).all())
+    if weightless or type(getattr(block, "ln2", None)).__name__.endswith("NormPre"):
+        names.append("ln2.hook_normalized")
+    if isinstance(getattr(block, "ln2", None), nn.Identity):
+        names += ["hook_resid_mid", "hook_mlp_in"]
+    return tuple(f"blocks.{layer}.{name}" for name in names)
+
+
+@torch.no_grad()
+def _read_norm(module: Any, residual: Tensor | None, x: Tensor, tolerance: float) -> RMSNorm | None:
+    """The RMSNorm in front of the MLP, if it makes the MLP input of the probe batch out of what it reads.
+
+    Some norms add 1 to their weight, centre, or stand elsewhere: those are no RMSNorm in front of the MLP.
+    """
+    if residual is None or "RMS" not in type(module).__name__:
+        return None
+    weight = getattr(module, "w", getattr(module, "weight", None))
+    if weight is None:
+        weight = x.new_ones(x.shape[-1])
+    eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
+    norm = RMSNorm(full_precision(weight.detach()), eps if isinstance(eps, float) else module.config.eps)
+    return norm if _relative_error(norm(residual), x) < tolerance else None
+
+
+@torch.no_grad()
+def _probe(model: Any, layer: int, n_rows: int, norm: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+    """MLP input and output on random tokens, as the model computes them, and what the norm module reads."""
+    tokens = torch.randint(vocabulary_size(model), (n_rows, 8), generator=torch.Generator().manual_seed(0))
+    seen: list[Tensor] = []
+    with hooked([(norm, lambda module, args, output: seen.append(args[0].detach()))] if norm is not None else []):
+        captured = capture_mlp(model, tokens.to(model_device(model)), [layer])[layer]
+    residual = full_precision(seen[0].flatten(0, -2)) if seen else None
+    for what, activation in (("input", captured.x), ("output", captured.y)):
+        if not activation.isfinite().all():
+            raise ValueError(
+                f"model must give finite activations, got infinite or undefined numbers in the MLP {what} of layer"
+                f" {layer} on random tokens, in {next(model.parameters()).dtype}. Weights before it may not be finite;"
+                " in float16 numbers end at 65504: load the model in float32."
+            )
+    return captured.x.flatten(0, -2), captured.y.flatten(0, -2), residual
+
+
+@torch.no_grad()
+def _large_probe(mlp: Any, tensor: InteractionTensor, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """MLP input scaled up until its gates are large, and what the module makes of it."""
+    size = (x @ tensor.W_gate).square().mean().sqrt()
+    scaled = (x * (_LARGE_GATE / size).clamp_min(1)).to(dtype) if size > 0 else x.to(dtype)
+    return full_precision(scaled), full_precision(mlp(scaled))
+
+
+def _relative_error(got: Tensor, want: Tensor) -> float:
+    return ((got - want).float().norm() / want.float().norm().clamp_min(1e-30)).item()
+
+
+def _explain(model: Any, layer: int, tensor: InteractionTensor, x: Tensor, y: Tensor, tolerance: float) -> str:
+    """Say what the layer computes instead, as far as it can be told, and what to do about it."""
+    message = (
+        f"layer {layer} must compute (x W_gate * x W_in) W_out, but its output differs from that by"
+        f" {_relative_error(tensor(x), y):.2g} relative on a probe batch."
+    )
+    gate, linear = tensor._project("x", x)
+    for name, function in _OTHER_GATES.items():
+        rebuilt = (function(gate) * linear) @ tensor.W_out
+        rebuilt = rebuilt if tensor.b_out is None else rebuilt + tensor.b_out
+        if _relative_error(rebuilt, y) < tolerance:
+            message += f" It applies a {name} gate."
+            break
+    if getattr(model, "compatibility_mode", False):
+        return (
+            f"{message} This TransformerBridge is in compatibility mode, where an activation it does not know is"
+            " replaced by SiLU without a word. Load it with bilinear_circuits.load_model(path), or call"
+            " enable_compatibility_mode(no_processing=True)."
+        )
+    return f"{message} Only layers without a nonlinearity can be read exactly: train with hidden_act='linear'."

@@ -1,0 +1,264 @@
+"""Running a model of any supported kind: capture what its MLPs read and write, and rerun it with another MLP output.
+
+Everything is done with torch forward hooks on modules, which all three kinds of model have, attached for one forward
+pass and removed afterwards, also when that pass fails. The input of the MLP module is what `blocks.L.mlp.hook_in`
+sees: the activation after the norm and its weight.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from bilinear_circuits.utilities.display import Brief
+
+_TAIL_TOLERANCE = 1e-4
+
+
+class _StopForwardError(Exception):
+    """Ends a forward pass once everything asked for has been captured."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class MLPActivations(Brief):
+    """What one MLP read and wrote.
+
+    Attributes:
+        x: MLP input, after the norm and its weight.
+        y: MLP output, before it is added to the residual stream.
+    """
+
+    x: Float[Tensor, "story pos d_model"]
+    y: Float[Tensor, "story pos d_model"]
+
+
+def is_plain_llama(model: Any) -> bool:
+    """Whether the model is a plain Hugging Face model with Llama's module layout."""
+    return hasattr(getattr(model, "model", None), "layers") and not hasattr(model, "blocks")
+
+
+def model_blocks(model: Any) -> Any:
+    """The transformer blocks of any of the three kinds of model.
+
+    Raises:
+        TypeError: If the model has neither `blocks` nor `model.layers`.
+    """
+    blocks = model.model.layers if is_plain_llama(model) else getattr(model, "blocks", None)
+    if blocks is None:
+        raise TypeError(
+            "model must be a TransformerBridge, a HookedTransformer or a Hugging Face Llama,"
+            f" got {type(model).__name__}. bilinear_circuits.load_model(path) returns one."
+        )
+    return blocks
+
+
+def model_device(model: Any) -> torch.device:
+    """Where the parameters of the model are."""
+    return next(model.parameters()).device
+
+
+def vocabulary_size(model: Any) -> int:
+    """Number of tokens the model knows."""
+    return model.config.vocab_size if is_plain_llama(model) else model.cfg.d_vocab
+
+
+def context_length(model: Any) -> int:
+    """Longest row of tokens the model was made for."""
+    return model.config.max_position_embeddings if is_plain_llama(model) else model.cfg.n_ctx
+
+
+def model_width(model: Any) -> int:
+    """Width of the residual stream, which MLPs read and write."""
+    return model.config.hidden_size if is_plain_llama(model) else model.cfg.d_model
+
+
+def full_precision(tensor: Tensor) -> Tensor:
+    """Promote half precision to float32; float32 and float64 stay as they are."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def run_logits(model: Any, tokens: Int[Tensor, "story pos"]) -> Float[Tensor, "story pos d_vocab"]:
+    """Compute logits of any of the three kinds of model. Padding on the right needs no mask: attention is causal.
+
+    Raises:
+        ValueError: If the model computes in half precision, whose logits are too coarse to measure an intervention by.
+    """
+    dtype = next(model.parameters()).dtype
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(
+            f"model must compute in float32 or float64 for its logits to be measured, got {dtype}: call model.float(),"
+            " or load it with bilinear_circuits.load_model(path)."
+        )
+    return _forward(model, tokens)
+
+
+def _forward(model: Any, tokens: Tensor) -> Tensor:
+    out = model(tokens)
+    return out if isinstance(out, Tensor) else out.logits
+
+
+@torch.no_grad()
+def unembedding(model: Any) -> Float[Tensor, "d_model d_vocab"]:
+    """Unembedding matrix with the final norm folded in: logits per unit of the normalised residual stream.
+
+    The weight of the norm is read off what the norm does to a random vector, so that norms that add 1 to it or centre
+    their input are handled too.
+
+    Raises:
+        ValueError: If the final norm is neither an RMSNorm nor a LayerNorm.
+    """
+    weight = full_precision(model.lm_head.weight.T if is_plain_llama(model) else model.W_U)
+    norm = final_norm(model)
+    if norm is None:
+        return weight.detach()
+    if weight.dtype != next(model.parameters()).dtype:
+        norm = copy.deepcopy(norm).to(weight.dtype)
+    # Large, so that the epsilon of the norm is far below rounding.
+    x = 1e3 * torch.randn(2, 1, len(weight), generator=torch.Generator().manual_seed(0)).to(weight)
+    bias = norm(torch.zeros_like(x))
+    for centred in (False, True):
+        shifted = x - x.mean(-1, keepdim=True) if centred else x
+        scale = (norm(x) - bias) / shifted * shifted.square().mean(-1, keepdim=True).sqrt()
+        if torch.allclose(scale[0], scale[1], rtol=0.02, atol=1e-3):
+            folded = scale[0].T * weight
+            return (folded - folded.mean(0) if centred else folded).detach()
+    raise ValueError(f"the final norm must be an RMSNorm or a LayerNorm, got {type(norm).__name__}.")
+
+
+def final_norm(model: Any) -> Any:
+    """The module that normalises the residual stream before the unembedding, or None."""
+    return model.model.norm if is_plain_llama(model) else getattr(model, "ln_final", None)
+
+
+@torch.no_grad()
+def final_norm_scale(model: Any, residual: Float[Tensor, "*n d_model"]) -> Float[Tensor, "*n"]:
+    """What the final norm divides rows of the residual stream by, its epsilon included, in float64; 1 without a norm.
+
+    Read off what the module does, like `unembedding`, so that RMSNorm and LayerNorm of any make are handled.
+    """
+    norm = final_norm(model)
+    if norm is None:
+        return torch.ones(residual.shape[:-1], dtype=torch.double, device=residual.device)
+    rows = residual.reshape(-1, 1, residual.shape[-1])
+    bias = norm(torch.zeros_like(rows[:1])).double()
+    written = norm(rows).double() - bias
+    centred = torch.allclose(norm(rows + rows.abs().mean()).double() - bias, written, rtol=1e-4, atol=1e-5)
+    spread = (rows - rows.mean(-1, keepdim=True) if centred else rows).double().square().mean(-1).sqrt()
+    # A thousand times the residual leaves the epsilon far below rounding: what is divided by then is its own spread.
+    bare = norm(1e3 * rows).double() - bias
+    return (spread * bare.norm(dim=-1) / written.norm(dim=-1)).reshape(residual.shape[:-1])
+
+
+@torch.no_grad()
+def capture_mlp(model: Any, tokens: Int[Tensor, "story pos"], layers: Sequence[int]) -> dict[int, MLPActivations]:
+    """Capture MLP input and output of some layers, in float32 at least, in a pass that ends after the last of them."""
+    blocks = model_blocks(model)
+    captured: dict[int, MLPActivations] = {}
+
+    def keep(layer: int) -> Callable[[nn.Module, Any, Tensor], None]:
+        def hook(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            captured[layer] = MLPActivations(full_precision(args[0].detach()), full_precision(output.detach()))
+            if len(captured) == len(set(layers)):
+                raise _StopForwardError
+
+        return hook
+
+    with hooked([(blocks[layer].mlp, keep(layer)) for layer in set(layers)]):
+        try:
+            _forward(model, tokens)
+        except _StopForwardError:
+            pass
+    return captured
+
+
+class Downstream:
+    """Everything after the MLP of one layer, on fixed tokens, to be rerun with another MLP output.
+
+    Blocks before the layer run once. Where the model can be entered after the layer (Hugging Face Llama, bridges over
+    one, HookedTransformer), only the later blocks are rerun; that short cut is compared with the whole model when the
+    object is made, and where it differs or does not exist the whole model is rerun with a hook on the MLP.
+
+    Attributes:
+        x: MLP input.
+        y: MLP output of the model as it is.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: Any, tokens: Int[Tensor, "story pos"], layer: int) -> None:
+        blocks = model_blocks(model)
+        seen: dict[str, Tensor] = {}
+
+        def keep_mlp(module: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            seen["x"], seen["y"] = args[0].detach(), output.detach()
+
+        def keep_block(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            seen["residual"] = (output if isinstance(output, Tensor) else output[0]).detach()
+
+        with hooked([(blocks[layer].mlp, keep_mlp), (blocks[layer], keep_block)]):
+            whole = run_logits(model, tokens)
+        self._model, self._tokens, self._layer = model, tokens, layer
+        self._residual, self.x, self.y = seen["residual"], seen["x"], seen["y"]
+        self._tail = _tail(model, layer)
+        if self._tail is not None:
+            difference = (self._tail(self._residual, ...) - whole).abs().max() / whole.abs().max()
+            if not difference < _TAIL_TOLERANCE:
+                self._tail = None
+
+    @property
+    def reruns_whole_model(self) -> bool:
+        """Whether the short cut is not used."""
+        return self._tail is None
+
+    @property
+    def residual(self) -> Float[Tensor, "story pos d_model"]:
+        """Residual stream after the block of this layer, in the model as it is."""
+        return self._residual
+
+    def select(self, rows: Int[Tensor, " row"]) -> "Downstream":
+        """The same on some of the stories."""
+        part = copy.copy(self)
+        part._tokens, part._residual = self._tokens[rows], self._residual[rows]
+        part.x, part.y = self.x[rows], self.y[rows]
+        return part
+
+    @torch.no_grad()
+    def logits(self, y: Float[Tensor, "story pos d_model"], at: Any = ...) -> Float[Tensor, "*n d_vocab"]:
+        """Logits of the model when the MLP of this layer writes `y` instead.
+
+        Args:
+            y: MLP output.
+            at: Index of the (story, pos) wanted; all by default. Fewer cost less.
+        """
+        if self._tail is not None:
+            return self._tail(self._residual + (y - self.y), at)
+        with hooked([(model_blocks(self._model)[self._layer].mlp, lambda module, args, output: y)]):
+            return run_logits(self._model, self._tokens)[at]
+
+
+def _tail(model: Any, layer: int) -> Callable[[Tensor, Any], Tensor] | None:
+    """The model from the residual stream after a block to the logits, or None where it cannot be entered there."""
+    plain = model if is_plain_llama(model) else getattr(model, "original_model", None)
+    if plain is not None and is_plain_llama(plain) and hasattr(plain, "lm_head"):
+        body = copy.copy(plain.model)
+        body._modules = dict(plain.model._modules)
+        body.layers = plain.model.layers[layer + 1 :]
+        return lambda residual, at: plain.lm_head(body(inputs_embeds=residual, use_cache=False).last_hidden_state[at])
+    if type(model).__name__ == "HookedTransformer":
+        return lambda residual, at: model(residual, start_at_layer=layer + 1)[at]
+    return None
+
+
+@contextmanager
+def hooked(hooks: Sequence[tuple[nn.Module, Callable[..., Any]]]) -> Iterator[None]:
+    """Attach forward hooks and take them off again, whatever happens in between."""
+    handles = [module.register_forward_hook(hook) for module, hook in hooks]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,1 @@
+"""What a layer's features do in one prompt."""

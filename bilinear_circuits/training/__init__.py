@@ -1,0 +1,1 @@
+"""Language models trained by the Hugging Face Trainer."""

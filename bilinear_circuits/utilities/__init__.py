@@ -1,0 +1,1 @@
+"""What every room uses: text for notebooks, progress, files, processes."""
