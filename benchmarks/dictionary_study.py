@@ -13,7 +13,8 @@ from dataclasses import replace
 import torch
 
 import bilinear_circuits as bc
-from bilinear_circuits.data.stories import StoryTokens, read_stories, tokenize_stories
+from bilinear_circuits.data.corpora import read_stories
+from bilinear_circuits.data.stories import StoryTokens, tokenize_stories
 from bilinear_circuits.dictionaries.dictionary import Dictionary
 from bilinear_circuits.interactions.low_rank import low_rank_correlation
 from bilinear_circuits.models.running import capture_mlp

@@ -174,7 +174,8 @@ def spectra_ours(layer: tuple[InteractionTensor, Tensor, Tensor], full: bool) ->
 
 def activity(name: str) -> Any:
     """A shipped layer on shipped stories."""
-    from bilinear_circuits.data.stories import read_stories, tokenize_stories
+    from bilinear_circuits.data.corpora import read_stories
+    from bilinear_circuits.data.stories import tokenize_stories
     from bilinear_circuits.interactions.activity import collect_activity
     from bilinear_circuits.zoo import corpus_path
 

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from bilinear_circuits.circuits import CircuitQuery, CircuitSearch, SearchSettings, find_circuits
     from bilinear_circuits.data.corpora import read_stories
     from bilinear_circuits.data.stories import StoryTokens, tokenize_stories
-    from bilinear_circuits.dictionaries.dictionary import Dictionary, UnsupportedSAEError
+    from bilinear_circuits.dictionaries.dictionary import Dictionary
+    from bilinear_circuits.dictionaries.folding import UnsupportedSAEError
     from bilinear_circuits.discovery import FeatureActivity, discover
     from bilinear_circuits.interactions.activity import LayerActivity, collect_activity
     from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from bilinear_circuits.interactions.naming import feature_label, input_label
     from bilinear_circuits.interactions.profiles import FeatureProfile, profile_feature
     from bilinear_circuits.models.bilinear_mlp import BilinearMLP, NotBilinearError
+    from bilinear_circuits.models.directions import logit_directions, neuron_directions, token_directions
     from bilinear_circuits.models.running import context_length, unembedding
     from bilinear_circuits.prompts.accounts import explain_prompt, prompt_tokens
     from bilinear_circuits.prompts.attribution import attribute_prompt
@@ -52,7 +54,7 @@ _HOME = {
     "SearchSettings": "circuits",
     "Spectrum": "algebra.spectra",
     "StoryTokens": "data.stories",
-    "UnsupportedSAEError": "dictionaries.dictionary",
+    "UnsupportedSAEError": "dictionaries.folding",
     "attribute_prompt": "prompts.attribution",
     "check_weights": "surgery.weights",
     "collect_activity": "interactions.activity",
@@ -68,12 +70,15 @@ _HOME = {
     "load_dictionaries": "zoo",
     "load_model": "zoo",
     "load_result": "utilities.saving",
+    "logit_directions": "models.directions",
     "low_rank_correlation": "interactions.low_rank",
+    "neuron_directions": "models.directions",
     "profile_feature": "interactions.profiles",
     "prompt_tokens": "prompts.accounts",
     "quadratic_form_similarity": "algebra.similarity",
     "read_stories": "data.corpora",
     "save_result": "utilities.saving",
+    "token_directions": "models.directions",
     "tokenize_stories": "data.stories",
     "unembedding": "models.running",
 }
@@ -113,12 +118,15 @@ __all__ = [
     "load_dictionaries",
     "load_model",
     "load_result",
+    "logit_directions",
     "low_rank_correlation",
+    "neuron_directions",
     "profile_feature",
     "prompt_tokens",
     "quadratic_form_similarity",
     "read_stories",
     "save_result",
+    "token_directions",
     "tokenize_stories",
     "unembedding",
 ]

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bilinear_circuits.data.stories import StoryTokens
-from bilinear_circuits.dictionaries.dictionary import Activation, Dictionary
+from bilinear_circuits.dictionaries.dictionary import Dictionary
 from bilinear_circuits.interactions.activity import active_tokens
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 from bilinear_circuits.interactions.low_rank import LowRankCorrelation, low_rank_correlation
@@ -199,21 +199,9 @@ def _low_rank(
     mlp: BilinearMLP, dictionary: Dictionary, seen: _Seen, ranks: Sequence[int], progress: Progress
 ) -> LowRankCorrelation:
     """Low-rank correlation of an output dictionary, on what the model's own MLP wrote."""
-    interactions = FeatureInteractions(mlp, _coordinates(mlp), dictionary)
+    interactions = FeatureInteractions(mlp, None, dictionary)
     active = active_tokens(interactions.sae_out, seen.y)
     return low_rank_correlation(interactions, seen.x, ranks, active=active, progress=progress)
-
-
-def _coordinates(mlp: BilinearMLP) -> Dictionary:
-    """The coordinates of the MLP input, in either sign, as a dictionary that misses nothing.
-
-    The correlation depends on the MLP and the output dictionary alone; this stands where an input dictionary is asked
-    for, so that output dictionaries trained alone are measured in the same way.
-    """
-    basis = torch.eye(mlp.tensor.d_in).to(mlp.tensor.W_gate)
-    rows = torch.cat([basis, -basis])
-    zeros = rows.new_zeros(len(rows))
-    return Dictionary(rows.T.contiguous(), zeros, rows, zeros[: len(basis)], Activation("relu"), mlp.hook_in)
 
 
 def _check_widths(dictionaries: Mapping[int, Dictionary], width: int) -> None:

@@ -27,10 +27,10 @@ from torch import Tensor
 
 from bilinear_circuits.data.stories import StoryTokens
 from bilinear_circuits.dictionaries.dictionary import Dictionary
+from bilinear_circuits.dictionaries.folding import UnsupportedSAEError
 from bilinear_circuits.models.running import model_device
 from bilinear_circuits.utilities.display import Brief
 from sae.checks import check_model, check_options, check_tokens, forked_generators, sae_config
-from sae.folders import unit_rows
 from sae.settings import TrainSettings
 
 _CURVE_POINTS = 50
@@ -267,7 +267,11 @@ def _dictionary(sae: Any, name: str) -> Dictionary:
     for parameter, value in sae.named_parameters():
         if not value.isfinite().all():
             raise DivergedError(f"{parameter} of {name} must stay finite, got entries that are not. Lower lr.")
-    return unit_rows(Dictionary.from_sae(sae.to("cpu"), name))
+    dictionary = Dictionary.from_sae(sae.to("cpu"), name)
+    try:
+        return dictionary.unit_norm()
+    except UnsupportedSAEError:  # of a sparsity rule that scaling would change
+        return dictionary
 
 
 def _last_checkpoint(folder: Path) -> Path | None:

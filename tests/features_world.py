@@ -40,13 +40,12 @@ def dictionary(hook_name, d_sae, seed):
 
 def write_world(root):
     """Model, dictionaries and stories as files; the arguments that name them."""
-    from sae.folders import write_dictionary
 
     tiny_llama(d_model=D_MODEL, n_layers=2).save_pretrained(root / "tiny")
     tokenizer().save_pretrained(root / "tiny")
     for side, d_sae in (("in", D_SAE_IN), ("out", D_SAE_OUT)):
         hook = f"blocks.{LAYER}.mlp.hook_{side}"
-        write_dictionary(dictionary(hook, d_sae, seed=d_sae), root / "saes" / hook, {}, torch.float32)
+        dictionary(hook, d_sae, seed=d_sae).save(root / "saes" / hook)
     (root / "stories.txt").write_text("\n<|endoftext|>\n".join(stories()), encoding="utf-8")
     return {"model": str(root / "tiny"), "saes": str(root / "saes"), "corpus": str(root / "stories.txt")}
 

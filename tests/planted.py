@@ -50,7 +50,8 @@ def tiny_llama(seed=0, d_model=12, d_mlp=14, n_layers=3, act="linear"):
 
 
 def random_dictionary(d_in, d_sae, hook_name, seed=0, k=3):
-    from bilinear_circuits.dictionaries.dictionary import Activation, Dictionary
+    from bilinear_circuits.dictionaries.activation import Activation
+    from bilinear_circuits.dictionaries.dictionary import Dictionary
 
     generator = torch.Generator().manual_seed(seed)
     W_dec = torch.nn.functional.normalize(torch.randn(d_sae, d_in, generator=generator), dim=1)
@@ -73,7 +74,6 @@ def interactions_of(model, layer, d_sae_in=17, d_sae_out=19):
 
 def save_between_dictionaries(root, layers, name="tiny"):
     """A tiny model, its tokenizer, and dictionaries on both sides of some layers, as folders; the model."""
-    from sae.folders import write_dictionary
 
     model = tiny_llama()
     model.save_pretrained(root / name)
@@ -81,7 +81,7 @@ def save_between_dictionaries(root, layers, name="tiny"):
     for layer in layers:
         one = interactions_of(model, layer)
         for dictionary in (one.sae_in, one.sae_out):
-            write_dictionary(dictionary, root / "saes" / dictionary.hook_name, {}, torch.float32)
+            dictionary.save(root / "saes" / dictionary.hook_name)
     return model
 
 

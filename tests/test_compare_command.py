@@ -5,7 +5,6 @@ import shutil
 
 import jaxtyping
 import pytest
-import torch
 import yaml
 from planted import WORDS, interactions_of, random_dictionary, random_stories, tiny_llama, word_tokenizer
 
@@ -13,7 +12,6 @@ from bilinear_circuits.cli import main
 from bilinear_circuits.comparison.stability import StabilityTable
 from bilinear_circuits.utilities.folders import file_hash
 from bilinear_circuits.utilities.saving import load_result
-from sae.folders import write_dictionary
 
 QUICK = ["--n-null", "4", "--n-shifts", "39"]
 
@@ -24,7 +22,7 @@ def write_saes(model, folder, seed, d_sae_out=19):
         one = interactions_of(model, layer)
         out = one.sae_out if seed == 0 else random_dictionary(12, d_sae_out, one.sae_out.hook_name, seed=50 + seed)
         for dictionary in (one.sae_in, out):
-            write_dictionary(dictionary, folder / dictionary.hook_name, {}, torch.float32)
+            dictionary.save(folder / dictionary.hook_name)
 
 
 def write_model(folder, seed, words=None):
@@ -54,7 +52,7 @@ def world(tmp_path_factory):
     # The other model has a third layer of dictionaries, and a shorter context.
     one = interactions_of(models["model-other"], 0)
     for dictionary in (one.sae_in, one.sae_out):
-        write_dictionary(dictionary, root / "saes-other" / dictionary.hook_name, {}, torch.float32)
+        dictionary.save(root / "saes-other" / dictionary.hook_name)
     config = json.loads((root / "model-other/config.json").read_text()) | {"max_position_embeddings": 8}
     (root / "model-other/config.json").write_text(json.dumps(config))
     found = root / "found-other/circuit.json"

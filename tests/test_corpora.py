@@ -6,7 +6,7 @@ import json
 import pytest
 from helpers import refused
 
-from bilinear_circuits.data.stories import Corpus, read_stories
+from bilinear_circuits.data.corpora import Corpus, read_stories
 
 STORIES = ["the cat sat", "a dög, and\na cat", "the big dog ran"]
 FLAT = [story.replace("\n", " ") for story in STORIES]

@@ -55,14 +55,12 @@ def world(tmp_path_factory):
     """A tiny model, its dictionaries, and the same stories in every form, of which the first has marks."""
     import pandas
 
-    from sae.folders import write_dictionary
-
     root = tmp_path_factory.mktemp("corpora")
     tiny_llama(n_layers=2).save_pretrained(root / "tiny")
     word_tokenizer().save_pretrained(root / "tiny")
     for side, d_sae in (("in", 20), ("out", 40)):
         hook = f"blocks.{LAYER}.mlp.hook_{side}"
-        write_dictionary(random_dictionary(12, d_sae, hook, seed=d_sae), root / "saes" / hook, {}, torch.float32)
+        random_dictionary(12, d_sae, hook, seed=d_sae).save(root / "saes" / hook)
     (root / "marks.txt").write_text("\n<|endoftext|>\n".join(stories()))
     (root / "lines.txt").write_text("\n".join(stories()) + "\n")
     (root / "blank.txt").write_text("\n\n".join(stories()))

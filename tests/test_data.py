@@ -6,14 +6,8 @@ import pytest
 import torch
 from helpers import refused, tiny_tokenizer
 
-from bilinear_circuits.data.stories import (
-    clean_stories,
-    normalise,
-    read_stories,
-    split_stories,
-    stories_not_in,
-    tokenize_stories,
-)
+from bilinear_circuits.data.corpora import read_stories
+from bilinear_circuits.data.stories import clean_stories, normalise, split_stories, stories_not_in, tokenize_stories
 
 STORIES = ["the cat sat", "a dog", "the big dog ran on the small mat"]
 

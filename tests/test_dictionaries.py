@@ -14,7 +14,9 @@ from helpers import (
     refused,
 )
 
-from bilinear_circuits.dictionaries.dictionary import Activation, Dictionary, UnsupportedSAEError, as_dictionary
+from bilinear_circuits.dictionaries.activation import Activation
+from bilinear_circuits.dictionaries.dictionary import Dictionary, as_dictionary
+from bilinear_circuits.dictionaries.folding import UnsupportedSAEError
 
 EVERY_INFERENCE = pytest.mark.parametrize("architecture", INFERENCE_ARCHITECTURES)
 

@@ -5,7 +5,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from planted import random_dictionary, random_stories, tiny_llama, word_tokenizer
 from test_cli import mistake
 
@@ -17,7 +16,6 @@ from bilinear_circuits.utilities.saving import load_result
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A tiny model whose first MLP multiplies pairs of input features, one pair for each output feature."""
-    from sae.folders import write_dictionary
 
     root = tmp_path_factory.mktemp("discover")
     model = tiny_llama(d_model=64, d_mlp=40)
@@ -27,7 +25,7 @@ def world(tmp_path_factory):
             random_dictionary(64, d, hook, seed=d + layer, k=8) for d, hook in zip((90, 40), hooks, strict=True)
         )
         for one, hook in ((sae_in, hooks[0]), (sae_out, hooks[1])):
-            write_dictionary(one, root / "saes" / hook, {}, torch.float32)
+            one.save(root / "saes" / hook)
         if layer == 0:
             mlp = model.model.layers[0].mlp
             mlp.gate_proj.weight.data, mlp.up_proj.weight.data = sae_in.W_dec[:40].clone(), sae_in.W_dec[40:80].clone()

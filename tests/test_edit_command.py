@@ -39,7 +39,6 @@ QUERY = {
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A tiny model, its dictionaries and stories on disk, and what `circuits` found in them."""
-    from sae.folders import write_dictionary
 
     root = tmp_path_factory.mktemp("edit")
     tiny_llama().save_pretrained(root / "tiny")
@@ -47,9 +46,7 @@ def world(tmp_path_factory):
     for layer in LAYERS:
         for side, d_sae in (("in", 20), ("out", 60)):
             name = f"blocks.{layer}.mlp.hook_{side}"
-            write_dictionary(
-                random_dictionary(12, d_sae, name, seed=d_sae + layer), root / "saes" / name, {}, torch.float32
-            )
+            random_dictionary(12, d_sae, name, seed=d_sae + layer).save(root / "saes" / name)
     (root / "stories.txt").write_text("\n<|endoftext|>\n".join(random_stories(260)))
     (root / "query.yaml").write_text(yaml.safe_dump(QUERY))
     assert main(["circuits", str(root / "query.yaml"), *source(root), "--out", str(root / "found")]) == 0
@@ -116,7 +113,7 @@ def test_the_numbers_are_those_of_the_model_on_disk(world, edited):
     from bilinear_circuits.circuits.experiments import Sites
     from bilinear_circuits.circuits.query import CircuitQuery, QueryTokens
     from bilinear_circuits.circuits.search import story_parts
-    from bilinear_circuits.data.stories import read_stories
+    from bilinear_circuits.data.corpora import read_stories
 
     tokenizer = AutoTokenizer.from_pretrained(edited)
     before, after = (AutoModelForCausalLM.from_pretrained(path) for path in (world / "tiny", edited))

@@ -529,7 +529,8 @@ def test_the_arguments_are_parsed_as_documented():
 def test_only_topk_dictionaries_are_clipped():
     from planted import random_dictionary
 
-    from bilinear_circuits.dictionaries.dictionary import Activation, Dictionary
+    from bilinear_circuits.dictionaries.activation import Activation
+    from bilinear_circuits.dictionaries.dictionary import Dictionary
     from bilinear_circuits.models.importing import clipped_share
 
     topk = random_dictionary(5, 7, "blocks.0.mlp.hook_in")

@@ -11,8 +11,30 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "bilinear_circuits"
 MODULES = {path.relative_to(PACKAGE).with_suffix("").as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
-ALGEBRA = ("spectra", "matrix", "tensor", "similarity")
-OUTER = ("report", "commands", "cli")
+# The rooms, from the street to the cellar: imports run down this list, or stay in their room.
+ORDER = (
+    "cli",
+    "commands",
+    "report",
+    "prompts",
+    "comparison",
+    "surgery",
+    "discovery",
+    "interventions",
+    "circuits",
+    "interactions",
+    "training",
+    "zoo",
+    "sweep",
+    "models",
+    "dictionaries",
+    "data",
+    "statistics",
+    "algebra",
+    "utilities",
+)
+OUTER = ORDER[:3]
+ANALYSES = [name for name in MODULES if name.split("/")[0] not in (*OUTER, "__init__")]
 HEAVY = ("torch", "transformer_lens", "sae_lens", "transformers", "datasets", "plotly")
 
 
@@ -29,53 +51,77 @@ def imported(source):
 
 
 def inner_parts(names):
-    """First part of the names inside the package: "spectra" for bilinear_circuits.algebra.spectra.Spectrum."""
+    """First part of the names inside the package: "algebra" for bilinear_circuits.algebra.spectra.Spectrum."""
     return {name.split(".")[1] for name in names if name.startswith("bilinear_circuits.")}
 
 
-def allowed_for(module):
-    """What of the package a module of the algebra may import."""
-    return {
-        "spectra": {"display"},
-        "matrix": {"display", "spectra"},
-        "tensor": {"display", "matrix", "spectra"},
-        "similarity": {"matrix", "tensor"},
-    }[module]
+def inner_modules(names):
+    """Modules inside the package that the names are or lie in, as keys of `MODULES`."""
+    paths = {name.removeprefix("bilinear_circuits.").replace(".", "/") for name in names if "bilinear_circuits" in name}
+    inside = {path for name in paths for path in (name, name.rpartition("/")[0])}
+    return {key for key in MODULES if key.removesuffix("/__init__") in inside}
 
 
-@pytest.mark.parametrize("module", ALGEBRA)
-def test_the_algebra_imports_nothing_further_out(module):
+def circle(graph):
+    """A circle of a graph {node: successors}, or an empty list."""
+    state: dict[str, bool] = {}  # True while a node is on the path
+
+    def walk(node, path):
+        if state.get(node):
+            return path[path.index(node) :]
+        if node not in state:
+            state[node] = True
+            for successor in sorted(graph[node]):
+                if found := walk(successor, [*path, successor]):
+                    return found
+            state[node] = False
+        return []
+
+    return next((found for node in graph if (found := walk(node, [node]))), [])
+
+
+def test_every_room_has_its_place():
+    assert {name.split("/")[0] for name in MODULES} - {"__init__"} == set(ORDER)
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name != "__init__"])
+def test_imports_run_down_the_order_of_the_rooms(module):
+    room = ORDER.index(module.split("/")[0])
+    parts = inner_parts(imported(MODULES[module].read_text())) - {"__version__"}
+    assert [part for part in parts if ORDER.index(part) < room] == []
+
+
+def test_no_module_imports_itself_by_a_circle():
+    graph = {name: inner_modules(imported(path.read_text())) - {name} for name, path in MODULES.items()}
+    assert graph["algebra/tensor"] >= {"algebra/matrix", "utilities/display"}
+    assert circle(graph) == []
+
+
+def test_a_circle_is_found():
+    assert circle({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == ["b", "c", "b"]
+    assert circle({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+@pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("algebra/")])
+def test_the_algebra_needs_torch_alone(module):
     names = imported(MODULES[module].read_text())
-    assert inner_parts(names) <= allowed_for(module)
     third_party = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"bilinear_circuits"}
     assert third_party <= {"torch", "einops", "jaxtyping"}
 
 
-@pytest.mark.parametrize("module", [name for name in MODULES if name.split("/")[0] not in (*OUTER, "__init__")])
-def test_analyses_import_no_outer_layer(module):
-    assert inner_parts(imported(MODULES[module].read_text())).isdisjoint(OUTER)
-
-
-@pytest.mark.parametrize("module", [name for name in MODULES if name.split("/")[0] not in (*OUTER, "__init__")])
+@pytest.mark.parametrize("module", ANALYSES)
 def test_no_analysis_names_a_report_but_the_one_that_notebooks_ask(module):
     """`display` looks the notebook's tables and figures up by name, once a notebook asks for them."""
     code = ast.parse(MODULES[module].read_text())
     texts = {node.value for node in ast.walk(code) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     named = {text for text in texts if re.match(r"bilinear_circuits\.(report|commands|cli)\b", text)}
-    assert named == ({"bilinear_circuits.report.notebook"} if module == "display" else set())
+    assert named == ({"bilinear_circuits.report.notebook"} if module == "utilities/display" else set())
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_only_the_command_line_imports_the_other_package(module):
     roots = {name.split(".")[0] for name in imported(MODULES[module].read_text())}
     assert "sae" not in roots or module == "cli"
-
-
-@pytest.mark.parametrize("module", [name for name in MODULES if name.split("/")[0] not in (*OUTER, "__init__")])
-def test_analyses_import_modules_and_not_the_lazy_names(module):
-    names = imported(MODULES[module].read_text())
-    modules = {name.split("/")[0] for name in MODULES}
-    assert inner_parts(names) <= {*modules, "__version__"}
 
 
 @pytest.mark.parametrize(

@@ -27,12 +27,11 @@ FILES = [f"interactions.{ending}" for ending in ("csv", "json", "parquet", "safe
 
 
 def write_dictionaries(folder, d_sae_in=40, d_sae_out=70):
-    from sae.folders import write_dictionary
 
     for side, d_sae in (("in", d_sae_in), ("out", d_sae_out)):
         name = f"blocks.1.mlp.hook_{side}"
         dictionary = random_dictionary(12, d_sae, name, seed=d_sae)
-        write_dictionary(dictionary, folder / name, {}, torch.float32)
+        dictionary.save(folder / name)
     return str(folder)
 
 

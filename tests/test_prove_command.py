@@ -21,7 +21,7 @@ from bilinear_circuits.circuits.search import story_parts
 from bilinear_circuits.cli import main
 from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.circuit_file import CircuitFeature, read_circuit_file
-from bilinear_circuits.data.stories import read_stories
+from bilinear_circuits.data.corpora import read_stories
 from bilinear_circuits.interventions import CircuitProofs, SiteRuns
 from bilinear_circuits.report import search_payload
 from bilinear_circuits.utilities.saving import load_result
@@ -46,7 +46,7 @@ def world(tmp_path_factory):
     )
     stories = read_stories(asked.corpus)
     search = find_circuits(bridge, layers, query, stories, settings=settings, seed=3)
-    from bilinear_circuits.data.stories import Corpus
+    from bilinear_circuits.data.corpora import Corpus
 
     source = records.provenance(asked, layers, Corpus(asked.corpus), len(stories), 1.0)
     file = root / "circuit.json"

@@ -17,14 +17,13 @@ HOOKS = ("blocks.1.mlp.hook_in", "blocks.1.mlp.hook_out")
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A model folder, its dictionaries and a corpus."""
-    from sae.folders import write_dictionary
 
     root = tmp_path_factory.mktemp("evaluate-sae")
     tiny_llama().save_pretrained(root / "tiny")
     word_tokenizer().save_pretrained(root / "tiny")
     (root / "stories.txt").write_text("\n<|endoftext|>\n".join(random_stories(70)))
     for seed, hook_name in enumerate(HOOKS):
-        write_dictionary(random_dictionary(12, 17, hook_name, seed), root / "saes" / hook_name, {}, torch.float32)
+        random_dictionary(12, 17, hook_name, seed).save(root / "saes" / hook_name)
     return root
 
 
@@ -150,7 +149,8 @@ def test_dead_and_dense_features_are_told_apart(model, tokens, dictionaries):
 
 
 def test_a_dictionary_that_reconstructs_all_explains_all_and_costs_nothing(model, tokens):
-    from bilinear_circuits.dictionaries.dictionary import Activation, Dictionary
+    from bilinear_circuits.dictionaries.activation import Activation
+    from bilinear_circuits.dictionaries.dictionary import Dictionary
     from sae.evaluate import evaluate
 
     identity = torch.cat([torch.eye(12), -torch.eye(12)])
@@ -271,7 +271,8 @@ def test_what_cannot_be_evaluated_is_refused(tokens, dictionaries):
 
 def test_the_command_prints_a_table_and_writes_what_it_measured(folder, tmp_path, capsys):
     import bilinear_circuits as bc
-    from bilinear_circuits.data.stories import read_stories, tokenize_stories
+    from bilinear_circuits.data.corpora import read_stories
+    from bilinear_circuits.data.stories import tokenize_stories
     from sae.evaluate import evaluate
 
     command.run(

@@ -216,14 +216,13 @@ def test_every_architecture_becomes_a_folder_that_both_read_alike(architecture, 
     from sae_lens import SAE
 
     from bilinear_circuits.dictionaries.dictionary import Dictionary
-    from sae.folders import write_dictionary
     from sae.train import train_dictionaries
 
     chosen = settings(architecture=architecture, sae=ARCHITECTURES[architecture], tokens=512, checkpoints=0)
     x = torch.randn(50, 12, generator=torch.Generator().manual_seed(0))
     for name, dictionary in train_dictionaries(model, tokens, chosen).dictionaries.items():
         for dtype, tolerance in ((torch.float32, 1e-6), (torch.float16, 1e-3)):
-            write_dictionary(dictionary, tmp_path / name, {"model_name": "tiny"}, dtype)
+            dictionary.save(tmp_path / name, {"model_name": "tiny"}, dtype)
             sae, loaded = SAE.load_from_disk(tmp_path / name), Dictionary.load(tmp_path / name)
             assert_near(loaded.encode(x), sae.encode(x).detach(), 1e-5)
             assert_near(loaded.decode(loaded.encode(x)), sae(x).detach(), 1e-5)
@@ -612,12 +611,11 @@ def test_a_weight_that_is_not_finite_is_said_so():
 
 
 def test_a_weight_too_large_for_the_files_is_refused(tmp_path):
-    from sae.folders import write_dictionary
 
     dictionary = random_dictionary(4, 6, HOOKS[0])
     dictionary.W_enc[0, 0] = 1e6
     with refused(ValueError, "W_enc of dictionary must be finite in torch.float16"):
-        write_dictionary(dictionary, tmp_path / "sae", {})
+        dictionary.save(tmp_path / "sae", {}, torch.float16)
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/sae").glob("*.yaml")), ids=lambda path: path.name)

@@ -115,7 +115,7 @@ def test_settings_must_be_positive():
 def test_negation_is_found_on_the_shipped_model_and_controls_do_nothing():
     import bilinear_circuits as bc
     from bilinear_circuits.commands.circuits import read_query
-    from bilinear_circuits.data.stories import read_stories
+    from bilinear_circuits.data.corpora import read_stories
 
     asked = read_query(str(Path(__file__).parents[1] / "configs/circuits/sentiment_negation.yaml"))
     model = bc.load_model()

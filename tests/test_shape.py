@@ -5,7 +5,8 @@ from planted import interactions_of, random_stories, tiny_llama, word_tokenizer
 from bilinear_circuits.algebra.spectra import Spectrum
 from bilinear_circuits.algebra.tensor import InteractionTensor
 from bilinear_circuits.data.stories import StoryTokens
-from bilinear_circuits.dictionaries.dictionary import Activation, Dictionary
+from bilinear_circuits.dictionaries.activation import Activation
+from bilinear_circuits.dictionaries.dictionary import Dictionary
 from bilinear_circuits.interactions.activity import ActiveTokens, LayerActivity
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 from bilinear_circuits.interactions.shape import and_shape, factor_pair

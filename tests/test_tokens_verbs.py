@@ -19,7 +19,6 @@ BEYOND = 3  # ids that the model has and the tokenizer has not
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
     """A tiny model whose likeliest tokens are ids beyond its tokenizer, dictionaries, and stories."""
-    from sae.folders import write_dictionary
 
     root = tmp_path_factory.mktemp("tokens")
     model = tiny_llama(n_layers=2)
@@ -30,7 +29,7 @@ def world(tmp_path_factory):
     word_tokenizer().save_pretrained(root / "tiny")
     for side, d_sae in (("in", 20), ("out", 40)):
         hook = f"blocks.{LAYER}.mlp.hook_{side}"
-        write_dictionary(random_dictionary(12, d_sae, hook, seed=d_sae), root / "saes" / hook, {}, torch.float32)
+        random_dictionary(12, d_sae, hook, seed=d_sae).save(root / "saes" / hook)
     (root / "stories.txt").write_text("\n<|endoftext|>\n".join(random_stories(120)))
     long = [" ".join(random_stories(5, seed=seed)) for seed in range(3)]
     (root / "long.txt").write_text("\n<|endoftext|>\n".join([*random_stories(120), *long]))

@@ -13,7 +13,6 @@ from test_cli import mistake
 from test_corpus_verbs import LAYER, QUERY, STARTS, TRAIN_SAE, killed
 
 from bilinear_circuits.cli import main
-from sae.folders import write_dictionary
 
 HOOKS = tuple(f"blocks.{LAYER}.mlp.hook_{side}" for side in ("in", "out"))
 
@@ -30,7 +29,7 @@ def world(tmp_path_factory):
     root = tmp_path_factory.mktemp("weights")
     save_model(tiny_llama(n_layers=2), root / "tiny", max_shard_size="2KB")
     for hook, d_sae in zip(HOOKS, (20, 40), strict=True):
-        write_dictionary(random_dictionary(12, d_sae, hook, seed=d_sae), root / "saes" / hook, {}, torch.float32)
+        random_dictionary(12, d_sae, hook, seed=d_sae).save(root / "saes" / hook)
     (root / "stories.txt").write_text("\n<|endoftext|>\n".join(random_stories(120)))
     (root / "query.yaml").write_text(yaml.safe_dump(QUERY))
     assert main(command(root, "circuits", root / "found")) == 0
@@ -112,7 +111,7 @@ def test_circuits_of_one_model_are_not_used_on_another(verb, world, tmp_path, ca
 @pytest.mark.parametrize("verb", ["circuits", "inspect", "features", "interactions", "evaluate-sae"])
 def test_dictionaries_of_another_width_are_one_line(verb, world, tmp_path, capsys):
     for hook in HOOKS:
-        write_dictionary(random_dictionary(10, 20, hook), tmp_path / "saes" / hook, {}, torch.float32)
+        random_dictionary(10, 20, hook).save(tmp_path / "saes" / hook)
     said = mistake(capsys, *command(world, verb, tmp_path / "out", saes=tmp_path / "saes"))
     assert "12" in said.splitlines()[-1]
     assert "10" in said.splitlines()[-1]

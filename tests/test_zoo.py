@@ -6,7 +6,8 @@ from helpers import refused, save_tiny_llama
 from planted import tiny_llama, word_tokenizer
 
 from bilinear_circuits import zoo
-from bilinear_circuits.data.stories import read_stories, tokenize_stories
+from bilinear_circuits.data.corpora import read_stories
+from bilinear_circuits.data.stories import tokenize_stories
 from bilinear_circuits.dictionaries.dictionary import Dictionary
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 from bilinear_circuits.interactions.low_rank import low_rank_correlation

@@ -1,1 +1,1 @@
-"""The interaction tensor and what follows from it by linear algebra: matrices, spectra, leading eigenpairs. Torch alone."""
+"""The interaction tensor and what linear algebra reads out of it: matrices, spectra, leading eigenpairs."""

@@ -120,7 +120,7 @@ class _Labels:
 
     def inputs(self, layer: int, features: Sequence[int], n: int = 3) -> str:
         """The first n features of a group."""
-        from bilinear_circuits.interactions.profiles import input_label
+        from bilinear_circuits.interactions.naming import input_label
 
         names = [input_label(self._activity[layer], feature, self._tokenizer) for feature in features[:n]]
         more = f" and {len(features) - n} more" if len(features) > n else ""
@@ -128,8 +128,8 @@ class _Labels:
 
     def output(self, layer: int, feature: int) -> str:
         """Tokens an output feature is active at."""
+        from bilinear_circuits.data.token_texts import token_text
         from bilinear_circuits.interactions.activity import top_token_ids
-        from bilinear_circuits.interactions.profiles import token_text
 
         activity = self._activity[layer]
         ids = top_token_ids(activity.outputs, activity.token_ids, feature)

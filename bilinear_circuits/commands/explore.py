@@ -123,7 +123,7 @@ class PromptAnswers:
 
     def _label(self, layer: int, feature: int) -> str:
         """Name of an input feature, made once."""
-        from bilinear_circuits.interactions.profiles import input_label
+        from bilinear_circuits.interactions.naming import input_label
 
         if (layer, feature) not in self._labels:
             self._labels[layer, feature] = input_label(self._activities[layer], feature, self._model.tokenizer)

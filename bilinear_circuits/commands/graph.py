@@ -177,7 +177,7 @@ def default_slug(features: Sequence[tuple[int, int]], prompt: str) -> str:
 
 def describe(graph: "PromptAttribution", tokenizer: Any, name: "Names") -> str:
     """Where the features are active, and the pairs that make them so."""
-    from bilinear_circuits.interactions.naming import token_text
+    from bilinear_circuits.data.token_texts import token_text
     from bilinear_circuits.report.graph import has_logits
 
     texts = [token_text(tokenizer, token_id) for token_id in graph.token_ids.tolist()]

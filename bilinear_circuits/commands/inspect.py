@@ -47,7 +47,8 @@ def run(arguments: Arguments) -> None:
     corpus = corpus_of(arguments)
 
     from bilinear_circuits.interactions.activity import collect_activity
-    from bilinear_circuits.interactions.profiles import input_label, profile_feature
+    from bilinear_circuits.interactions.naming import input_label
+    from bilinear_circuits.interactions.profiles import profile_feature
     from bilinear_circuits.models.running import context_length, unembedding
     from bilinear_circuits.report import feature_page, profile_payload
     from bilinear_circuits.report.figures import feature_figures

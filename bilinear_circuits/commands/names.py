@@ -69,7 +69,8 @@ def results_folder(arguments: Arguments) -> Path | None:
 
 def made_names(activity: "LayerActivity", tokenizer: object) -> dict[str, dict[int, str]]:
     """Names of the active features of both dictionaries by their tokens, whatever names they have."""
-    from bilinear_circuits.interactions.naming import NOT_ACTIVE, TokenTexts, token_labels
+    from bilinear_circuits.data.token_texts import TokenTexts
+    from bilinear_circuits.interactions.naming import NOT_ACTIVE, token_labels
 
     texts = TokenTexts(tokenizer)
     made = {"in": token_labels(activity, texts, "in"), "out": token_labels(activity, texts, "out")}

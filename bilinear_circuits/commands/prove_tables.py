@@ -115,7 +115,7 @@ def _controls(proof: "InterventionProof") -> list[str]:
 
 
 def _later(proof: "InterventionProof", tokenizer: Any) -> list[str]:
-    from bilinear_circuits.interactions.profiles import token_text
+    from bilinear_circuits.data.token_texts import token_text
 
     lines = []
     for layer in proof.later.layers:

@@ -1,7 +1,6 @@
-"""Stories: read, cleaned, split into training and validation, and tokenized.
+"""Stories: cleaned, split into training and validation, and tokenized.
 
-1. `read_stories` reads texts of a `Corpus`; `clean_stories` normalises them, drops corrupt ones and duplicates, and
-   counts both.
+1. `clean_stories` normalises what `corpora.read_stories` read, drops corrupt ones and duplicates, and counts both.
 2. `split_stories` sends a story to training or validation by a hash of its text alone; `stories_not_in` takes those of
    another corpus out.
 3. `tokenize_stories` makes rows for analyses, one story each. Rows for training are in `bilinear_circuits.data.rows`.

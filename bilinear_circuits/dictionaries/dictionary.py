@@ -1,81 +1,40 @@
-"""Dictionaries: any SAELens SAE as four plain tensors and an activation rule, proved equal to the SAE."""
+"""Dictionaries: named directions of an activation, with an encoder, an activation rule and a decoder."""
 
-import copy
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bilinear_circuits.dictionaries.names import read_names
-from bilinear_circuits.utilities.display import Brief, Shown
-from bilinear_circuits.utilities.folders import by_library, check_safetensors, read_json
+from bilinear_circuits.dictionaries.activation import Activation
+from bilinear_circuits.dictionaries.folders import check_folder, read_directions, write_folder
+from bilinear_circuits.dictionaries.folding import UnsupportedSAEError, fold, inference_form, load_sae, prove_folding
+from bilinear_circuits.dictionaries.names import read_names, write_names
+from bilinear_circuits.statistics.components import principal_components
+from bilinear_circuits.utilities.display import Shown
+from bilinear_circuits.utilities.folders import by_library
 
 if TYPE_CHECKING:
     from sae_lens import SAE
 
-_FOLD_TOLERANCE = 1e-8
-_INPUT_DEPENDENT = ("layer_norm", "constant_norm_rescale")
-_FOLDABLE = {
-    "expected_average_only_in": "sae.fold_activation_norm_scaling_factor(factor)",
-    "covariance_whitening": "sae.fold_activation_whitening(mean, whitening_matrix, unwhitening_matrix)",
-}
-
-
-class UnsupportedSAEError(ValueError):
-    """The SAE is not one affine encoder, a sparsity rule and one affine decoder."""
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Activation(Brief):
-    """The sparsity rule of a dictionary, applied to pre-activations.
-
-    Attributes:
-        kind: "relu"; "jumprelu" (ReLU above `threshold`, else 0); "topk" (ReLU of the k largest of a row);
-            "abstopk" (the k largest in magnitude, sign kept).
-        k: Number kept per row, for the two top-k rules.
-        threshold: Threshold of each feature, for "jumprelu".
-    """
-
-    kind: Literal["relu", "jumprelu", "topk", "abstopk"]
-    k: int | None = None
-    threshold: Float[Tensor, " d_sae"] | None = None
-
-    def __post_init__(self) -> None:
-        needed = {"relu": None, "jumprelu": "threshold", "topk": "k", "abstopk": "k"}
-        if self.kind not in needed:
-            raise ValueError(f"kind must be one of {', '.join(needed)}, got {self.kind!r:.40}.")
-        for name in ("k", "threshold"):
-            if (getattr(self, name) is not None) != (needed[self.kind] == name):
-                must = "be given" if needed[self.kind] == name else "be left out"
-                raise ValueError(f"{name} must {must} for the kind {self.kind}, got {getattr(self, name)!r:.60}.")
-        if self.k is not None and (isinstance(self.k, bool) or self.k < 1):
-            raise ValueError(f"k must be at least 1, got {self.k}.")
-
-    def __call__(self, pre: Float[Tensor, "*n d_sae"]) -> Float[Tensor, "*n d_sae"]:
-        """Zero what the rule drops."""
-        if self.kind == "relu":
-            return pre.relu()
-        if self.kind == "jumprelu":
-            assert self.threshold is not None
-            return pre.relu() * (pre > self.threshold)
-        assert self.k is not None
-        indices = (pre.abs() if self.kind == "abstopk" else pre).topk(self.k, dim=-1, sorted=False).indices
-        values = pre.gather(-1, indices)
-        return torch.zeros_like(pre).scatter(-1, indices, values if self.kind == "abstopk" else values.relu())
+IDENTITY = Activation("identity")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Dictionary(Shown):
-    """A sparse dictionary: z = activation(x W_enc + b_enc), x ~ z W_dec + b_dec.
+    """Named directions of an activation: z = activation(x W_enc + b_enc), x ~ z W_dec + b_dec.
 
-    `from_sae` folds everything an SAE does around these (decoder bias on the input, decoder-norm rescaling, gates)
-    into the tensors, so that `encode` and `decode` equal the SAE's own. Feature units are therefore the SAE's own
-    too; `unit_norm()` gives the equivalent dictionary with decoder rows of norm 1.
+    A SAELens SAE is one: `from_sae` folds everything it does around these tensors (decoder bias on the input,
+    decoder-norm rescaling, gates) into them, so that `encode` and `decode` equal the SAE's own, in its own units;
+    `unit_norm()` gives the equivalent dictionary with decoder rows of norm 1.
+
+    Directions that no SAE found are others, with the rule "identity": coordinates, principal components, and those
+    that `models.directions` reads out of a model, its tokens, logits and neurons.
 
     Attributes:
         W_enc: Encoder; column a reads feature a.
@@ -134,37 +93,146 @@ class Dictionary(Shown):
             UnsupportedSAEError: If the architecture or its input normalisation is not affine, or the folded dictionary
                 does not reproduce the SAE.
         """
-        sae = _inference_form(sae)
-        _refuse_unsupported(sae)
-        W_enc, b_enc, W_dec, activation = _fold(sae)
-        if sae.cfg.apply_b_dec_to_input:
-            b_enc = b_enc - sae.b_dec.detach().double() @ W_enc
+        sae = inference_form(sae)
         hook_name = sae.cfg.metadata.get("hook_name")
-        b_dec = sae.b_dec.detach().double()
-        exact = cls(W_enc, b_enc, W_dec, b_dec, activation, hook_name, name or hook_name or "dictionary")
-        _prove_folding(exact, sae)
+        exact = cls(*fold(sae), hook_name=hook_name, name=name or hook_name or "dictionary")
+        prove_folding(exact, sae)
         return exact.to(torch.promote_types(sae.W_enc.dtype, torch.float32))
 
     @classmethod
     def load(cls, path: str | Path, name: str | None = None, device: str = "cpu") -> "Dictionary":
-        """Read a SAELens folder (cfg.json, sae_weights.safetensors) and fold it; see `from_sae`.
+        """Read a SAELens folder (cfg.json, sae_weights.safetensors) and fold it, or a folder of `save`.
 
         Raises:
             FileNotFoundError: If the folder or one of its two files is missing.
             ValueError: If cfg.json is not a SAELens configuration.
         """
         folder = Path(path)
-        for file in ("cfg.json", "sae_weights.safetensors"):
-            if not (folder / file).is_file():
-                raise FileNotFoundError(f"{folder} must be a SAELens folder, but has no {file}.")
-        config = read_json(folder / "cfg.json", "cfg.json")
-        check_safetensors(folder / "sae_weights.safetensors")
+        config = check_folder(folder)
+        if config.get("architecture") == IDENTITY.kind:
+            hook_name, tensors = read_directions(folder, config, device)
+            names = read_names(folder, tensors["W_enc"].shape[1])
+            return cls(
+                tensors["W_enc"],
+                tensors["b_enc"],
+                tensors["W_dec"],
+                tensors["b_dec"],
+                IDENTITY,
+                hook_name,
+                name or folder.name,
+                names,
+            )
         with by_library("dictionary must be a SAELens folder that SAELens can load", folder):
             # SAELens drops the metadata of a folder that does not name the version that wrote it.
             hook_name = (config.get("metadata") or {}).get("hook_name") or config.get("hook_name")
-            sae = _load_sae(folder, config, device)
+            sae = load_sae(folder, config, device)
         dictionary = cls.from_sae(sae, name or folder.name)
         return replace(dictionary, hook_name=hook_name, names=read_names(folder, dictionary.d_sae))
+
+    @classmethod
+    def from_directions(
+        cls,
+        directions: Float[Tensor, "d_sae d_in"],
+        centre: Float[Tensor, " d_in"] | None = None,
+        *,
+        names: Sequence[str] = (),
+        hook_name: str | None = None,
+        name: str = "directions",
+    ) -> "Dictionary":
+        """Make a dictionary of directions that are written: z = (x - centre) D^+, least squares of least norm.
+
+        Decoding gives the projection of x - centre on their span back, and so all of x where they span the space.
+        Cost: a singular value decomposition of the directions, in float64.
+
+        Args:
+            directions: D, one row a direction.
+            centre: What is subtracted first, and added again; zero by default.
+            names: Name of each direction; none by default.
+            hook_name: Where they are directions, if of one place.
+            name: A name for reports.
+
+        Raises:
+            ValueError: If a direction is zero or not finite, or `centre` or `names` do not fit.
+        """
+        _check_directions(directions, names)
+        centre = directions.new_zeros(directions.shape[1]) if centre is None else centre
+        W_enc = torch.linalg.pinv(directions.double())
+        b_enc = -(centre.double() @ W_enc)
+        exact = cls(W_enc, b_enc, directions, centre, IDENTITY, hook_name, name, dict(enumerate(names)))
+        return exact.to(torch.promote_types(directions.dtype, torch.float32))
+
+    @classmethod
+    def from_readouts(
+        cls,
+        readouts: Float[Tensor, "d_sae d_in"],
+        *,
+        names: Sequence[str] = (),
+        hook_name: str | None = None,
+        name: str = "readouts",
+    ) -> "Dictionary":
+        """Make a dictionary of directions that are read: z = x R^T, with the pseudo-inverse of R^T as decoder.
+
+        Args:
+            readouts: R, one row a direction.
+            names: Name of each direction; none by default.
+            hook_name: Where they are directions, if of one place.
+            name: A name for reports.
+
+        Raises:
+            ValueError: If a direction is zero or not finite, or `names` do not fit.
+        """
+        _check_directions(readouts, names)
+        d_sae, d_in = readouts.shape
+        W_enc, W_dec = readouts.T.contiguous(), torch.linalg.pinv(readouts.double().T)
+        b_enc, b_dec = readouts.new_zeros(d_sae), readouts.new_zeros(d_in)
+        exact = cls(W_enc, b_enc, W_dec, b_dec, IDENTITY, hook_name, name, dict(enumerate(names)))
+        return exact.to(torch.promote_types(readouts.dtype, torch.float32))
+
+    @classmethod
+    def coordinates(cls, d_in: int, hook_name: str | None = None) -> "Dictionary":
+        """Make a dictionary of the coordinates of an activation of width d_in: encode and decode change nothing."""
+        names = [f"coordinate {i}" for i in range(d_in)]
+        return cls.from_directions(torch.eye(d_in), names=names, hook_name=hook_name, name="coordinates")
+
+    @classmethod
+    def pca(cls, x: Float[Tensor, "n d_in"], k: int | None = None, hook_name: str | None = None) -> "Dictionary":
+        """Make a dictionary of the k leading principal components of some activations, all by default.
+
+        Raises:
+            ValueError: If there are fewer than two rows, or `k` is not between 1 and d_in.
+        """
+        rows, mean, shares = principal_components(x, k)
+        names = [f"component {i} ({share:.2g} of the variance)" for i, share in enumerate(shares.tolist())]
+        return cls.from_directions(rows, mean, names=names, hook_name=hook_name, name="principal components")
+
+    @classmethod
+    def stack(cls, *dictionaries: "Dictionary") -> "Dictionary":
+        """Make one dictionary of the directions of several, encoded together by least squares.
+
+        Args:
+            *dictionaries: Of the rule "identity", on one hook, with one decoder bias.
+
+        Raises:
+            ValueError: If there are none, or their rules, widths, hooks or decoder biases do not fit.
+        """
+        if not dictionaries or any(one.activation.kind != "identity" for one in dictionaries):
+            kinds = ", ".join(one.activation.kind for one in dictionaries) or "none"
+            raise ValueError(f"dictionaries must be of the rule identity to be stacked, got {kinds}.")
+        first = dictionaries[0]
+        for other in dictionaries[1:]:
+            if (other.d_in, other.hook_name) != (first.d_in, first.hook_name):
+                raise ValueError(
+                    f"dictionaries must be of one place, got {first.name} of width {first.d_in} at {first.hook_name}"
+                    f" and {other.name} of width {other.d_in} at {other.hook_name}."
+                )
+            if not torch.equal(other.b_dec, first.b_dec):
+                raise ValueError(
+                    f"dictionaries must have one decoder bias, got others in {first.name} and {other.name}."
+                )
+        names = [one.names.get(a, f"{one.name} {a}") for one in dictionaries for a in range(one.d_sae)]
+        name = " and ".join(one.name for one in dictionaries)
+        rows = torch.cat([one.W_dec for one in dictionaries])
+        return cls.from_directions(rows, first.b_dec, names=names, hook_name=first.hook_name, name=name)
 
     @property
     def d_in(self) -> int:
@@ -188,8 +256,33 @@ class Dictionary(Shown):
         """Reconstruction z W_dec + b_dec."""
         return z @ self.W_dec + self.b_dec
 
+    def save(
+        self,
+        folder: str | Path,
+        metadata: Mapping[str, Any] = MappingProxyType({}),
+        dtype: torch.dtype = torch.float32,
+    ) -> None:
+        """Write a folder that `load` reads; SAELens reads it too, but for the rule "identity", which it does not have.
+
+        The decoder bias is already folded into the encoder's, and no rescaling is left to do, so that SAELens computes
+        the same activation(x W_enc + b_enc) W_dec + b_dec. Names go with the rule "identity"; those of an SAE are made
+        on stories, by the command `names`.
+
+        Args:
+            folder: Where to write; made if missing.
+            metadata: Further entries for the SAELens metadata.
+            dtype: Precision of the weights. Loaded, they are float32.
+
+        Raises:
+            ValueError: If a weight is too large for `dtype`.
+        """
+        tensors = {field: getattr(self, field) for field in ("W_enc", "b_enc", "W_dec", "b_dec")}
+        write_folder(folder, self.activation, tensors, {"hook_name": self.hook_name, **metadata}, dtype, self.name)
+        if self.activation.kind == "identity" and self.names:
+            write_names(folder, self.names)
+
     def unit_norm(self) -> "Dictionary":
-        """The same function with decoder rows of norm 1: activations are scaled by the old norms.
+        """Scale decoder rows to norm 1 and activations by the old norms: the function stays.
 
         Raises:
             UnsupportedSAEError: For a top-k rule on rows of different norms, where scaling would change the selection.
@@ -210,7 +303,7 @@ class Dictionary(Shown):
         )
 
     def to(self, target: torch.dtype | torch.device) -> "Dictionary":
-        """The same dictionary in another dtype or on another device."""
+        """Copy the dictionary in another dtype or to another device."""
         tensors = {field: getattr(self, field).to(target) for field in ("W_enc", "b_enc", "W_dec", "b_dec")}
         threshold = None if (t := self.activation.threshold) is None else t.to(target)
         return replace(self, **tensors, activation=replace(self.activation, threshold=threshold))
@@ -221,98 +314,11 @@ def as_dictionary(sae: "Dictionary | SAE[Any]") -> Dictionary:
     return sae if isinstance(sae, Dictionary) else Dictionary.from_sae(sae)
 
 
-def _load_sae(folder: Path, config: Mapping[str, Any], device: str) -> "SAE[Any]":
-    """A SAELens SAE from its folder: its inference form, or the training form of an architecture that has no other."""
-    from sae_lens import SAE
-    from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
-    from sae_lens.saes.sae import TrainingSAE
-
-    architecture = config.get("architecture", "standard")
-    training = architecture not in SAE_CLASS_REGISTRY and architecture in SAE_TRAINING_CLASS_REGISTRY
-    return (TrainingSAE if training else SAE).load_from_disk(folder, device=device, dtype="float32")
-
-
-def _inference_form(sae: "SAE[Any]") -> "SAE[Any]":
-    """The SAE that `save_inference_model` would write, for an SAE still in training."""
-    from sae_lens import SAE
-    from sae_lens.saes.sae import TrainingSAE
-
-    if not isinstance(sae, SAE):
-        raise TypeError(f"sae must be a SAELens SAE or a Dictionary, got {type(sae).__name__}.")
-    if not isinstance(sae, TrainingSAE):
-        return sae
-    config = sae.cfg.get_inference_sae_cfg_dict()
-    state = {key: value.detach().clone() for key, value in sae.state_dict().items()}
-    sae.process_state_dict_for_saving_inference(state)
-    inference = SAE.from_dict(config)
-    inference.load_state_dict(state)
-    return inference
-
-
-def _refuse_unsupported(sae: "SAE[Any]") -> None:
-    architecture, normalisation = sae.cfg.architecture(), sae.cfg.normalize_activations
-    supported = ("standard", "topk", "abstopk", "jumprelu", "gated")
-    if "transcoder" in architecture:
-        raise UnsupportedSAEError(
-            f"sae must decode the place it encodes, got a {architecture}: it reads one hook and writes another, so that"
-            " what it writes are no directions of what it reads. Train a dictionary on each side of the MLP."
-        )
-    if architecture not in supported:
-        raise UnsupportedSAEError(
-            f"sae must be one affine encoder and decoder ({', '.join(supported)}; batchtopk and matryoshka as saved),"
-            f" got architecture {architecture!r}, which has no encoder row per feature."
-        )
-    if normalisation in _INPUT_DEPENDENT:
-        raise UnsupportedSAEError(
-            f"sae must read activations as they are, got normalize_activations={normalisation!r}, which rescales each"
-            " row by its own norm: no fixed encoder row does that. Train with normalize_activations='none'."
-        )
-    if normalisation in _FOLDABLE:
-        raise UnsupportedSAEError(
-            f"sae must have its activation scaling folded in, got normalize_activations={normalisation!r}."
-            f" Call {_FOLDABLE[normalisation]} first."
-        )
-    if sae.cfg.reshape_activations != "none":
-        raise UnsupportedSAEError(
-            f"sae must read flat activations, got reshape_activations={sae.cfg.reshape_activations!r}."
-            " Dictionaries on attention heads do not fit an MLP."
-        )
-
-
-def _fold(sae: Any) -> tuple[Tensor, Tensor, Tensor, Activation]:
-    """Encoder, encoder bias (decoder bias not yet subtracted), decoder and rule, in float64."""
-    architecture = sae.cfg.architecture()
-    W_enc, W_dec = sae.W_enc.detach().double(), sae.W_dec.detach().double()
-    if architecture == "gated":
-        scale = sae.r_mag.detach().double().exp()
-        threshold = sae.b_mag.detach().double() - scale * sae.b_gate.detach().double()
-        return W_enc * scale, sae.b_mag.detach().double(), W_dec, Activation("jumprelu", threshold=threshold)
-    b_enc = sae.b_enc.detach().double()
-    if architecture == "standard":
-        return W_enc, b_enc, W_dec, Activation("relu")
-    if architecture == "jumprelu":
-        return W_enc, b_enc, W_dec, Activation("jumprelu", threshold=sae.threshold.detach().double())
-    if sae.cfg.rescale_acts_by_decoder_norm:
-        norm = W_dec.norm(dim=-1)
-        W_enc, b_enc, W_dec = W_enc * norm, b_enc * norm, W_dec / norm.unsqueeze(1)
-    return W_enc, b_enc, W_dec, Activation(architecture, k=sae.cfg.k)
-
-
-@torch.no_grad()
-def _prove_folding(dictionary: Dictionary, sae: Any, rows: int = 64) -> None:
-    """Compare with the SAE in float64, where rounding cannot change which features a top-k keeps."""
-    reference = copy.deepcopy(sae).to(dtype=torch.float64)
-    generator = torch.Generator().manual_seed(0)
-    scale = dictionary.b_dec.norm() / dictionary.d_in**0.5 + 1
-    x = torch.randn(rows, dictionary.d_in, generator=generator, dtype=torch.float64).to(scale.device) * scale
-    expected = reference.encode(x)
-    for what, got, want in (
-        ("activations", dictionary.encode(x), expected),
-        ("reconstructions", dictionary.decode(dictionary.encode(x)), reference.decode(expected)),
-    ):
-        error = ((got - want).norm() / want.norm().clamp_min(1e-12)).item()
-        if not error < _FOLD_TOLERANCE:
-            raise UnsupportedSAEError(
-                f"{dictionary.name} must fold into encoder rows, decoder rows and biases, but its {what} differ from"
-                f" those of the SAE by {error:.2g} relative on random input. Is it a subclass with its own encode?"
-            )
+def _check_directions(directions: Tensor, names: Sequence[str]) -> None:
+    if directions.ndim != 2 or len(directions) == 0:
+        raise ValueError(f"directions must be rows of a matrix, one or more, got shape {tuple(directions.shape)}.")
+    norms = directions.double().norm(dim=1)
+    if bad := int((~norms.isfinite() | (norms == 0)).sum()):
+        raise ValueError(f"directions must be finite and not zero, got {bad} of {len(directions)} that are not.")
+    if names and len(names) != len(directions):
+        raise ValueError(f"names must be one for each of the {len(directions)} directions, got {len(names)}.")

@@ -55,3 +55,9 @@ def names_document(names: Mapping[int, str], provenance: Mapping[str, Any]) -> s
     """The text of the file: names of all features that have one, and the stories they were made on."""
     document = {"schema_version": VERSION, "kind": KIND, "provenance": provenance, "names": dict(sorted(names.items()))}
     return json.dumps(document, indent=0, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def write_names(folder: str | Path, names: Mapping[int, str]) -> None:
+    """Store names beside the dictionary of a folder that were not made on stories."""
+    made_of = {"dictionary": {"sha256": fingerprint(folder, DICTIONARY_FILES).sha256}}
+    (Path(folder) / FILE).write_text(names_document(names, made_of), encoding="utf-8")

@@ -7,7 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bilinear_circuits.algebra.tensor import InteractionTensor
-from bilinear_circuits.dictionaries.dictionary import Activation, Dictionary
+from bilinear_circuits.dictionaries.activation import Activation
+from bilinear_circuits.dictionaries.dictionary import Dictionary
 from bilinear_circuits.discovery.motifs import MOTIFS, Motif
 from bilinear_circuits.discovery.scoring import FeatureActivity
 from bilinear_circuits.interactions.activity import ActiveTokens

@@ -22,6 +22,7 @@ Side = Literal["in", "out"]
 
 _TOKENS_PER_CHUNK = 4096
 _STORIES_PER_BATCH = 32
+_MOST_ACTIVATIONS = 1 << 28  # kept at once: 3 GB, and as much again while they are sorted
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -116,12 +117,23 @@ def active_tokens(
         x: Activations it reads, or that `through` maps to what it reads.
         through: For instance the MLP, where x are MLP inputs and the dictionary is on its output.
         progress: Wraps the chunks.
+
+    Raises:
+        ValueError: If there are more activations than memory is meant for, as of thousands of directions of the rule
+            "identity", which are all active everywhere.
     """
     token, feature, value = [], [], []
+    n_active = 0
     for start in progress(range(0, len(x), _TOKENS_PER_CHUNK), "encode"):
         chunk = x[start : start + _TOKENS_PER_CHUNK].to(dictionary.W_enc.dtype)
         z = dictionary.encode(chunk if through is None else through(chunk))
         rows, columns = z.nonzero(as_tuple=True)
+        n_active += len(rows)
+        if n_active > _MOST_ACTIVATIONS:
+            raise ValueError(
+                f"activations of {dictionary.name} must be at most {_MOST_ACTIVATIONS:,}, got more in the first"
+                f" {start + len(chunk):,} of {len(x):,} tokens. Use fewer stories or fewer directions."
+            )
         token.append(rows + start)
         feature.append(columns)
         value.append(z[rows, columns])

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from bilinear_circuits.data.token_texts import TokenTexts
 from bilinear_circuits.interactions.activity import LayerActivity
-from bilinear_circuits.interactions.naming import TokenTexts
 
 _TOKENS_BEFORE, _TOKENS_AFTER = 14, 6
 _DIGITS = 4

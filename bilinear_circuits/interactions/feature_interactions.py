@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 class FeatureInteractions:
     """An MLP between two dictionaries: every output feature as a quadratic form of the input features.
 
+    The dictionaries may be of SAEs or of any named directions: coordinates, principal components, tokens, logits,
+    neurons; see `Dictionary` and `models.directions`.
+
     The pre-activation of output feature f is p_f(x) = x^T Q_f x + ..., with Q_f the interaction matrix of its encoder
     direction. With x = sum_a z_a d_a (+ bias + error) its feature part is sum_ab T_ab z_a z_b, T = W_dec Q_f W_dec^T.
 
@@ -48,12 +51,17 @@ class FeatureInteractions:
     def __init__(
         self,
         mlp: BilinearMLP,
-        sae_in: "Dictionary | SAE[Any]",
-        sae_out: "Dictionary | SAE[Any]",
+        sae_in: "Dictionary | SAE[Any] | None",
+        sae_out: "Dictionary | SAE[Any] | None",
     ) -> None:
         """Fold the dictionaries and check that they belong to this layer.
 
         All three are brought to the widest dtype among them, on the device of the MLP.
+
+        Args:
+            mlp: The bilinear MLP.
+            sae_in: Dictionary of its input; None for its coordinates.
+            sae_out: Dictionary of its output; None for its coordinates.
 
         Raises:
             ValueError: If a dictionary has another width than its side of the MLP, or was trained at another hook; if
@@ -65,7 +73,8 @@ class FeatureInteractions:
                 f"mlp must read an activation after the norm, got layer {mlp.layer} on the residual stream, where"
                 " pre-activations would lack the norm's scale. Use the MLP as from_model gives it."
             )
-        sae_in, sae_out = as_dictionary(sae_in), as_dictionary(sae_out)
+        sae_in = Dictionary.coordinates(mlp.tensor.d_in, mlp.hook_in) if sae_in is None else as_dictionary(sae_in)
+        sae_out = Dictionary.coordinates(mlp.tensor.d_out, mlp.hook_out) if sae_out is None else as_dictionary(sae_out)
         _check_fits("sae_in", sae_in, mlp.tensor.d_in, mlp.hook_in, mlp.input_aliases, mlp.layer)
         _check_fits("sae_out", sae_out, mlp.tensor.d_out, mlp.hook_out, mlp.output_aliases, mlp.layer)
         dtype = mlp.tensor.W_gate.dtype

@@ -10,7 +10,8 @@ from scipy.spatial.distance import squareform  # type: ignore[import-untyped]
 from torch import Tensor
 
 from bilinear_circuits.interactions.activity import LayerActivity
-from bilinear_circuits.interactions.profiles import FeatureProfile, input_label
+from bilinear_circuits.interactions.naming import input_label
+from bilinear_circuits.interactions.profiles import FeatureProfile
 from bilinear_circuits.interactions.shape import factor_pair
 from bilinear_circuits.utilities.display import Brief
 

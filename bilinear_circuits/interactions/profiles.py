@@ -12,16 +12,15 @@ from torch import Tensor
 from bilinear_circuits.algebra.forms import QuadraticForms
 from bilinear_circuits.algebra.spectra import Spectrum
 from bilinear_circuits.algebra.tensor import QuadraticForm
+from bilinear_circuits.data.token_texts import TokenTexts
 from bilinear_circuits.interactions.activity import LayerActivity, top_token_ids
 from bilinear_circuits.interactions.by_token import ActiveFeatures
 from bilinear_circuits.interactions.examples import Example, ExampleFinder, evenly
 from bilinear_circuits.interactions.ledger import Ledger
 from bilinear_circuits.interactions.low_rank import pearson
-from bilinear_circuits.interactions.naming import TokenTexts, all_labels, input_label, token_text
+from bilinear_circuits.interactions.naming import all_labels
 from bilinear_circuits.interactions.shape import AndShape, and_shape
 from bilinear_circuits.utilities.display import Brief, Drawn
-
-__all__ = ["Example", "FeatureForm", "FeatureProfile", "Profiler", "input_label", "profile_feature", "token_text"]
 
 _SCATTER_POINTS = 400
 _LEDGER_TOKENS = 400

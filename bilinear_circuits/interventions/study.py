@@ -14,7 +14,7 @@ from bilinear_circuits.circuits.search import SearchSettings, story_parts
 from bilinear_circuits.data.stories import StoryTokens
 from bilinear_circuits.interactions.activity import LayerActivity, collect_activity
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
-from bilinear_circuits.interactions.profiles import input_label
+from bilinear_circuits.interactions.naming import input_label
 from bilinear_circuits.interventions.controls import other_sites
 from bilinear_circuits.interventions.joint import JointRemoval, joint_removal
 from bilinear_circuits.interventions.proof import prove_interventions, removal_of

@@ -102,6 +102,11 @@ def _forward(model: Any, tokens: Tensor) -> Tensor:
     return out if isinstance(out, Tensor) else out.logits
 
 
+def embedding(model: Any) -> Float[Tensor, "d_vocab d_model"]:
+    """Embedding matrix: what each token writes into the residual stream, but for a factor that all tokens share."""
+    return full_precision((model.model.embed_tokens.weight if is_plain_llama(model) else model.W_E).detach())
+
+
 @torch.no_grad()
 def unembedding(model: Any) -> Float[Tensor, "d_model d_vocab"]:
     """Unembedding matrix with the final norm folded in: logits per unit of the normalised residual stream.

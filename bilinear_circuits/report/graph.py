@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import bilinear_circuits
+from bilinear_circuits.data.token_texts import token_text
 from bilinear_circuits.interactions.activity import Side
-from bilinear_circuits.interactions.naming import token_text
 from bilinear_circuits.prompts.attribution import Attribution, PromptAttribution
 from bilinear_circuits.report.graph_ids import cantor_pair, shared_index
 from bilinear_circuits.report.payload import plain

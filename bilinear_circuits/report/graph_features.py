@@ -11,9 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bilinear_circuits.data.token_texts import TokenTexts
 from bilinear_circuits.interactions.activity import LayerActivity, Side
 from bilinear_circuits.interactions.examples import Band, Example, ExampleFinder, bands, histogram
-from bilinear_circuits.interactions.naming import TokenTexts
 from bilinear_circuits.report.graph_ids import cantor_pair, shared_index
 from bilinear_circuits.report.payload import plain
 

@@ -10,7 +10,8 @@ import torch
 from bilinear_circuits.circuits.prove import CausalProof, Effect
 from bilinear_circuits.circuits.rank import Evidence
 from bilinear_circuits.circuits.search import Circuit, CircuitSearch
-from bilinear_circuits.interactions.profiles import Example, FeatureProfile
+from bilinear_circuits.interactions.examples import Example
+from bilinear_circuits.interactions.profiles import FeatureProfile
 from bilinear_circuits.report.verdict import verdict
 
 SCHEMA_VERSION = 2

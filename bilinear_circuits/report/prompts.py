@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 
+from bilinear_circuits.data.token_texts import TokenTexts
 from bilinear_circuits.interactions.ledger import PairContributions
-from bilinear_circuits.interactions.naming import TokenTexts
 from bilinear_circuits.prompts.accounts import FeatureAccount, NextTokens, PromptAccount
 from bilinear_circuits.report.payload import plain
 from bilinear_circuits.surgery.edits import FormEdit

@@ -22,7 +22,7 @@ class Desk:
     """Model, dictionaries and corpus of a run, and what both sides share."""
 
     def __init__(self, arguments: "Arguments", stories: list[str], only: "Side | None") -> None:
-        from bilinear_circuits.interactions.naming import TokenTexts
+        from bilinear_circuits.data.token_texts import TokenTexts
         from bilinear_circuits.models.running import context_length, unembedding
 
         self._arguments, self._n_stories = arguments, len(stories)

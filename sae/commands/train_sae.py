@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from sae.train import TrainedDictionaries
 
 _RECORD = "training.json"
+_RELOAD = (
+    "model: bilinear_circuits.load_model({model!r}), a TransformerBridge that is not in compatibility mode;"
+    " dictionary: sae_lens.SAE.load_from_disk(folder) or bilinear_circuits.Dictionary.load(folder)"
+)
 _CHECKPOINTS = "checkpoints"
 _SNAPSHOTS = "snapshots"
 
@@ -183,8 +187,6 @@ def _metadata(
     recipe: Recipe, resolved: dict[str, Any], n_stories: int, model_class: str, excluded: list[int]
 ) -> dict[str, Any]:
     """What SAELens keeps of where a dictionary comes from; the hook and SAELens' version are added when written."""
-    from sae.folders import reload_text
-
     return {
         "model_name": resolved["model"],
         "model_class_name": model_class,
@@ -194,7 +196,7 @@ def _metadata(
         "dataset_path": f"{resolved['corpus']} ({n_stories} stories)",
         "training_architecture": recipe.architecture,
         "sae_lens_training_version": records.environment()["versions"]["sae-lens"],
-        "reload": reload_text(resolved["model"]),
+        "reload": _RELOAD.format(model=resolved["model"]),
     }
 
 
@@ -220,9 +222,7 @@ def _write_dictionaries(
     """Each dictionary's folder, whole or not at all, in place of one of the same name."""
     import torch
 
-    from sae.folders import write_dictionary
-
     with common.written_whole(out) as folder:
         for name, dictionary in dictionaries.items():
             shutil.rmtree(out / name, ignore_errors=True)
-            write_dictionary(dictionary, folder / name, metadata, getattr(torch, recipe.save_dtype))
+            dictionary.save(folder / name, metadata, getattr(torch, recipe.save_dtype))

@@ -6,9 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bilinear_circuits.data.token_texts import TokenTexts
 from bilinear_circuits.interactions.activity import LayerActivity, Side
 from bilinear_circuits.interactions.examples import ExampleFinder, bands, histogram
-from bilinear_circuits.interactions.naming import TokenTexts, all_top_tokens
+from bilinear_circuits.interactions.naming import all_top_tokens
 from sae.report.results import DENSE, RARE, FeatureCard, State
 
 _N_TOKENS, _N_TOP_TOKENS, _N_NEIGHBOURS = 10, 6, 10

@@ -1,0 +1,39 @@
+"""Principal components."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def principal_components(
+    x: Float[Tensor, "n d"], k: int | None = None
+) -> tuple[Float[Tensor, "k d"], Float[Tensor, " d"], Float[Tensor, " k"]]:
+    """Find the k leading principal components of rows, largest variance first, each with its largest entry positive.
+
+    Cost: n d^2 operations and an eigendecomposition of size d, in float64.
+
+    Args:
+        x: The rows.
+        k: How many; d by default.
+
+    Returns:
+        Components as rows, the mean of x, and the share of the variance along each component, in the dtype of x and
+        float32 at least.
+
+    Raises:
+        ValueError: If there are fewer than two rows, or `k` is not between 1 and d.
+    """
+    n, d = x.shape
+    k = d if k is None else k
+    if n < 2:
+        raise ValueError(f"x must have two rows or more, got {n}.")
+    if not 1 <= k <= d:
+        raise ValueError(f"k must be between 1 and the {d} columns of x, got {k}.")
+    mean = x.double().mean(0)
+    centred = x.double() - mean
+    variances, vectors = torch.linalg.eigh(centred.T @ centred / n)
+    rows, variances = vectors.T.flip(0)[:k], variances.clamp_min(0)
+    rows = rows * rows.gather(1, rows.abs().argmax(1, keepdim=True)).sign()
+    shares = variances.flip(0)[:k] / variances.sum()
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    return rows.to(dtype), mean.to(dtype), shares.to(dtype)
