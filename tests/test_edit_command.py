@@ -110,7 +110,6 @@ def test_the_numbers_are_those_of_the_model_on_disk(world, edited):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from bilinear_circuits.circuits import SearchSettings
-    from bilinear_circuits.circuits.experiments import Sites
     from bilinear_circuits.circuits.query import CircuitQuery, QueryTokens
     from bilinear_circuits.circuits.search import story_parts
     from bilinear_circuits.data.corpora import read_stories
@@ -121,7 +120,7 @@ def test_the_numbers_are_those_of_the_model_on_disk(world, edited):
     tokens, settings = QueryTokens.resolve(query, tokenizer), SearchSettings(**QUERY["settings"])
     stories = read_stories(str(world / "stories.txt"), 260)
     _, losses, proofs = story_parts(stories, tokenizer, settings, 32, 0)
-    sites = Sites.choose(proofs, tokens, settings.sites, settings.site_position)
+    sites = tokens.sites(proofs, settings.sites, settings.site_position)
     at = torch.arange(len(sites)), sites.position
     differences = []
     for model in (before, after):

@@ -26,6 +26,7 @@ ORDER = (
     "training",
     "zoo",
     "sweep",
+    "runs",
     "models",
     "dictionaries",
     "data",

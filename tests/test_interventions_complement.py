@@ -15,7 +15,6 @@ from bilinear_circuits.circuits.rank import screen_features
 from bilinear_circuits.data.stories import tokenize_stories
 from bilinear_circuits.interventions import (
     ProofSettings,
-    SiteRuns,
     Terms,
     complement_tests,
     later_effects,
@@ -30,6 +29,7 @@ from bilinear_circuits.interventions import (
 from bilinear_circuits.interventions.edges import write_direction, written
 from bilinear_circuits.interventions.proof import removal_of
 from bilinear_circuits.models.running import unembedding
+from bilinear_circuits.runs import Runs
 
 
 @pytest.fixture(scope="module")
@@ -203,12 +203,15 @@ def test_later_features_and_tokens_are_those_that_change_most():
     last, change = interactions_of(world.model, 2), 0.3 * world.runs.y
     found = later_effects(world.runs, change, [world.interactions, last], 4, seed=0)
     (layer,) = found.layers
-    before, after = (world.runs.later(one, [2])[2] for one in (torch.zeros_like(change), change))
+    before, after = (world.runs.mlps([2], one)[2] for one in (None, change))
     assert layer.layer == 2
-    for name, old, new in zip(("input_change", "output_change"), before, after, strict=True):
+    for name, old, new in (("input_change", before.x, after.x), ("output_change", before.y, after.y)):
         ratio = ((new - old).norm(dim=1) / old.norm(dim=1)).mean().item()
         assert getattr(layer, name) == pytest.approx(ratio, rel=1e-4)
-    for side, dictionary, old, new in zip(("input", "output"), (last.sae_in, last.sae_out), before, after, strict=True):
+    for side, dictionary, old, new in (
+        ("input", last.sae_in, before.x, after.x),
+        ("output", last.sae_out, before.y, after.y),
+    ):
         moved = (dictionary.encode(new) - dictionary.encode(old)).mean(0)
         listed = [one for one in layer.features if one.side == side]
         assert [one.feature for one in listed] == moved.abs().argsort(descending=True)[:4].tolist()
@@ -245,7 +248,7 @@ def test_the_whole_proof_refuses_what_it_cannot_prove(world):
 
 def test_the_circuit_is_removed_in_every_place(world):
     screen, U = screen_features(world.corpus, world.tokens, unembedding(world.model)), unembedding(world.model)
-    elsewhere = SiteRuns(world.model, 1, other_sites(world.stories[:60], world.tokens, 20, 12, 1), world.tokens)
+    elsewhere = Runs(world.model, 1, other_sites(world.stories[:60], world.tokens, 20, 12, 1), world.tokens)
     settings = ProofSettings(n_edges=3, n_exact=5, n_draws=1, n_controls=1, n_nonsense=5)
     groups = ((0, 1), (2, 3))
     proof = prove_interventions(world.runs, elsewhere, world.corpus, screen, FEATURE, groups, [], U, 2, settings, 0)
@@ -261,8 +264,8 @@ def test_the_circuit_is_removed_in_every_place(world):
     there = proof.edges.contributions(world.interactions.sae_in.encode(elsewhere.x)).sum(1, keepdim=True).float()
     close(proof.places.elsewhere.mean, elsewhere.effects((-there * row).unsqueeze(0)).mean())
     here, edit = world.runs.select(active), removal_of(world.interactions, FEATURE, proof.edges)
-    close(proof.places.row.mean, here.effect_everywhere(edit).mean())
-    close(proof.places.before.mean, here.effect_everywhere(edit, at_site=False).mean())
+    close(proof.places.row.mean, here.effect(edit).mean())
+    close(proof.places.before.mean, here.effect(edit, "elsewhere").mean())
     assert len({round(one.mean, 4) for one in vars(proof.places).values()}) == 7
     names = [node.name for node in proof.nodes]
     assert names == [name for name in ("first group", "second group", "both groups") for _ in range(3)] + [*"0123"]

@@ -10,13 +10,11 @@ import torch
 from helpers import randn
 from planted import interactions_of, random_stories, tiny_llama, word_tokenizer
 
-from bilinear_circuits.circuits.experiments import Sites
 from bilinear_circuits.circuits.query import CircuitQuery, QueryTokens
 from bilinear_circuits.data.stories import tokenize_stories
 from bilinear_circuits.interactions.activity import collect_activity
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 from bilinear_circuits.interventions import (
-    SiteRuns,
     circuit_ablations,
     dose_response,
     edge_effects,
@@ -38,6 +36,7 @@ from bilinear_circuits.interventions.predictions import (
     slope,
 )
 from bilinear_circuits.models.running import unembedding
+from bilinear_circuits.runs import Runs
 
 LAYER, FEATURE = 1, 7
 
@@ -60,8 +59,8 @@ class World:
         self.tokens = QueryTokens.resolve(CircuitQuery("q", ("not",), ("good", "nice"), ("bad", "sad")), tokenizer)
         self.stories = tokenize_stories(random_stories(90), tokenizer, 32)
         self.interactions = untied(interactions_of(self.model, layer))
-        self.sites = Sites.choose(self.stories[:60], self.tokens, 24, 12)
-        self.runs = SiteRuns(self.model, layer, self.sites, self.tokens)
+        self.sites = self.tokens.sites(self.stories[:60], 24, 12)
+        self.runs = Runs(self.model, layer, self.sites, self.tokens)
         (self.corpus,) = collect_activity(self.model, [self.interactions], self.stories[60:])
         self.z = self.interactions.sae_in.encode(self.runs.x)
         self.layer = layer
@@ -127,7 +126,7 @@ def test_single_edges_are_exact_on_the_pre_activation(world):
 def test_a_pair_is_not_exact_in_a_layer_with_a_gate(world):
     """The second difference would show it if the layer were not bilinear."""
     gated = tiny_llama(act="silu")
-    runs = SiteRuns(gated, LAYER, world.sites, world.tokens)
+    runs = Runs(gated, LAYER, world.sites, world.tokens)
     top = top_edges(world.interactions, FEATURE, runs.x, 20)
     exact = edge_exactness(runs, world.interactions, FEATURE, top, 60, torch.Generator().manual_seed(0))
     assert exact.differenced_correlation < 0.99

@@ -5,13 +5,14 @@ import pytest
 import torch
 from planted import interactions_of, random_stories, tiny_llama, word_tokenizer
 
-from bilinear_circuits.circuits.experiments import LossExperiment, SiteExperiment, Sites, ablation_edit, removal_edit
-from bilinear_circuits.circuits.prove import control_sets, matched
+from bilinear_circuits.circuits.edits import ablation_edit, removal_edit
+from bilinear_circuits.circuits.prove import control_sets, loss_change, matched
 from bilinear_circuits.circuits.query import CircuitQuery, QueryTokens
 from bilinear_circuits.circuits.rank import screen_features
 from bilinear_circuits.data.stories import tokenize_stories
 from bilinear_circuits.interactions.activity import collect_activity
 from bilinear_circuits.models.running import unembedding
+from bilinear_circuits.runs import CrossEntropy, Runs, Sites
 from bilinear_circuits.statistics.effects import bootstrap, bootstrap_rows
 
 LAYER, FEATURE = 1, 7
@@ -45,8 +46,8 @@ def test_removal_is_an_edit_of_the_weights(world):
     model, interactions, stories, tokens = world
     spectrum = interactions.spectrum(FEATURE, 2)
     edited = with_extra_neurons(model, spectrum, interactions.sae_out.W_dec[FEATURE])
-    sites = Sites.choose(stories, tokens, n=40, max_position=12)
-    effect = SiteExperiment(model, LAYER, sites, tokens).effect(removal_edit(interactions, FEATURE, spectrum))
+    sites = tokens.sites(stories, n=40, max_position=12)
+    effect = Runs(model, LAYER, sites, tokens).effect(removal_edit(interactions, FEATURE, spectrum))
     at = torch.arange(len(sites)), sites.position
     expected = difference(edited(sites.ids).logits[at]) - difference(model(sites.ids).logits[at])
     assert expected.abs().max() > 0.01
@@ -56,8 +57,8 @@ def test_removal_is_an_edit_of_the_weights(world):
 @torch.no_grad()
 def test_ablation_takes_the_feature_out_of_the_mlp_output(world):
     model, interactions, stories, tokens = world
-    sites = Sites.choose(stories, tokens, n=40, max_position=12)
-    effect = SiteExperiment(model, LAYER, sites, tokens).effect(ablation_edit(interactions, FEATURE))
+    sites = tokens.sites(stories, n=40, max_position=12)
+    effect = Runs(model, LAYER, sites, tokens).effect(ablation_edit(interactions, FEATURE))
 
     def ablate(module, args, output):
         z = interactions.sae_out.encode(output)
@@ -76,7 +77,7 @@ def test_ablation_takes_the_feature_out_of_the_mlp_output(world):
 
 def test_a_site_is_the_first_trigger_of_a_story_and_ends_it(world):
     _, _, stories, tokens = world
-    sites = Sites.choose(stories, tokens, n=1000, max_position=6)
+    sites = tokens.sites(stories, n=1000, max_position=6)
     expected = []
     for row in stories.ids.tolist():
         positions = [i for i, token in enumerate(row[:7]) if token == 4]
@@ -90,18 +91,18 @@ def test_a_site_is_the_first_trigger_of_a_story_and_ends_it(world):
 @torch.no_grad()
 def test_the_loss_is_the_model_s_cross_entropy_per_token(world):
     model, _, stories, _ = world
-    losses = LossExperiment(model, LAYER, stories)
+    losses = Runs(model, LAYER, Sites.everywhere(stories), CrossEntropy())
     total, count = 0.0, 0
     for ids, mask in zip(stories.ids, stories.mask, strict=True):
         row = ids[: int(mask.sum()) + 1]
         logits = model(row.unsqueeze(0)).logits[0, :-1]
         total += torch.nn.functional.cross_entropy(logits, row[1:], reduction="sum").item()
         count += len(row) - 1
-    assert losses.base == pytest.approx(total / count, rel=1e-5)
+    assert losses.values.mean().item() == pytest.approx(total / count, rel=1e-5)
     generator = torch.Generator().manual_seed(0)
-    nothing = losses.change(lambda x, y: torch.zeros_like(y), generator)
+    nothing = loss_change(losses, lambda x, y: torch.zeros_like(y), generator)
     assert nothing.mean == pytest.approx(0, abs=1e-6)
-    something = losses.change(lambda x, y: -y, generator)
+    something = loss_change(losses, lambda x, y: -y, generator)
     assert something.low < something.mean < something.high
     assert abs(something.mean) > 1e-3
 

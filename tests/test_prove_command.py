@@ -16,14 +16,14 @@ from helpers import refused
 from planted import random_stories, save_between_dictionaries, tiny_llama
 
 from bilinear_circuits.circuits import CircuitQuery, QueryTokens, SearchSettings, find_circuits
-from bilinear_circuits.circuits.experiments import Sites
 from bilinear_circuits.circuits.search import story_parts
 from bilinear_circuits.cli import main
 from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.circuit_file import CircuitFeature, read_circuit_file
 from bilinear_circuits.data.corpora import read_stories
-from bilinear_circuits.interventions import CircuitProofs, SiteRuns
+from bilinear_circuits.interventions import CircuitProofs
 from bilinear_circuits.report import search_payload
+from bilinear_circuits.runs import Runs
 from bilinear_circuits.utilities.saving import load_result
 
 FILES = ["proof.json", "result.json", "result.safetensors"]
@@ -144,11 +144,11 @@ def test_what_several_tests_measure_agrees(proved):
 def test_sites_are_triggers_of_the_stories_that_the_search_held_out(world, proved):
     result, content = load_result(CircuitProofs, proved[0]), document(world)
     tokens = QueryTokens.resolve(result.query, world["model"].tokenizer)
-    sites = Sites.choose(world["held_out"], tokens, 40, 12)
+    sites = tokens.sites(world["held_out"], 40, 12)
     active, signs = {}, {circuit["name"]: circuit["evidence"]["sign"] for circuit in content["circuits"]}
     for one in result.proofs:
         interactions = world["layers"][one.layer]
-        runs = SiteRuns(world["model"], one.layer, sites, tokens)
+        runs = Runs(world["model"], one.layer, sites, tokens)
         active[one.name] = interactions.sae_out.encode(runs.y)[:, one.feature] != 0
         here = runs.select(active[one.name])
         delta = -one.edges.contributions(interactions.sae_in.encode(here.x)).sum(1)

@@ -12,7 +12,7 @@ from planted import interactions_of, random_dictionary, random_stories, tiny_lla
 
 import bilinear_circuits as bc
 from bilinear_circuits.algebra.spectra import Spectrum
-from bilinear_circuits.circuits.experiments import SiteExperiment, Sites, removal_edit
+from bilinear_circuits.circuits.edits import removal_edit
 from bilinear_circuits.circuits.query import CircuitQuery, QueryTokens
 from bilinear_circuits.circuits.rank import screen_features
 from bilinear_circuits.data.stories import tokenize_stories
@@ -20,10 +20,11 @@ from bilinear_circuits.interactions.activity import collect_activity
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 from bilinear_circuits.models.bilinear_mlp import BilinearMLP, NotBilinearError
 from bilinear_circuits.models.running import hooked, unembedding
+from bilinear_circuits.runs import Runs, measure
 from bilinear_circuits.surgery import EditReport, FormEdit, edit_model, edited_tensor, measure_edit, plain_llama
-from bilinear_circuits.surgery.measure import RankEffect, _matching_rank
+from bilinear_circuits.surgery.controls import control_edits
+from bilinear_circuits.surgery.measure import RankEffect, _matching_rank, active_at, effect_of
 from bilinear_circuits.surgery.predictions import compare_predictions
-from bilinear_circuits.surgery.sites import EditSites, active_at, control_edits, pole_difference
 from bilinear_circuits.surgery.weights import check_weights
 from bilinear_circuits.utilities.saving import load_result, save_result
 
@@ -272,51 +273,51 @@ def world():
 
 @pytest.fixture(scope="module")
 def sites(world):
-    return Sites.choose(world[2], world[1], n=40, max_position=12)
+    return world[1].sites(world[2], n=40, max_position=12)
 
 
 @torch.no_grad()
 def test_hooks_predict_what_the_edited_model_does_at_every_site(world, sites):
     model, tokens, _, layers, _, edits, edited = world
     hooks = n_hooks(model)
-    runs = EditSites(model, LAYERS, sites, tokens)
-    predicted = runs.effect(edits)
+    runs = Runs(model, min(LAYERS), sites, tokens)
+    predicted = effect_of(runs, edits)
     at = torch.arange(len(sites)), sites.position
     logits = [one(sites.ids).logits[at].double() for one in (model, edited)]
     before, after = ((one[:, 6] + one[:, 7] - one[:, 8] - one[:, 9]) / 2 for one in logits)
     assert (after - before).abs().max() > 0.05
     torch.testing.assert_close(predicted, after - before, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(pole_difference(edited, sites, tokens), after, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(measure(edited, sites, tokens), after, atol=1e-5, rtol=1e-4)
     chosen = torch.arange(len(sites)) % 3 == 0
-    torch.testing.assert_close(runs.select(chosen).effect(edits), predicted[chosen], atol=1e-5, rtol=1e-4)
-    for run in runs._experiment._runs:  # as for models that cannot be entered after a layer
+    torch.testing.assert_close(effect_of(runs.select(chosen), edits), predicted[chosen], atol=1e-5, rtol=1e-4)
+    for run in runs._runs:  # as for models that cannot be entered after a layer
         run._tail = None
-    torch.testing.assert_close(runs.effect(edits), predicted, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(effect_of(runs, edits), predicted, atol=1e-5, rtol=1e-4)
     # Of one layer and with factor 0, the edit is the removal of the causal proof.
-    removal = SiteExperiment(model, 2, sites, tokens).effect(removal_edit(layers[1], 6, layers[1].spectrum(6, 2)))
-    alone = EditSites(model, [2], sites, tokens).effect([FormEdit.of(layers[1], 6, 2)])
+    removal = Runs(model, 2, sites, tokens).effect(removal_edit(layers[1], 6, layers[1].spectrum(6, 2)))
+    alone = effect_of(Runs(model, 2, sites, tokens), [FormEdit.of(layers[1], 6, 2)])
     torch.testing.assert_close(alone, removal, atol=1e-6, rtol=1e-5)
-    later = EditSites(model, LAYERS, sites, tokens).effect([FormEdit.of(layers[1], 6, 2)])
+    later = effect_of(Runs(model, min(LAYERS), sites, tokens), [FormEdit.of(layers[1], 6, 2)])
     torch.testing.assert_close(later, removal, atol=1e-5, rtol=1e-4)
     with refused(ValueError, r"edits must be of layer 2 or later, got one of layer 0\."):
-        EditSites(model, [2], sites, tokens).effect(edits)
+        effect_of(Runs(model, 2, sites, tokens), edits)
     assert n_hooks(model) == hooks
 
 
 @torch.no_grad()
 def test_hooks_are_taken_off_after_an_error(world, sites):
     model, tokens, _, _, _, edits, _ = world
-    runs, hooks = EditSites(model, LAYERS, sites, tokens), n_hooks(model)
+    runs, hooks = Runs(model, min(LAYERS), sites, tokens), n_hooks(model)
     broken = form_edit(layer=2)
     with pytest.raises(RuntimeError):
-        runs.effect([edits[0], broken])
+        effect_of(runs, [edits[0], broken])
     assert n_hooks(model) == hooks
 
 
 @torch.no_grad()
 def test_a_feature_is_active_at_a_site_where_its_dictionary_says_so(world, sites):
-    model, _, _, layers, _, edits, _ = world
-    active = active_at(model, layers, sites, edits)
+    model, tokens, _, layers, _, edits, _ = world
+    active = active_at(Runs(model, min(LAYERS), sites, tokens), layers, edits)
     captured = {}
     handles = [
         model.model.layers[layer].mlp.register_forward_hook(
@@ -395,17 +396,17 @@ def report(world, sites):
 
 def test_the_report_measures_the_edited_model(report, world, sites):
     model, tokens, _, layers, _, edits, edited = world
-    active = active_at(model, layers, sites, edits)
-    change = pole_difference(edited, sites, tokens) - pole_difference(model, sites, tokens)
+    active = active_at(Runs(model, min(LAYERS), sites, tokens), layers, edits)
+    change = measure(edited, sites, tokens) - measure(model, sites, tokens)
     assert report.effect.mean == pytest.approx(change[active.any(0)].mean().item())
     assert report.effect.n == int(active.any(0).sum())
     assert report.effect_all_sites.mean == pytest.approx(change.mean().item())
     assert report.predicted.mean == pytest.approx(report.effect.mean, abs=1e-5)
     assert report.largest_deviation < 1e-5
-    runs = EditSites(model, LAYERS, sites, tokens)
+    runs = Runs(model, min(LAYERS), sites, tokens)
     for one, edit, where in zip(report.features, edits, active, strict=True):
         assert (one.name, one.factor) == (edit.name, edit.factor)
-        effect = runs.effect([edit])
+        effect = effect_of(runs, [edit])
         assert one.effect.mean == pytest.approx(effect[where].mean().item(), abs=1e-6)
         assert one.effect_all_sites.mean == pytest.approx(effect.mean().item(), abs=1e-6)
     by_rank = {one.rank: one.effect.mean for one in report.ranks}
@@ -422,8 +423,8 @@ def test_full_rank_in_the_report_is_the_whole_form(report, world, sites):
     model, tokens, _, layers, _, edits, _ = world
     by_layer = dict(zip(LAYERS, layers, strict=True))
     whole = [FormEdit.of(by_layer[e.layer], e.feature, None, e.factor) for e in edits]
-    exact = pole_difference(edit_model(model, whole), sites, tokens) - pole_difference(model, sites, tokens)
-    active = active_at(model, layers, sites, edits).any(0)
+    exact = measure(edit_model(model, whole), sites, tokens) - measure(model, sites, tokens)
+    active = active_at(Runs(model, min(LAYERS), sites, tokens), layers, edits).any(0)
     assert report.ranks[-1].effect.mean == pytest.approx(exact[active].mean().item(), abs=1e-5)
 
 

@@ -17,10 +17,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from bilinear_circuits.circuits.experiments import LossExperiment, SiteExperiment, ablation_edit, removal_edit
+from bilinear_circuits.circuits.edits import ablation_edit, removal_edit
+from bilinear_circuits.circuits.query import QueryTokens
 from bilinear_circuits.circuits.rank import Evidence, Screen
 from bilinear_circuits.interactions.activity import LayerActivity
-from bilinear_circuits.statistics.effects import Effect, bootstrap, bootstrap_rows
+from bilinear_circuits.runs import CrossEntropy, Edit, Runs
+from bilinear_circuits.statistics.effects import Effect, bootstrap, bootstrap_ratio, bootstrap_rows
 from bilinear_circuits.utilities.display import Drawn
 from bilinear_circuits.utilities.progress import Progress, silent
 
@@ -86,8 +88,8 @@ class CausalProof(Drawn):
 def prove(
     evidence: Sequence[Evidence],
     activity: LayerActivity,
-    sites: SiteExperiment,
-    losses: LossExperiment,
+    sites: Runs[QueryTokens],
+    losses: Runs[CrossEntropy],
     screen: Screen,
     rank: int,
     n_controls: int,
@@ -108,11 +110,10 @@ def prove(
         progress: Wraps the circuits.
     """
     interactions = activity.interactions
-    encoded = interactions.sae_out.encode(sites.y_at_sites().to(interactions.sae_out.W_enc.dtype))
     proofs = []
     for one in progress(evidence, f"prove layer {interactions.mlp.layer}"):
         generator = torch.Generator().manual_seed(seed)
-        active = (encoded[:, one.feature] != 0).cpu()
+        active = sites.active(interactions.sae_out, one.feature)
         removed = removal_edit(interactions, one.feature, interactions.spectrum(one.feature, rank))
         ablated = ablation_edit(interactions, one.feature)
         removal, ablation = sites.effect(removed), sites.effect(ablated)
@@ -136,19 +137,26 @@ def prove(
                 trigger_control=bootstrap(trigger_table.mean(1).abs(), generator),
                 trigger_controls=trigger_controls,
                 p_value=math.nan if math.isnan(at_active.mean) else (1 + as_large) / (1 + len(every)),
-                ce_base=losses.base,
-                ce_removal=losses.change(removed, generator),
-                ce_ablation=losses.change(ablated, generator),
+                ce_base=losses.values.mean().item(),
+                ce_removal=loss_change(losses, removed, generator),
+                ce_ablation=loss_change(losses, ablated, generator),
             )
         )
     return proofs
+
+
+def loss_change(losses: Runs[CrossEntropy], edit: Edit, generator: torch.Generator) -> Effect:
+    """Change of the mean cross-entropy under an edit, with an interval over stories."""
+    story, n = losses.sites.row, len(losses.sites.ids)
+    per_story = torch.zeros(n, dtype=torch.double).index_add(0, story, losses.effect(edit))
+    return bootstrap_ratio(per_story, torch.bincount(story, minlength=n), generator)
 
 
 def _run_controls(
     features: Sequence[int],
     activity: LayerActivity,
     screen: Screen,
-    sites: SiteExperiment,
+    sites: Runs[QueryTokens],
     rank: int,
     generator: torch.Generator,
 ) -> tuple[tuple[Control, ...], Float[Tensor, "control site"]]:

@@ -2,12 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from bilinear_circuits.data.stories import StoryTokens
+from bilinear_circuits.runs import Sites
 from bilinear_circuits.utilities.display import Brief
 
 
@@ -52,9 +54,11 @@ class CircuitQuery:
 
 @dataclass(frozen=True, eq=False, repr=False)
 class QueryTokens(Brief):
-    """A query in one model's vocabulary.
+    """A query in one model's vocabulary; a metric of `runs`, the difference of its poles.
 
     Attributes:
+        name: Name of the metric.
+        unit: Its unit.
         triggers: Token ids of the triggers, with every spelling that is a single token.
         positive: Token ids of the positive pole.
         negative: Token ids of the negative pole.
@@ -65,6 +69,8 @@ class QueryTokens(Brief):
     positive: Int[Tensor, " n_positive"]
     negative: Int[Tensor, " n_negative"]
     missing: tuple[str, ...]
+    name: ClassVar[str] = "pole logit difference"
+    unit: ClassVar[str] = "nats"
 
     @classmethod
     def resolve(cls, query: CircuitQuery, tokenizer: Any) -> "QueryTokens":
@@ -92,6 +98,16 @@ class QueryTokens(Brief):
     def difference(self, logits: Float[Tensor, "*n d_vocab"]) -> Float[Tensor, "*n"]:
         """Mean logit of the positive pole less that of the negative."""
         return logits[..., self.positive].mean(-1) - logits[..., self.negative].mean(-1)
+
+    def __call__(
+        self, logits: Float[Tensor, "n d_vocab"], following: Int[Tensor, " n"] | None = None, /
+    ) -> Float[Tensor, " n"]:
+        """Mean logit of the positive pole less that of the negative, in float64."""
+        return self.difference(logits.double())
+
+    def sites(self, stories: StoryTokens, n: int, max_position: int) -> Sites:
+        """Find the first trigger of each story within `max_position` tokens, for the first n stories that have one."""
+        return Sites.first(stories, self.is_trigger(stories.ids), n, max_position)
 
     def is_trigger(self, token_ids: Int[Tensor, "*n"]) -> Bool[Tensor, "*n"]:
         """Which tokens are triggers."""

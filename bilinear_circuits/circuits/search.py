@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bilinear_circuits.circuits.experiments import LossExperiment, SiteExperiment, Sites
 from bilinear_circuits.circuits.prove import CausalProof, prove
 from bilinear_circuits.circuits.query import CircuitQuery, QueryTokens
 from bilinear_circuits.circuits.rank import Evidence, Screen, rank_features, screen_features
@@ -23,6 +22,7 @@ from bilinear_circuits.interactions.activity import LayerActivity, collect_activ
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 from bilinear_circuits.interactions.profiles import FeatureProfile, profile_feature
 from bilinear_circuits.models.running import context_length, unembedding
+from bilinear_circuits.runs import CrossEntropy, Runs, Sites
 from bilinear_circuits.utilities.display import Drawn, Tabled
 from bilinear_circuits.utilities.progress import Progress, silent
 
@@ -138,7 +138,7 @@ def find_circuits(
         raise ValueError(f"rank must be at most d_in={d_in}, got {settings.rank}.")
     context = min(settings.context, context_length(model))
     ranking_stories, loss_stories, proof_stories = story_parts(stories, tokenizer, settings, context, seed)
-    sites = Sites.choose(proof_stories, tokens, settings.sites, settings.site_position)
+    sites = tokens.sites(proof_stories, settings.sites, settings.site_position)
     if len(sites) == 0:
         raise ValueError(
             f"stories must hold triggers ({', '.join(query.triggers)}) within their first {settings.site_position}"
@@ -158,8 +158,8 @@ def find_circuits(
     for one, screen in zip(activity, screens, strict=True):
         layer = one.interactions.mlp.layer
         if here := [evidence for evidence in chosen if evidence.layer == layer]:
-            at_sites = SiteExperiment(model, layer, sites, tokens)
-            losses = LossExperiment(model, layer, loss_stories)
+            at_sites = Runs(model, layer, sites, tokens)
+            losses = Runs(model, layer, Sites.everywhere(loss_stories), CrossEntropy())
             found = prove(here, one, at_sites, losses, screen, settings.rank, settings.controls, seed, progress)
             proofs |= {evidence.name: proof for evidence, proof in zip(here, found, strict=True)}
     circuits = tuple(

@@ -193,7 +193,6 @@ def _measure(
     import torch
     from transformers import AutoModelForCausalLM
 
-    from bilinear_circuits.circuits.experiments import Sites
     from bilinear_circuits.circuits.query import QueryTokens
     from bilinear_circuits.circuits.search import story_parts
     from bilinear_circuits.data.stories import StoryTokens
@@ -203,7 +202,7 @@ def _measure(
     edited = AutoModelForCausalLM.from_pretrained(folder).to(arguments.device).eval()
     tokens, settings = QueryTokens.resolve(asked.query, model.tokenizer), asked.settings
     ranking, losses, proofs = story_parts(stories, model.tokenizer, settings, stories.ids.shape[1], asked.seed)
-    sites = Sites.choose(proofs, tokens, settings.sites, settings.site_position)
+    sites = tokens.sites(proofs, settings.sites, settings.site_position)
     if len(sites) == 0:
         raise ValueError(f"stories must hold triggers ({', '.join(asked.query.triggers)}), got none. Use more stories.")
     width = losses.ids.shape[1]

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from bilinear_circuits.dictionaries.activation import Activation
@@ -251,6 +251,10 @@ class Dictionary(Shown):
     def encode(self, x: Float[Tensor, "*n d_in"]) -> Float[Tensor, "*n d_sae"]:
         """Feature activations."""
         return self.activation(self.pre_activations(x))
+
+    def is_active(self, x: Float[Tensor, "*n d_in"], feature: int) -> Bool[Tensor, "*n"]:
+        """Say where one feature is active."""
+        return self.encode(x.to(self.W_enc.dtype))[..., feature] != 0
 
     def decode(self, z: Float[Tensor, "*n d_sae"]) -> Float[Tensor, "*n d_in"]:
         """Reconstruction z W_dec + b_dec."""

@@ -7,7 +7,6 @@ from bilinear_circuits.interventions.edges import edge_effects, edge_exactness, 
 from bilinear_circuits.interventions.later import later_effects
 from bilinear_circuits.interventions.proof import prove_interventions
 from bilinear_circuits.interventions.results import CircuitProofs, InterventionProof, ProofSettings, Target
-from bilinear_circuits.interventions.sites import SiteRuns
 from bilinear_circuits.interventions.study import prove_circuits
 from bilinear_circuits.interventions.terms import Edges, Terms, edges_of, terms_at
 
@@ -16,7 +15,6 @@ __all__ = [
     "Edges",
     "InterventionProof",
     "ProofSettings",
-    "SiteRuns",
     "Target",
     "Terms",
     "circuit_ablations",

@@ -13,11 +13,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bilinear_circuits.circuits.query import QueryTokens
 from bilinear_circuits.interactions.activity import LayerActivity
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 from bilinear_circuits.interventions.edges import write_direction, written
-from bilinear_circuits.interventions.sites import SiteRuns
 from bilinear_circuits.interventions.terms import Edges
+from bilinear_circuits.runs import Runs
 from bilinear_circuits.statistics.effects import Effect, bootstrap
 
 Method = Literal["zero", "mean", "resample"]
@@ -46,7 +47,7 @@ class NodeAblation:
 
 @torch.no_grad()
 def node_ablations(
-    runs: SiteRuns,
+    runs: Runs[QueryTokens],
     interactions: FeatureInteractions,
     feature: int,
     nodes: Mapping[str, Sequence[int]],
@@ -104,7 +105,12 @@ class CircuitAblation:
 
 @torch.no_grad()
 def circuit_ablations(
-    runs: SiteRuns, interactions: FeatureInteractions, feature: int, edges: Edges, corpus: LayerActivity, seed: int
+    runs: Runs[QueryTokens],
+    interactions: FeatureInteractions,
+    feature: int,
+    edges: Edges,
+    corpus: LayerActivity,
+    seed: int,
 ) -> tuple[CircuitAblation, ...]:
     """Replace the sum of a circuit's terms in the form by zero, its mean over the corpus, or its value elsewhere."""
     generator = torch.Generator().manual_seed(seed)
@@ -116,7 +122,7 @@ def circuit_ablations(
     )
 
 
-def circuit_sum(runs: SiteRuns, interactions: FeatureInteractions, edges: Edges) -> Float[Tensor, " site"]:
+def circuit_sum(runs: Runs[QueryTokens], interactions: FeatureInteractions, edges: Edges) -> Float[Tensor, " site"]:
     """Sum of a circuit's terms at every site, in float64."""
     z = interactions.sae_in.encode(runs.x.to(interactions.sae_in.W_enc.dtype))
     return edges.contributions(z).sum(1)
@@ -139,7 +145,7 @@ class Dose:
 
 @torch.no_grad()
 def dose_response(
-    runs: SiteRuns,
+    runs: Runs[QueryTokens],
     interactions: FeatureInteractions,
     feature: int,
     edges: Edges,

@@ -13,11 +13,12 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from bilinear_circuits.circuits.query import QueryTokens
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 from bilinear_circuits.interventions.edges import write_direction, written
-from bilinear_circuits.interventions.sites import SiteRuns
 from bilinear_circuits.interventions.terms import Edges, Terms, terms_at
-from bilinear_circuits.statistics.effects import N_BOOTSTRAP, Effect, bootstrap, effect_of
+from bilinear_circuits.runs import Runs
+from bilinear_circuits.statistics.effects import Effect, bootstrap, bootstrap_ratio
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class ComplementTests:
 
 @torch.no_grad()
 def complement_tests(
-    runs: SiteRuns,
+    runs: Runs[QueryTokens],
     interactions: FeatureInteractions,
     feature: int,
     sets: Mapping[str, Edges],
@@ -182,17 +183,11 @@ def _edge_set(
     """Necessity and sufficiency of one set."""
     inside, rest = terms.sum(chosen), terms.sum(~chosen)
     removed, alone, alone_mean = effects([-inside, -rest, rest.mean() - rest])
-    lost = _ratio(removed, whole, generator)
-    gone = _ratio(alone, whole, generator)
+    lost = bootstrap_ratio(removed, whole, generator)
+    gone = bootstrap_ratio(alone, whole, generator)
     kept = Effect(1 - gone.mean, 1 - gone.high, 1 - gone.low, gone.n)
     share = (inside.mean() / (inside + rest).mean()).item()
     return EdgeSet(
         name, int(chosen.sum()), share, bootstrap(removed, generator), bootstrap(alone, generator),
         bootstrap(alone_mean, generator), lost, kept,
     )  # fmt: skip
-
-
-def _ratio(above: Float[Tensor, " site"], below: Float[Tensor, " site"], generator: torch.Generator) -> Effect:
-    """Ratio of two means over the same sites, with an interval over sites."""
-    draw = torch.randint(len(above), (N_BOOTSTRAP, len(above)), generator=generator)
-    return effect_of(above.mean() / below.mean(), above[draw].mean(1) / below[draw].mean(1), len(above))

@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from bilinear_circuits.circuits.experiments import Sites
 from bilinear_circuits.circuits.prove import control_sets, matched
 from bilinear_circuits.circuits.query import QueryTokens
 from bilinear_circuits.circuits.rank import Screen
@@ -19,7 +18,7 @@ from bilinear_circuits.data.stories import StoryTokens
 from bilinear_circuits.interactions.activity import LayerActivity
 from bilinear_circuits.interventions.ablations import circuit_sum
 from bilinear_circuits.interventions.edges import top_edges, write_direction, written
-from bilinear_circuits.interventions.sites import SiteRuns
+from bilinear_circuits.runs import Runs, Sites
 from bilinear_circuits.statistics.effects import Effect, bootstrap
 from bilinear_circuits.utilities.display import Brief
 
@@ -44,7 +43,7 @@ class OtherFeature:
 
 @torch.no_grad()
 def other_features(
-    runs: SiteRuns,
+    runs: Runs[QueryTokens],
     corpus: LayerActivity,
     screen: Screen,
     feature: int,
@@ -82,16 +81,8 @@ def other_features(
 
 
 def other_sites(stories: StoryTokens, tokens: QueryTokens, n: int, max_position: int, seed: int) -> Sites:
-    """One random token that is no trigger in each of the first n stories, and at most `max_position` in."""
-    generator = torch.Generator().manual_seed(seed)
-    allowed = (~tokens.is_trigger(stories.ids) & stories.mask)[:, : max_position + 1]
-    rows = allowed.any(1).nonzero().squeeze(1)[:n]
-    score = torch.rand(len(rows), allowed.shape[1], generator=generator) * allowed[rows]
-    position = score.argmax(1)
-    order = position.argsort(stable=True)
-    rows, position = rows[order], position[order]
-    width = int(position.max()) + 1 if len(rows) else 0
-    return Sites(stories.ids[rows, :width], position)
+    """Draw one random token that is no trigger in each of the first n stories, and at most `max_position` in."""
+    return Sites.random(stories, ~tokens.is_trigger(stories.ids), n, max_position, seed)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -15,11 +15,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from bilinear_circuits.circuits.query import QueryTokens
 from bilinear_circuits.interactions.activity import LayerActivity
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 from bilinear_circuits.interventions.predictions import correlation, rank_correlation, slope
-from bilinear_circuits.interventions.sites import SiteRuns
 from bilinear_circuits.interventions.terms import Edges, coactivation, edges_of, terms_at
+from bilinear_circuits.runs import Runs
 from bilinear_circuits.utilities.display import Brief
 
 _EDGES_PER_CHUNK = 64
@@ -109,7 +110,12 @@ class EdgeExactness(Brief):
 
 @torch.no_grad()
 def edge_exactness(
-    runs: SiteRuns, interactions: FeatureInteractions, feature: int, edges: Edges, n: int, generator: torch.Generator
+    runs: Runs[QueryTokens],
+    interactions: FeatureInteractions,
+    feature: int,
+    edges: Edges,
+    n: int,
+    generator: torch.Generator,
 ) -> EdgeExactness:
     """Measure single edges on the feature's pre-activation through hooks on the model.
 
@@ -154,7 +160,7 @@ def edge_exactness(
 
 
 def _pre_activation(
-    runs: SiteRuns,
+    runs: Runs[QueryTokens],
     interactions: FeatureInteractions,
     feature: int,
     site: Int[Tensor, " row"],
@@ -207,7 +213,7 @@ class EdgeEffects(Brief):
 
 @torch.no_grad()
 def edge_effects(
-    runs: SiteRuns,
+    runs: Runs[QueryTokens],
     interactions: FeatureInteractions,
     feature: int,
     samples: dict[str, Edges],
@@ -231,7 +237,7 @@ def edge_effects(
     terms = edges.contributions(z).T.cpu()
     row = write_direction(interactions, feature)
     direct = (row.double() @ directions.double()).cpu()
-    poles = runs.tokens.difference(direct).item()
+    poles = runs.metric.difference(direct).item()
     predicted = -terms * poles / scale
     measured, logit_correlation = _measured(runs, -terms, row, -terms / scale, direct)
     active = terms != 0
@@ -264,7 +270,7 @@ def _joined(
 
 
 def _measured(
-    runs: SiteRuns,
+    runs: Runs[QueryTokens],
     delta: Float[Tensor, "edge site"],
     row: Float[Tensor, " d_model"],
     step: Float[Tensor, "edge site"],
@@ -274,11 +280,11 @@ def _measured(
     effect = torch.zeros_like(delta)
     products = torch.zeros(3, len(delta), dtype=torch.double)
     centred = direct - direct.mean()
-    base, base_difference = runs.logits.double(), runs.difference(runs.logits)
+    base, base_difference = runs.logits.double(), runs.values
     for first in range(0, len(delta), _EDGES_PER_CHUNK):
         for edge, site, logits in runs.rerun(written(delta[first : first + _EDGES_PER_CHUNK].to(row.device), row)):
             moved = (logits.double() - base[site]).cpu()
-            difference = (runs.difference(logits) - base_difference[site]).cpu()
+            difference = (runs.metric(logits) - base_difference[site]).cpu()
             edge, site = edge.cpu() + first, site.cpu()
             effect[edge, site] = difference
             moved = moved - moved.mean(1, keepdim=True)

@@ -7,11 +7,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bilinear_circuits.circuits.query import QueryTokens
 from bilinear_circuits.dictionaries.dictionary import Dictionary
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
-from bilinear_circuits.interventions.sites import SiteRuns
 from bilinear_circuits.models.running import model_blocks
+from bilinear_circuits.runs import Runs
 from bilinear_circuits.statistics.effects import Effect, bootstrap
+
+_SIDES = {"x": "input", "y": "output"}
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class LaterEffects:
 
 @torch.no_grad()
 def later_effects(
-    runs: SiteRuns,
+    runs: Runs[QueryTokens],
     change: Float[Tensor, "site d_model"],
     interactions: Sequence[FeatureInteractions],
     n: int,
@@ -93,17 +96,19 @@ def later_effects(
     generator = torch.Generator().manual_seed(seed)
     layers = list(range(runs.layer + 1, len(model_blocks(runs.model))))
     dictionaries = {one.mlp.layer: one for one in interactions}
-    before, after = (runs.later(one, layers) if layers else {} for one in (torch.zeros_like(change), change))
+    before, after = (runs.mlps(layers, one) if layers else {} for one in (None, change))
     found = []
     for layer in layers:
         known = dictionaries.get(layer)
-        sides = (("input", known.sae_in), ("output", known.sae_out)) if known else ()
+        sides = (("x", known.sae_in), ("y", known.sae_out)) if known else ()
         features = tuple(
             one
-            for index, (side, dictionary) in enumerate(sides)
-            for one in _changed(side, dictionary, before[layer][index], after[layer][index], n, generator)
+            for name, dictionary in sides
+            for one in _changed(
+                _SIDES[name], dictionary, getattr(before[layer], name), getattr(after[layer], name), n, generator
+            )
         )
-        shifts = [_relative(old, new) for old, new in zip(before[layer], after[layer], strict=True)]
+        shifts = [_relative(getattr(before[layer], name), getattr(after[layer], name)) for name in _SIDES]
         found.append(LaterLayer(layer, shifts[0], shifts[1], features))
     old, new = (logits.double().log_softmax(-1) for logits in (runs.logits, runs.changed_logits(change)))
     moved = (new - old).mean(0)

@@ -7,8 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bilinear_circuits.circuits.query import QueryTokens
-from bilinear_circuits.interventions.sites import SiteRuns
-from bilinear_circuits.models.running import final_norm, final_norm_scale, hooked
+from bilinear_circuits.models.running import final_norm, final_norm_scale, hooked, model_device, run_logits
+from bilinear_circuits.runs import Runs
 
 
 def pole_direction(directions: Float[Tensor, "d_model d_vocab"], tokens: QueryTokens) -> Float[Tensor, " d_model"]:
@@ -17,15 +17,17 @@ def pole_direction(directions: Float[Tensor, "d_model d_vocab"], tokens: QueryTo
 
 
 @torch.no_grad()
-def final_scale(runs: SiteRuns) -> Float[Tensor, " site"]:
+def final_scale(runs: Runs[QueryTokens]) -> Float[Tensor, " site"]:
     """What the final norm divides the residual stream by at every site, in the model as it is."""
     norm = final_norm(runs.model)
     if norm is None:
         return torch.ones(len(runs), dtype=torch.double)
     seen: list[Tensor] = []
+    batches = runs.sites.batches()
     with hooked([(norm, lambda module, args, output: seen.append(args[0].detach()))]):
-        at = runs.run_whole()
-    residual = torch.cat([one[where] for one, where in zip(seen, at, strict=True)])
+        for batch in batches:
+            run_logits(runs.model, batch.ids.to(model_device(runs.model)))
+    residual = torch.cat([one[batch.at] for one, batch in zip(seen, batches, strict=True)])
     return final_norm_scale(runs.model, residual).cpu()
 
 

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bilinear_circuits.circuits.experiments import Edit
+from bilinear_circuits.circuits.query import QueryTokens
 from bilinear_circuits.circuits.rank import Screen
 from bilinear_circuits.interactions.activity import LayerActivity
 from bilinear_circuits.interactions.bounds import truncation_error
@@ -39,15 +39,15 @@ from bilinear_circuits.interventions.edges import (
 from bilinear_circuits.interventions.later import later_effects
 from bilinear_circuits.interventions.predictions import final_scale
 from bilinear_circuits.interventions.results import InterventionProof, Places, ProofSettings
-from bilinear_circuits.interventions.sites import SiteRuns
 from bilinear_circuits.interventions.terms import Edges, edges_of
+from bilinear_circuits.runs import Edit, Runs
 from bilinear_circuits.statistics.effects import Effect, bootstrap
 
 
 @torch.no_grad()
 def prove_interventions(
-    runs: SiteRuns,
-    elsewhere: SiteRuns,
+    runs: Runs[QueryTokens],
+    elsewhere: Runs[QueryTokens],
     corpus: LayerActivity,
     screen: Screen,
     feature: int,
@@ -103,7 +103,7 @@ def prove_interventions(
         other_features=other_features(
             here, corpus, screen, feature, reference, settings.n_edges, settings.n_controls, seed
         ),
-        nonsense=nonsense_task(moved, runs.tokens, frequency, settings.n_nonsense, seed),
+        nonsense=nonsense_task(moved, runs.metric, frequency, settings.n_nonsense, seed),
         truncation=truncation_error(corpus, feature, rank),
         explained=circuit_completeness(corpus, feature, _pairs(top), seed=seed),
     )
@@ -124,10 +124,9 @@ def _check_groups(interactions: FeatureInteractions, feature: int, groups: tuple
             )
 
 
-def _active_sites(runs: SiteRuns, corpus: LayerActivity, feature: int) -> SiteRuns:
+def _active_sites(runs: Runs[QueryTokens], corpus: LayerActivity, feature: int) -> Runs[QueryTokens]:
     """The sites at which a feature is active."""
-    dictionary = corpus.interactions.sae_out
-    active = dictionary.encode(runs.y.to(dictionary.W_enc.dtype))[:, feature] != 0
+    active = runs.active(corpus.interactions.sae_out, feature)
     if int(active.sum()) < 2:
         raise ValueError(
             f"features must be active at two trigger sites or more, got {runs.layer}/{feature}, active at"
@@ -136,17 +135,17 @@ def _active_sites(runs: SiteRuns, corpus: LayerActivity, feature: int) -> SiteRu
     return runs.select(active)
 
 
-def _reference(corpus: LayerActivity, runs: SiteRuns, feature: int) -> Float[Tensor, "n d_in"]:
+def _reference(corpus: LayerActivity, runs: Runs[QueryTokens], feature: int) -> Float[Tensor, "n d_in"]:
     """MLP inputs that edges are chosen at: triggers of the corpus with the feature active, else all its tokens."""
     token, _ = corpus.outputs[feature]
     if len(token) == 0:
         raise ValueError(f"features must be active in the ranking stories, got {runs.layer}/{feature}, never active.")
-    at_triggers = token[runs.tokens.is_trigger(corpus.token_ids[token])]
+    at_triggers = token[runs.metric.is_trigger(corpus.token_ids[token])]
     return corpus.x[at_triggers if len(at_triggers) else token]
 
 
 def _nodes(
-    here: SiteRuns, corpus: LayerActivity, feature: int, groups: tuple[Sequence[int], Sequence[int]], seed: int
+    here: Runs[QueryTokens], corpus: LayerActivity, feature: int, groups: tuple[Sequence[int], Sequence[int]], seed: int
 ) -> tuple[NodeAblation, ...]:
     """Either group and both together by every method, and each of their members by zero."""
     whole = {"first group": groups[0], "second group": groups[1], "both groups": (*groups[0], *groups[1])}
@@ -164,7 +163,7 @@ def _samples(
     interactions: FeatureInteractions,
     feature: int,
     top: Edges,
-    here: SiteRuns,
+    here: Runs[QueryTokens],
     settings: ProofSettings,
     generator: torch.Generator,
 ) -> dict[str, Edges]:
@@ -202,9 +201,9 @@ def _edge_sets(
 
 
 def _places(
-    here: SiteRuns,
-    runs: SiteRuns,
-    elsewhere: SiteRuns,
+    here: Runs[QueryTokens],
+    runs: Runs[QueryTokens],
+    elsewhere: Runs[QueryTokens],
     interactions: FeatureInteractions,
     feature: int,
     edges: Edges,
@@ -215,7 +214,7 @@ def _places(
     generator = torch.Generator().manual_seed(seed)
     row = write_direction(interactions, feature)
 
-    def removed_at(some: SiteRuns, along: Tensor | None = None) -> Effect:
+    def removed_at(some: Runs[QueryTokens], along: Tensor | None = None) -> Effect:
         change = written(-circuit_sum(some, interactions, edges), row if along is None else along)
         return bootstrap(some.effects(change.unsqueeze(0))[0], generator)
 
@@ -226,8 +225,8 @@ def _places(
         site=removed_at(here),
         all_sites=removed_at(runs),
         encoder=removed_at(here, write_direction(interactions, feature, "encoder")),
-        row=bootstrap(here.effect_everywhere(edit), generator),
-        before=bootstrap(here.effect_everywhere(edit, at_site=False), generator),
+        row=bootstrap(here.effect(edit), generator),
+        before=bootstrap(here.effect(edit, "elsewhere"), generator),
         elsewhere=removed_at(elsewhere),
         rank_form=bootstrap(here.effects(form.unsqueeze(0))[0], generator),
     )

@@ -4,10 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Bool
-from torch import Tensor
 
-from bilinear_circuits.circuits.experiments import Sites
 from bilinear_circuits.circuits.query import CircuitQuery, QueryTokens
 from bilinear_circuits.circuits.rank import screen_features
 from bilinear_circuits.circuits.search import SearchSettings, story_parts
@@ -19,8 +16,8 @@ from bilinear_circuits.interventions.controls import other_sites
 from bilinear_circuits.interventions.joint import JointRemoval, joint_removal
 from bilinear_circuits.interventions.proof import prove_interventions, removal_of
 from bilinear_circuits.interventions.results import CircuitProofs, InterventionProof, ProofSettings, Target
-from bilinear_circuits.interventions.sites import SiteRuns
-from bilinear_circuits.models.running import capture_mlp, context_length, model_device, unembedding
+from bilinear_circuits.models.running import context_length, unembedding
+from bilinear_circuits.runs import Runs, Sites
 from bilinear_circuits.utilities.progress import Progress, silent
 
 
@@ -65,13 +62,13 @@ def prove_circuits(
     tokens = QueryTokens.resolve(query, tokenizer)
     context = min(search.context, context_length(model))
     ranking, _, held_out = story_parts(stories, tokenizer, search, context, search_seed)
-    sites = Sites.choose(held_out, tokens, search.sites, search.site_position)
+    sites = tokens.sites(held_out, search.sites, search.site_position)
     elsewhere = other_sites(held_out, tokens, search.sites, search.site_position, seed)
     activity = {one.interactions.mlp.layer: one for one in _activity(model, interactions, targets, ranking, progress)}
     directions = unembedding(model).to(next(iter(activity.values())).x)
     proofs: dict[int, InterventionProof] = {}
     for layer, corpus in activity.items():
-        runs, other = (SiteRuns(model, layer, some, tokens) for some in (sites, elsewhere))
+        runs, other = (Runs(model, layer, some, tokens) for some in (sites, elsewhere))
         screen = screen_features(corpus, tokens, directions)
         here = [index for index, target in enumerate(targets) if target.layer == layer]
         for index in progress(here, f"prove layer {layer}"):
@@ -114,25 +111,20 @@ def _joint(
         some = [proof for target, proof in zip(targets, proofs, strict=True) if target.sign == sign]
         if len(some) < 2:
             continue
-        active = torch.zeros(len(sites), dtype=torch.bool)
-        edits = {}
-        for proof in some:
-            interactions = activity[proof.layer].interactions
-            active |= _active(model, interactions, proof.feature, sites)
-            edits[proof.name] = proof.layer, removal_of(interactions, proof.feature, proof.edges)
-        here = Sites(sites.ids[active], sites.position[active])
-        found.append(joint_removal(model, here, tokens, edits, seed))
+        edits = {
+            proof.name: (proof.layer, removal_of(activity[proof.layer].interactions, proof.feature, proof.edges))
+            for proof in some
+        }
+        runs = Runs(model, min(proof.layer for proof in some), sites, tokens)
+        outputs = runs.mlps(sorted({proof.layer for proof in some}))
+        active = torch.stack(
+            [
+                activity[one.layer].interactions.sae_out.is_active(outputs[one.layer].y, one.feature).cpu()
+                for one in some
+            ]
+        ).any(0)
+        found.append(joint_removal(runs.select(active), edits, seed))
     return tuple(found)
-
-
-def _active(model: Any, interactions: FeatureInteractions, feature: int, sites: Sites) -> Bool[Tensor, " site"]:
-    """Where a feature is active."""
-    layer, dictionary, device = interactions.mlp.layer, interactions.sae_out, model_device(model)
-    out = []
-    for batch in sites.batches():
-        y = capture_mlp(model, batch.ids.to(device), [layer])[layer].y[torch.arange(len(batch)), batch.position]
-        out.append((dictionary.encode(y.to(dictionary.W_enc.dtype))[:, feature] != 0).cpu())
-    return torch.cat(out)
 
 
 def _activity(

@@ -17,7 +17,8 @@ from torch import Tensor
 from bilinear_circuits.data.stories import tokenize_stories
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 from bilinear_circuits.interactions.ledger import Ledger, PairContributions
-from bilinear_circuits.models.running import Downstream, context_length, model_device, vocabulary_size
+from bilinear_circuits.models.running import context_length, vocabulary_size
+from bilinear_circuits.runs import CrossEntropy, Runs, Sites
 from bilinear_circuits.surgery.edits import FormEdit
 from bilinear_circuits.utilities.display import Brief
 
@@ -225,27 +226,30 @@ def explain_prompt(
             raise ValueError(
                 f"edits must be of the features they are given for, got {edit.name} for {layer}/{feature}."
             )
-    tokens = token_ids.unsqueeze(0).to(model_device(model))
     accounts: dict[Name, FeatureAccount] = {}
     for one in interactions:
         chosen = [name for name in features if name[0] == one.mlp.layer]
         if not chosen:
             continue
-        exact, run = in_float64(one), Downstream(model, tokens, one.mlp.layer)
-        base = run.logits(run.y)  # by the way the edited model takes, so that no edit is no change
+        exact, runs = in_float64(one), Runs(model, one.mlp.layer, _after_bos(token_ids), CrossEntropy())
         for name in chosen:
             edit = (edits or {}).get(name) or FormEdit.of(exact, name[1], rank)
-            accounts[name] = _account(exact, name[1], run, base, edit, n_next)
+            accounts[name] = _account(exact, name[1], runs, edit, n_next)
     return PromptAccount(token_ids[1:].cpu(), tuple(accounts[name] for name in features))
 
 
+def _after_bos(token_ids: Int[Tensor, " pos"]) -> Sites:
+    """Every token of a prompt but its first."""
+    position = torch.arange(1, len(token_ids))
+    return Sites(token_ids.cpu().unsqueeze(0), position, torch.zeros_like(position))
+
+
 def _account(
-    interactions: FeatureInteractions, feature: int, run: Downstream, base: Tensor, edit: FormEdit, n_next: int
+    interactions: FeatureInteractions, feature: int, runs: Runs[CrossEntropy], edit: FormEdit, n_next: int
 ) -> FeatureAccount:
     """One feature, at all tokens but [BOS]; the edit acts there too, being one of the weights."""
-    x, y = run.x[0, 1:].double(), run.y[0, 1:].double()
+    x, y = runs.x.double(), runs.y.double()
     sae_out = interactions.sae_out
-    edited = run.logits(run.y + edit(run.x, run.y))
     return FeatureAccount(
         layer=interactions.mlp.layer,
         feature=feature,
@@ -254,5 +258,5 @@ def _account(
         ledger=interactions.ledger(x, feature),
         pairs=tuple(interactions.pair_contributions(row, feature) for row in x),
         edit=edit,
-        next_tokens=NextTokens.of(base[0, 1:], edited[0, 1:], n_next),
+        next_tokens=NextTokens.of(runs.logits, runs.edited_logits(edit), n_next),
     )

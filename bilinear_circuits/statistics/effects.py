@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Num
 from torch import Tensor
 
 N_BOOTSTRAP = 2000
@@ -38,6 +38,15 @@ def bootstrap(values: Float[Tensor, " n"], generator: torch.Generator) -> Effect
         return Effect(values.mean().item(), math.nan, math.nan, len(values))
     draw = torch.randint(len(values), (N_BOOTSTRAP, len(values)), generator=generator)
     return effect_of(values.mean(), values[draw].mean(1), len(values))
+
+
+def bootstrap_ratio(above: Float[Tensor, " n"], below: Num[Tensor, " n"], generator: torch.Generator) -> Effect:
+    """Ratio of two sums over the same units with its interval, which is NaN for fewer than two units."""
+    ratio = above.sum() / below.sum()
+    if len(above) < 2:
+        return Effect(ratio.item(), math.nan, math.nan, len(above))
+    draw = torch.randint(len(above), (N_BOOTSTRAP, len(above)), generator=generator)
+    return effect_of(ratio, above[draw].sum(1) / below[draw].sum(1), len(above))
 
 
 def bootstrap_rows(values: Float[Tensor, "row n"], generator: torch.Generator) -> Effect:

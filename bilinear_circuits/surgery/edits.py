@@ -81,7 +81,7 @@ class FormEdit(Brief):
         return replace(self, spectrum=self.spectrum.truncate(rank))
 
     def __call__(self, x: Float[Tensor, "*n d_in"], y: Float[Tensor, "*n d_out"]) -> Float[Tensor, "*n d_out"]:
-        """What is added to the MLP output y: (factor - 1) (x^T Q_r x) d. An `Edit` of `circuits.experiments`."""
+        """What is added to the MLP output y: (factor - 1) (x^T Q_r x) d. An `Edit` of `runs`."""
         form = self.spectrum(x.to(self.row.dtype))
         return ((self.factor - 1) * form.unsqueeze(-1) * self.row).to(y.dtype)
 

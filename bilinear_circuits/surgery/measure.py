@@ -16,16 +16,17 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from bilinear_circuits.circuits.experiments import Sites
 from bilinear_circuits.circuits.query import QueryTokens
 from bilinear_circuits.circuits.rank import screen_features
 from bilinear_circuits.data.stories import StoryTokens
 from bilinear_circuits.interactions.activity import LayerActivity
+from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 from bilinear_circuits.models.running import unembedding
+from bilinear_circuits.runs import Runs, Sites, measure
 from bilinear_circuits.statistics.effects import Effect, bootstrap, bootstrap_rows
+from bilinear_circuits.surgery.controls import control_edits
 from bilinear_circuits.surgery.edits import FormEdit
 from bilinear_circuits.surgery.predictions import PredictionShift, compare_predictions
-from bilinear_circuits.surgery.sites import EditSites, active_at, control_edits, pole_difference
 from bilinear_circuits.surgery.weights import WeightCheck, check_weights
 from bilinear_circuits.utilities.display import Shown
 from bilinear_circuits.utilities.progress import Progress, silent
@@ -155,14 +156,14 @@ def measure_edit(
     generator = torch.Generator().manual_seed(seed)
     interactions = [one.interactions for one in activity]
     weights = check_weights(model, edited, edits)
-    active = active_at(model, interactions, sites, edits)
+    runs = Runs(model, min(edit.layer for edit in edits), sites, tokens)
+    active = active_at(runs, interactions, edits)
     here = active.any(0)
     if not here.any():
         names = ", ".join(edit.name for edit in edits)
         raise ValueError(f"edits must be of features that are active at a trigger site, got {names}. Use more stories.")
-    runs = EditSites(model, [edit.layer for edit in edits], sites, tokens)
-    predicted = runs.effect(edits)
-    measured = pole_difference(edited, sites, tokens) - pole_difference(model, sites, tokens)
+    predicted = effect_of(runs, edits)
+    measured = measure(edited, sites, tokens) - measure(model, sites, tokens)
     ranks = _by_rank(runs.select(here), interactions, edits, generator)
     screens = [screen_features(one, tokens, unembedding(model).to(one.x)) for one in activity]
     kinds = control_edits(edits, activity, screens, n_controls)
@@ -189,25 +190,41 @@ def measure_edit(
     )
 
 
+def effect_of(runs: Runs[QueryTokens], edits: Sequence[FormEdit]) -> Float[Tensor, " site"]:
+    """Effect at every site when edits of the weights are made by hooks, all at once."""
+    return runs.effect([(edit.layer, edit) for edit in edits])
+
+
+def active_at(
+    runs: Runs[QueryTokens], interactions: Sequence[FeatureInteractions], edits: Sequence[FormEdit]
+) -> Bool[Tensor, "edit site"]:
+    """At which sites the feature of each edit is active, in the model as it is."""
+    dictionaries = {one.mlp.layer: one.sae_out for one in interactions}
+    written = runs.mlps(sorted({edit.layer for edit in edits}))
+    active = [dictionaries[edit.layer].is_active(written[edit.layer].y, edit.feature).cpu() for edit in edits]
+    return torch.stack(active)
+
+
 def _alone(
-    runs: EditSites, edits: Sequence[FormEdit], active: Bool[Tensor, "edit site"], generator: torch.Generator
+    runs: Runs[QueryTokens], edits: Sequence[FormEdit], active: Bool[Tensor, "edit site"], generator: torch.Generator
 ) -> tuple[FeatureEffect, ...]:
     effects = []
     for edit, where in zip(edits, active, strict=True):
-        effect = runs.effect([edit])
+        effect = effect_of(runs, [edit])
         parts = (bootstrap(part, generator) for part in (effect[where], effect))
         effects.append(FeatureEffect(edit.name, edit.factor, *parts))
     return tuple(effects)
 
 
 def _by_rank(
-    runs: EditSites, interactions: Sequence[Any], edits: Sequence[FormEdit], generator: torch.Generator
+    runs: Runs[QueryTokens], interactions: Sequence[Any], edits: Sequence[FormEdit], generator: torch.Generator
 ) -> tuple[RankEffect, ...]:
     by_layer = {one.mlp.layer: one for one in interactions}
     full = [FormEdit.of(by_layer[edit.layer], edit.feature, None, edit.factor) for edit in edits]
     ranks = [rank for rank in RANKS if rank < full[0].rank] + [full[0].rank]
     return tuple(
-        RankEffect(rank, bootstrap(runs.effect([edit.truncate(rank) for edit in full]), generator)) for rank in ranks
+        RankEffect(rank, bootstrap(effect_of(runs, [edit.truncate(rank) for edit in full]), generator))
+        for rank in ranks
     )
 
 
@@ -220,11 +237,11 @@ def _matching_rank(ranks: Sequence[RankEffect]) -> int | None:
 
 
 def _run_controls(
-    runs: EditSites, sets: Sequence[Sequence[FormEdit]], generator: torch.Generator, progress: Progress
+    runs: Runs[QueryTokens], sets: Sequence[Sequence[FormEdit]], generator: torch.Generator, progress: Progress
 ) -> tuple[tuple[ControlSet, ...], Float[Tensor, "set site"]]:
     controls, effects = [], [torch.zeros(0, len(runs), dtype=torch.double)]
     for edits in progress(sets, "controls"):
-        effect = runs.effect(edits)
+        effect = effect_of(runs, edits)
         controls.append(ControlSet(tuple(edit.name for edit in edits), bootstrap(effect, generator)))
         effects.append(effect.unsqueeze(0))
     return tuple(controls), torch.cat(effects)

@@ -11,7 +11,7 @@ from torch import Tensor
 from bilinear_circuits.circuits.query import QueryTokens
 from bilinear_circuits.data.stories import StoryTokens
 from bilinear_circuits.models.running import model_device, run_logits
-from bilinear_circuits.statistics.effects import N_BOOTSTRAP, Effect, effect_of
+from bilinear_circuits.statistics.effects import Effect, bootstrap_ratio
 from bilinear_circuits.utilities.progress import Progress, silent
 
 _STORIES_PER_BATCH = 8
@@ -89,8 +89,4 @@ def _per_token(
 ) -> Effect:
     """Mean over the tokens of a mask, with an interval over the stories that have such tokens."""
     rows = mask.any(1)
-    totals, counts = (values * mask)[rows].sum(1), mask[rows].sum(1)
-    if len(totals) < 2:
-        return Effect(values[mask].mean().item(), math.nan, math.nan, len(totals))
-    draw = torch.randint(len(totals), (N_BOOTSTRAP, len(totals)), generator=generator)
-    return effect_of(totals.sum() / counts.sum(), totals[draw].sum(1) / counts[draw].sum(1), len(totals))
+    return bootstrap_ratio((values * mask)[rows].sum(1), mask[rows].sum(1), generator)

@@ -7,14 +7,13 @@ import torch
 from helpers import linear_activation, n_hooks, randn, save_tiny_llama, tiny_hooked_transformer
 from helpers import tiny_llama as helpers_llama
 
-from bilinear_circuits.circuits import experiments
-from bilinear_circuits.circuits.experiments import Sites
 from bilinear_circuits.circuits.query import QueryTokens
-from bilinear_circuits.interventions import SiteRuns, later_effects
-from bilinear_circuits.interventions.endings import Endings
-from bilinear_circuits.interventions.joint import edited_difference, joint_removal
+from bilinear_circuits.interventions import later_effects
+from bilinear_circuits.interventions.joint import joint_removal
 from bilinear_circuits.interventions.predictions import final_scale
 from bilinear_circuits.models.running import model_blocks, run_logits, unembedding
+from bilinear_circuits.runs import Runs, Sites, measure, sites
+from bilinear_circuits.runs.endings import Endings
 from bilinear_circuits.zoo import load_model
 
 KINDS = ("llama", "bridge", "hooked transformer")
@@ -35,7 +34,7 @@ def models(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
     """Five sites in three batches."""
-    monkeypatch.setattr(experiments, "_SITES_PER_BATCH", 2)
+    monkeypatch.setattr(sites, "_ROWS_PER_BATCH", 2)
 
 
 def make_sites(n=5):
@@ -45,7 +44,7 @@ def make_sites(n=5):
 
 
 def make_runs(model, layer=LAYER):
-    return SiteRuns(model, layer, make_sites(), TOKENS)
+    return Runs(model, layer, make_sites(), TOKENS)
 
 
 def naive_logits(model, change, layer=LAYER):
@@ -129,15 +128,40 @@ def test_some_of_the_sites_are_the_same_sites(models, kind):
     part, change = runs.select(chosen), randn(2, 5, 12, dtype=torch.float32)
     assert len(part) == 3
     for name in ("x", "y", "logits"):
-        torch.testing.assert_close(getattr(part, name), getattr(runs, name)[chosen], rtol=0, atol=0)
+        torch.testing.assert_close(getattr(part, name), getattr(runs, name)[chosen], rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(part.effects(change[:, chosen]), runs.effects(change)[:, chosen], rtol=1e-4, atol=1e-5)
-    assert [position for _, position in part.rows] == [4, 5, 6]
-    with pytest.raises(ValueError, match="chosen must hold at least one site"):
-        runs.select(torch.zeros(5, dtype=torch.bool))
-    with pytest.raises(ValueError, match="sites must hold at least one token, got none"):
-        SiteRuns(
-            models[kind], LAYER, Sites(torch.zeros(0, 3, dtype=torch.long), torch.zeros(0, dtype=torch.long)), TOKENS
+    assert part.sites.position.tolist() == [4, 5, 6]
+
+
+@EVERY_KIND
+def test_no_sites_have_no_effects(models, kind):
+    nothing = Sites(torch.zeros(0, 3, dtype=torch.long), torch.zeros(0, dtype=torch.long))
+    for runs in (
+        make_runs(models[kind]).select(torch.zeros(5, dtype=torch.bool)),
+        Runs(models[kind], 0, nothing, TOKENS),
+    ):
+        assert (len(runs), runs.logits.shape, runs.x.shape) == (0, (0, 50), (0, 12))
+        assert runs.effect(lambda x, y: y).shape == (0,)
+        assert runs.effects(torch.zeros(3, 0, 12)).shape == (3, 0)
+
+
+def test_every_token_of_a_row_is_a_site_of_it(models):
+    """Sites that share a row: what each of them is measured at is the naive run with the change there alone."""
+    ids = make_sites().ids[:2]
+    every = Sites(ids, torch.tensor([1, 3, 2]), torch.tensor([0, 0, 1]))
+    runs, change = Runs(models["llama"], LAYER, every, TOKENS), randn(1, 3, 12, dtype=torch.float32)
+    with torch.no_grad():
+        base = models["llama"](ids).logits[every.at]
+    torch.testing.assert_close(runs.logits, base, rtol=1e-4, atol=1e-5)
+    for index, (row, position) in enumerate(zip(*(one.tolist() for one in every.at), strict=True)):
+        alone = Runs(
+            models["llama"], LAYER, Sites(ids[row : row + 1, : position + 1], torch.tensor([position])), TOKENS
         )
+        torch.testing.assert_close(
+            alone.effects(change[:, [index]])[0], runs.effects(change)[0, [index]], rtol=1e-3, atol=1e-5
+        )
+    part = runs.select(torch.tensor([True, False, True]))
+    torch.testing.assert_close(part.effects(change[:, [0, 2]]), runs.effects(change)[:, [0, 2]], rtol=1e-3, atol=1e-5)
 
 
 @EVERY_KIND
@@ -173,7 +197,7 @@ def test_an_edit_everywhere_and_one_before_the_site(models, kind):
             with torch.no_grad():
                 logits = run_logits(model, ids[: position + 1].unsqueeze(0))[:, position]
             handle.remove()
-            effect = runs.effect_everywhere(edit, at_site)[index]
+            effect = runs.effect(edit, "everywhere" if at_site else "elsewhere")[index]
             assert effect.item() == pytest.approx((naive_difference(logits) - base[index]).item(), rel=1e-3, abs=1e-4)
 
 
@@ -186,11 +210,11 @@ def test_later_layers_are_those_of_a_run_with_the_change(models, kind):
     )
     naive_logits(model, change)
     handle.remove()
-    x, y = runs.later(change, [1])[1]
-    torch.testing.assert_close(x, torch.stack([one for one, _ in seen]), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(y, torch.stack([one for _, one in seen]), rtol=1e-4, atol=1e-4)
-    own = runs.later(change, [0])[0]
-    torch.testing.assert_close(own[1], runs.y + change, rtol=1e-5, atol=1e-5)
+    later = runs.mlps([1], change)[1]
+    torch.testing.assert_close(later.x, torch.stack([one for one, _ in seen]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(later.y, torch.stack([one for _, one in seen]), rtol=1e-4, atol=1e-4)
+    own = runs.mlps([0], change)[0]
+    torch.testing.assert_close(own.y, runs.y + change, rtol=1e-5, atol=1e-5)
 
 
 @EVERY_KIND
@@ -217,7 +241,7 @@ def test_circuits_removed_together_are_edits_of_one_run(models):
         for layer in (0, 1)
     }
     sites = make_sites()
-    joint = joint_removal(model, sites, TOKENS, edits, seed=0)
+    joint = joint_removal(Runs(model, 0, sites, TOKENS), edits, seed=0)
 
     def difference(*layers):
         out = []
@@ -241,17 +265,18 @@ def test_circuits_removed_together_are_edits_of_one_run(models):
     assert joint.together.mean == pytest.approx(together.mean().item(), rel=1e-3)
     assert joint.sum.mean == pytest.approx(alone.mean().item(), rel=1e-3)
     assert abs(joint.together.mean - joint.sum.mean) > 1e-2
-    torch.testing.assert_close(edited_difference(model, sites, TOKENS, []), difference(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(measure(model, sites, TOKENS), difference(), rtol=1e-4, atol=1e-4)
 
 
 ACTIONS = {
     "effects": lambda runs: runs.effects(torch.ones(2, 5, 12)),
     "mlp_output": lambda runs: runs.mlp_output(torch.tensor([0, 1]), torch.ones(2, 12)),
-    "later": lambda runs: runs.later(torch.ones(5, 12), [1]),
-    "effect_everywhere": lambda runs: runs.effect_everywhere(lambda x, y: y),
+    "mlps": lambda runs: runs.mlps([1], torch.ones(5, 12)),
+    "effect": lambda runs: runs.effect(lambda x, y: y),
+    "effect of several": lambda runs: runs.effect([(0, lambda x, y: y), (1, lambda x, y: y)], "sites"),
     "final_scale": final_scale,
     "later_effects": lambda runs: later_effects(runs, torch.ones(5, 12), [], 3, 0),
-    "edited_difference": lambda runs: edited_difference(runs.model, make_sites(), TOKENS, [(0, lambda x, y: y)]),
+    "measure": lambda runs: measure(runs.model, make_sites(), TOKENS),
 }
 
 
@@ -291,11 +316,11 @@ def test_nothing_is_left_attached_after_tokens_out_of_range(models, kind):
     before, sites = n_hooks(model), make_sites()
     wrong = Sites(torch.where(sites.ids == 4, 50, sites.ids), sites.position)
     with pytest.raises(IndexError):
-        SiteRuns(model, LAYER, wrong, TOKENS)
+        Runs(model, LAYER, wrong, TOKENS)
     runs = make_runs(model)
-    for batch in runs._batches:
+    for batch in (runs.sites, *runs._batches):
         batch.ids[0, 0] = 50
-    for run in (lambda: runs.later(torch.ones(5, 12), [1]), lambda: runs.mlp_output(torch.tensor([0])), runs.run_whole):
+    for run in (lambda: runs.mlps([1], torch.ones(5, 12)), lambda: runs.mlp_output(torch.tensor([0]))):
         with pytest.raises(IndexError):
             run()
     assert n_hooks(model) == before
