@@ -17,9 +17,9 @@ from bilinear_circuits.dictionaries.dictionary import Dictionary
 from bilinear_circuits.interactions.activity import active_tokens
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 from bilinear_circuits.interactions.low_rank import LowRankCorrelation, low_rank_correlation
-from bilinear_circuits.interventions.predictions import rank_correlation
 from bilinear_circuits.models.bilinear_mlp import BilinearMLP
 from bilinear_circuits.models.running import capture_mlp, model_blocks, model_device
+from bilinear_circuits.statistics.correlations import rank_correlation
 from bilinear_circuits.utilities.display import Brief
 from bilinear_circuits.utilities.progress import Progress, silent
 from sae.evaluate import Reconstruction, SpliceLoss, Tally, batches_of, cross_entropy

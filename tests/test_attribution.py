@@ -9,9 +9,10 @@ import torch
 from helpers import assert_near, linear_activation, refused, tiny_hooked_transformer
 from planted import interactions_of, tiny_llama, word_tokenizer
 
-from bilinear_circuits.models.running import Downstream, capture_mlp, final_norm_scale, hooked, run_logits, unembedding
+from bilinear_circuits.models.running import capture_mlp, final_norm_scale, hooked, run_logits, unembedding
 from bilinear_circuits.prompts.accounts import prompt_tokens
 from bilinear_circuits.prompts.attribution import attribute_prompt
+from bilinear_circuits.runs.downstream import Downstream
 
 TEXT = "the cat was not good and the zebra sat"
 FEATURES = [(layer, feature) for layer in (1, 2) for feature in range(8)]

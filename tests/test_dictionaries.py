@@ -235,7 +235,7 @@ def test_a_folder_of_an_sae_in_training_is_read_as_the_sae(architecture, tmp_pat
 
 
 RULES = {
-    "kind must be one of relu, jumprelu, topk, abstopk, got 'silu'": lambda: Activation("silu"),
+    "kind must be one of relu, jumprelu, topk, abstopk, identity, got 'silu'": lambda: Activation("silu"),
     "k must be at least 1, got 0": lambda: Activation("topk", k=0),
     "k must be at least 1, got -3": lambda: Activation("abstopk", k=-3),
     "k must be given for the kind topk, got None": lambda: Activation("topk"),

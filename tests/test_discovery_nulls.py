@@ -4,7 +4,6 @@ import pytest
 import torch
 from helpers import assert_near, randn, random_tensor, refused
 
-from bilinear_circuits.discovery.errors import benjamini_hochberg, empirical_p_values, q_values
 from bilinear_circuits.discovery.nulls import (
     forms_in_groups,
     null_forms,
@@ -13,6 +12,7 @@ from bilinear_circuits.discovery.nulls import (
     refitted_encoders,
 )
 from bilinear_circuits.discovery.planted import _sparse
+from bilinear_circuits.statistics.false_discovery import benjamini_hochberg, empirical_p_values, q_values
 
 
 def seeded(seed=0):

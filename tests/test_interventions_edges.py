@@ -27,16 +27,10 @@ from bilinear_circuits.interventions import (
 )
 from bilinear_circuits.interventions.ablations import circuit_sum, replacement
 from bilinear_circuits.interventions.edges import write_direction
-from bilinear_circuits.interventions.predictions import (
-    correlation,
-    final_scale,
-    pole_direction,
-    rank_correlation,
-    ranks,
-    slope,
-)
+from bilinear_circuits.interventions.predictions import final_scale, pole_direction
 from bilinear_circuits.models.running import unembedding
 from bilinear_circuits.runs import Runs
+from bilinear_circuits.statistics.correlations import correlation, rank_correlation, slope
 
 LAYER, FEATURE = 1, 7
 
@@ -323,9 +317,11 @@ def test_the_circuit_is_replaced_by_zero_the_mean_or_another_token(world, circui
 # Correlations.
 
 
-def test_ranks_share_ties():
+def test_equal_values_share_the_mean_of_their_ranks():
     values = torch.tensor([3.0, 1.0, 3.0, -2.0, 3.0, 1.0])
-    assert ranks(values).tolist() == [5, 2.5, 5, 1, 5, 2.5]
+    by_hand = torch.tensor([5, 2.5, 5, 1, 5, 2.5])
+    other = torch.tensor([1.0, 2, 3, 4, 5, 6])
+    assert rank_correlation(values, other) == pytest.approx(correlation(by_hand, other))
 
 
 def test_rank_correlation_is_that_of_pairs_in_order():

@@ -19,8 +19,9 @@ from helpers import (
 import bilinear_circuits.interactions.low_rank as lowrank_module
 from bilinear_circuits.interactions.activity import active_tokens
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
-from bilinear_circuits.interactions.low_rank import LowRankCorrelation, low_rank_correlation, pearson
+from bilinear_circuits.interactions.low_rank import LowRankCorrelation, low_rank_correlation
 from bilinear_circuits.models.bilinear_mlp import BilinearMLP
+from bilinear_circuits.statistics.correlations import pearson
 from bilinear_circuits.sweep import leading_spectra
 
 BIASES = ("b_gate", "b_in", "b_out")

@@ -13,13 +13,13 @@ from helpers import (
 )
 
 from bilinear_circuits.models.running import (
-    Downstream,
     capture_mlp,
     model_blocks,
     run_logits,
     unembedding,
     vocabulary_size,
 )
+from bilinear_circuits.runs.downstream import Downstream
 from bilinear_circuits.zoo import load_model
 
 KINDS = ("llama", "bridge", "hooked transformer")

@@ -6,7 +6,6 @@ from itertools import pairwise, permutations
 
 import plotly.graph_objects as go
 import pytest
-import torch
 import yaml
 from helpers import refused
 from planted import random_dictionary, random_stories, tiny_llama, word_tokenizer
@@ -362,12 +361,3 @@ def test_dictionaries_of_another_model_are_refused(model, tokens):
     beyond = "blocks.3.mlp.hook_in"
     with refused(ValueError, "dictionaries must sit at the model's layers, 0 to 2, got layer 3"):
         training_progress(model, {beyond: {64: random_dictionary(12, 7, beyond)}}, tokens)
-
-
-def test_the_stand_in_for_an_input_dictionary_misses_nothing(model):
-    from bilinear_circuits.models.bilinear_mlp import BilinearMLP
-    from sae.progress import _coordinates
-
-    x = torch.randn(20, 12, generator=torch.Generator().manual_seed(0))
-    dictionary = _coordinates(BilinearMLP.from_model(model, 1))
-    assert torch.equal(dictionary.decode(dictionary.encode(x)), x)

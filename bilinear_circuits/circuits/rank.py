@@ -12,8 +12,8 @@ from bilinear_circuits.algebra.spectra import Spectrum
 from bilinear_circuits.circuits.query import QueryTokens
 from bilinear_circuits.dictionaries.dictionary import Dictionary
 from bilinear_circuits.interactions.activity import LayerActivity
-from bilinear_circuits.interactions.low_rank import pearson
 from bilinear_circuits.interactions.shape import and_shape
+from bilinear_circuits.statistics.correlations import pearson
 from bilinear_circuits.utilities.display import Brief
 from bilinear_circuits.utilities.progress import Progress, silent
 

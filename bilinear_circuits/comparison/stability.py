@@ -16,7 +16,7 @@ from typing import get_args
 
 import torch
 from jaxtyping import Float
-from scipy.optimize import linear_sum_assignment  # type: ignore[import-untyped]
+from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from bilinear_circuits.comparison.likeness import (

@@ -1,6 +1,5 @@
 """Circuits found without a query: motifs of all output features, with nulls and error control."""
 
-from bilinear_circuits.discovery.errors import benjamini_hochberg, empirical_p_values, q_values
 from bilinear_circuits.discovery.interference import Interference, interference
 from bilinear_circuits.discovery.motifs import MOTIFS, Motif, MotifScores, motif_scores
 from bilinear_circuits.discovery.nulls import NULLS, Null, randomised_layer, refitted_encoders
@@ -9,6 +8,7 @@ from bilinear_circuits.discovery.planted import PlantedCircuit, PlantedLayer, Pl
 from bilinear_circuits.discovery.results import Block, Discovery, DiscoverySearch, DiscoverySettings
 from bilinear_circuits.discovery.scoring import FeatureActivity, LayerScores, score_layer
 from bilinear_circuits.discovery.search import discover
+from bilinear_circuits.statistics.false_discovery import benjamini_hochberg, empirical_p_values, q_values
 
 __all__ = [
     "MOTIFS",

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from bilinear_circuits.interactions.activity import ActiveTokens
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
-from bilinear_circuits.interventions.predictions import rank_correlation
+from bilinear_circuits.statistics.correlations import rank_correlation
 from bilinear_circuits.utilities.progress import Progress, silent
 
 

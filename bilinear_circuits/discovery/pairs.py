@@ -9,12 +9,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bilinear_circuits.algebra.similarity import quadratic_form_similarity
-from bilinear_circuits.discovery.errors import empirical_p_values, q_values
 from bilinear_circuits.discovery.motifs import leading_plane
 from bilinear_circuits.discovery.nulls import forms_in_groups
 from bilinear_circuits.discovery.results import DiscoverySettings
 from bilinear_circuits.discovery.scoring import FORMS_TOGETHER, FeatureActivity, null_draws, tested_features
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
+from bilinear_circuits.statistics.false_discovery import empirical_p_values, q_values
 from bilinear_circuits.utilities.progress import Progress, silent
 
 _ROWS = 512

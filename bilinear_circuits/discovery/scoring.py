@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bilinear_circuits.discovery.errors import empirical_p_values
 from bilinear_circuits.discovery.motifs import MotifScores, motif_scores
 from bilinear_circuits.discovery.nulls import Null, forms_in_groups, null_forms, randomised_layer, refitted_encoders
 from bilinear_circuits.discovery.results import DiscoverySettings
 from bilinear_circuits.interactions.activity import ActiveTokens
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
+from bilinear_circuits.statistics.false_discovery import empirical_p_values
 from bilinear_circuits.utilities.display import Brief
 from bilinear_circuits.utilities.progress import Progress, silent
 

@@ -12,6 +12,7 @@ from bilinear_circuits.algebra.leading import leading_spectra
 from bilinear_circuits.algebra.precision import exact_sums
 from bilinear_circuits.interactions.activity import ActiveTokens, active_tokens
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
+from bilinear_circuits.statistics.correlations import masked_pearson
 from bilinear_circuits.utilities.display import Drawn, Tabled
 from bilinear_circuits.utilities.progress import Progress, silent
 
@@ -142,7 +143,7 @@ def low_rank_correlation(
         linear = interactions.mlp.tensor.quadratic_form(interactions.sae_out.W_enc[:, chosen[index]].T).linear
         rows, value, present = _padded(active, chosen[index], x)
         predicted = _predictions(forms(index).Q.to(x.dtype), linear, rows, columns)
-        correlation[index] = _pearson(predicted, value, present).cpu()
+        correlation[index] = masked_pearson(predicted, value, present).cpu()
     return LowRankCorrelation(chosen, columns, correlation, n_active, min_active)
 
 
@@ -179,22 +180,3 @@ def _predictions(
     whole = ((x @ Q) * x).sum(-1, keepdim=True)
     chosen = torch.cat([partial[:, :, [rank - 1 for rank in ranks[:-1]]], whole], -1)
     return chosen + x @ linear.unsqueeze(2)
-
-
-def _pearson(
-    predicted: Float[Tensor, "feature token k"], actual: Float[Tensor, "feature token"], present: Tensor
-) -> Float[Tensor, "feature k"]:
-    """Pearson correlation over the tokens present, in float64. NaN where either is constant."""
-    weight = present.unsqueeze(2).double()
-    centred = []
-    for values in (predicted.double(), actual.unsqueeze(2).double()):
-        mean = (values * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True)
-        centred.append((values - mean) * weight)
-    left, right = centred
-    return (left * right).sum(1) / (left.norm(dim=1) * right.norm(dim=1))
-
-
-def pearson(predicted: Float[Tensor, "n k"], actual: Float[Tensor, " n"]) -> Float[Tensor, " k"]:
-    """Pearson correlation of each column with a vector, in float64. NaN where either is constant."""
-    everywhere = torch.ones(1, len(actual), dtype=torch.bool, device=actual.device)
-    return _pearson(predicted.unsqueeze(0), actual.unsqueeze(0), everywhere)[0]

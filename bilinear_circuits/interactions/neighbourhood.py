@@ -5,8 +5,8 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from scipy.cluster.hierarchy import fcluster, leaves_list, linkage  # type: ignore[import-untyped]
-from scipy.spatial.distance import squareform  # type: ignore[import-untyped]
+from scipy.cluster.hierarchy import fcluster, leaves_list, linkage
+from scipy.spatial.distance import squareform
 from torch import Tensor
 
 from bilinear_circuits.interactions.activity import LayerActivity

@@ -17,9 +17,9 @@ from bilinear_circuits.interactions.activity import LayerActivity, top_token_ids
 from bilinear_circuits.interactions.by_token import ActiveFeatures
 from bilinear_circuits.interactions.examples import Example, ExampleFinder, evenly
 from bilinear_circuits.interactions.ledger import Ledger
-from bilinear_circuits.interactions.low_rank import pearson
 from bilinear_circuits.interactions.naming import all_labels
 from bilinear_circuits.interactions.shape import AndShape, and_shape
+from bilinear_circuits.statistics.correlations import pearson
 from bilinear_circuits.utilities.display import Brief, Drawn
 
 _SCATTER_POINTS = 400

@@ -18,9 +18,9 @@ from torch import Tensor
 from bilinear_circuits.circuits.query import QueryTokens
 from bilinear_circuits.interactions.activity import LayerActivity
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
-from bilinear_circuits.interventions.predictions import correlation, rank_correlation, slope
 from bilinear_circuits.interventions.terms import Edges, coactivation, edges_of, terms_at
 from bilinear_circuits.runs import Runs
+from bilinear_circuits.statistics.correlations import correlation, rank_correlation, slope
 from bilinear_circuits.utilities.display import Brief
 
 _EDGES_PER_CHUNK = 64

@@ -1,6 +1,4 @@
-"""What the weights predict of an intervention: the direct path from an MLP's output to the logits; rank correlation."""
-
-import math
+"""What the weights predict of an intervention: the direct path from an MLP's output to the logits."""
 
 import torch
 from jaxtyping import Float
@@ -29,34 +27,3 @@ def final_scale(runs: Runs[QueryTokens]) -> Float[Tensor, " site"]:
             run_logits(runs.model, batch.ids.to(model_device(runs.model)))
     residual = torch.cat([one[batch.at] for one, batch in zip(seen, batches, strict=True)])
     return final_norm_scale(runs.model, residual).cpu()
-
-
-def ranks(values: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """Ranks from 1 up; equal values share the mean of theirs."""
-    ordered, order = values.double().sort()
-    first = torch.searchsorted(ordered, ordered, right=False).double()
-    last = torch.searchsorted(ordered, ordered, right=True).double()
-    out = torch.empty_like(ordered)
-    out[order] = (first + last + 1) / 2
-    return out
-
-
-def correlation(x: Float[Tensor, "*n"], y: Float[Tensor, "*n"]) -> float:
-    """Pearson correlation of two arrays, in float64; NaN where either is constant or holds fewer than two values."""
-    x, y = x.double().flatten(), y.double().flatten()
-    if len(x) < 2:
-        return math.nan
-    x, y = x - x.mean(), y - y.mean()
-    size = (x.norm() * y.norm()).item()
-    return (x @ y).item() / size if size > 0 else math.nan
-
-
-def rank_correlation(x: Float[Tensor, " n"], y: Float[Tensor, " n"]) -> float:
-    """Spearman's rank correlation, ties handled: the Pearson correlation of mean ranks."""
-    return correlation(ranks(x), ranks(y))
-
-
-def slope(predicted: Float[Tensor, "*n"], measured: Float[Tensor, "*n"]) -> float:
-    """Measured per unit predicted: the least-squares line through the origin; NaN where nothing is predicted."""
-    size = predicted.double().square().sum().item()
-    return (predicted.double() * measured.double()).sum().item() / size if size > 0 else math.nan

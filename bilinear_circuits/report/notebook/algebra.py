@@ -96,7 +96,7 @@ def leading_spectrum(matrix: InteractionMatrix, k: int) -> Spectrum:
 
     Cost: some hundred products, O(d d_mlp) each, and O(d d_mlp^2) for the norm.
     """
-    from scipy.sparse.linalg import LinearOperator, eigsh  # type: ignore[import-untyped]
+    from scipy.sparse.linalg import LinearOperator, eigsh
 
     if matrix.dim <= max(_DENSE_ROWS, 2 * k + 1):
         return matrix.eigh(min(k, matrix.dim))
