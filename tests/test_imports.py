@@ -104,10 +104,10 @@ def test_a_circle_is_found():
 
 
 @pytest.mark.parametrize("module", [name for name in MODULES if name.startswith("algebra/")])
-def test_the_algebra_needs_torch_alone(module):
+def test_the_algebra_needs_torch_and_scipy_alone(module):
     names = imported(MODULES[module].read_text())
     third_party = {name.split(".")[0] for name in names} - set(sys.stdlib_module_names) - {"bilinear_circuits"}
-    assert third_party <= {"torch", "einops", "jaxtyping"}
+    assert third_party <= {"torch", "einops", "jaxtyping", "scipy"}
 
 
 @pytest.mark.parametrize("module", ANALYSES)

@@ -3,6 +3,7 @@
 import torch
 from markupsafe import Markup
 
+from bilinear_circuits.algebra.leading import leading_spectrum
 from bilinear_circuits.algebra.matrix import InteractionMatrix
 from bilinear_circuits.algebra.spectra import Spectrum
 from bilinear_circuits.algebra.tensor import InteractionTensor
@@ -26,8 +27,6 @@ from bilinear_circuits.sweep import InteractionStatistics, LeadingSpectra, TopIn
 
 _N_LEADING = 8
 _N_COLUMNS = 12
-_DENSE_ROWS = 64
-_TOLERANCE = 1e-5  # relative, of an eigenvalue: more than is shown
 _MOST_ENTRIES = 1 << 24  # entries of a factor up to which eigenvalues take a second or less
 
 
@@ -89,29 +88,6 @@ def _(matrix: InteractionMatrix) -> dict[str, Spec]:
     if len(matrix.shape) > 2:
         raise ValueError(f"matrix must be a single one to be drawn, got a batch {tuple(matrix.shape)}. Draw matrix[0].")
     return {"spectrum": eigenvalue_bars(leading_spectrum(matrix, 32))}
-
-
-def leading_spectrum(matrix: InteractionMatrix, k: int) -> Spectrum:
-    """Leading eigenpairs of one matrix without forming it: implicitly restarted Lanczos on products with its factors.
-
-    Cost: some hundred products, O(d d_mlp) each, and O(d d_mlp^2) for the norm.
-    """
-    from scipy.sparse.linalg import LinearOperator, eigsh
-
-    if matrix.dim <= max(_DENSE_ROWS, 2 * k + 1):
-        return matrix.eigh(min(k, matrix.dim))
-    dtype = torch.promote_types(matrix.left.dtype, torch.float32)
-    parts = (part.detach().to("cpu", dtype) for part in (matrix.left, matrix.right, matrix.weights))
-    work = InteractionMatrix(*parts)
-    start = torch.ones(work.dim, dtype=dtype).numpy()
-    product = LinearOperator(
-        (work.dim, work.dim),
-        matvec=lambda column: (work @ torch.from_numpy(column).reshape(-1)).numpy(),
-        dtype=start.dtype,
-    )
-    eigenvalues, eigenvectors = eigsh(product, k, which="LM", v0=start, tol=_TOLERANCE)
-    norm = matrix.frobenius_norm().to("cpu", dtype)
-    return Spectrum(torch.from_numpy(eigenvalues), torch.from_numpy(eigenvectors), norm)
 
 
 def _spectrum_rows(spectrum: Spectrum) -> list[tuple[str, Cell]]:
