@@ -253,7 +253,7 @@ def test_antipodal_features_are_paired():
     W_enc, W_dec = sae.W_enc.clone(), sae.W_dec.clone()
     W_enc[:, other], W_dec[other] = -W_enc[:, first], -W_dec[first]
     layer = FeatureInteractions(interactions.mlp, interactions.sae_in, replace(sae, W_enc=W_enc, W_dec=W_dec))
-    pairs = plane_pairs(layer, small.activity, LOOSE)
+    pairs = plane_pairs(layer, score_layer(layer, small.activity, LOOSE))
     pair = pairs[0]
     assert set(pair.features) == {first, other}
     assert pair.kind == "antipodal"

@@ -67,6 +67,7 @@ def run(arguments: Arguments) -> None:
         discover,
         interference,
         plane_pairs,
+        score_layer,
     )
 
     if unknown := set(arguments.nulls) - set(NULLS):
@@ -90,12 +91,12 @@ def run(arguments: Arguments) -> None:
     tokens = tokenized(corpus, stories, model.tokenizer, context_length(model))
     activity = collect_activity(model, interactions, tokens, common.bar)
     features = [FeatureActivity(one.x, one.inputs, one.outputs) for one in activity]
-    search = discover(interactions, features, settings, arguments.seed, common.bar)
-    pairs = [
-        pair
+    scores = [
+        score_layer(one, data, settings, arguments.seed, common.bar)
         for one, data in zip(interactions, features, strict=True)
-        for pair in plane_pairs(one, data, settings, arguments.seed, common.bar)
     ]
+    search = discover(interactions, features, settings, arguments.seed, common.bar, scores)
+    pairs = [pair for one, own in zip(interactions, scores, strict=True) for pair in plane_pairs(one, own)]
     unmet = [
         interference(one, data.inputs, len(data.x), arguments.n_largest, arguments.seed, common.bar)
         for one, data in zip(interactions, features, strict=True)

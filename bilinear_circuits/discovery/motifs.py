@@ -65,20 +65,24 @@ class MotifScores(Brief):
         template: That template, by its place in TEMPLATES.
         groups: Groups of input features at the ends of each form's axes, in the order of ENDS.
         outliers: Leading eigenvalue of either sign, positive first, over the norm of the form.
+        plane: Their eigenvectors, as columns; zero where a form has none of a sign.
     """
 
     score: Float[Tensor, "feature motif"]
     template: Int[Tensor, "feature motif"]
     groups: Groups
     outliers: Float[Tensor, "feature 2"]
+    plane: Float[Tensor, "feature d 2"]
 
     @classmethod
     def cat(cls, parts: "list[MotifScores]") -> "MotifScores":
         """Those of several sets of forms as one."""
         names = ("direction", "feature", "weight")
         groups = Groups(*(torch.cat([getattr(part.groups, name) for part in parts]) for name in names))
-        columns = [torch.cat([getattr(part, name) for part in parts]) for name in ("score", "template", "outliers")]
-        return cls(columns[0], columns[1], groups, columns[2])
+        columns = [
+            torch.cat([getattr(part, name) for part in parts]) for name in ("score", "template", "outliers", "plane")
+        ]
+        return cls(columns[0], columns[1], groups, columns[2], columns[3])
 
 
 @torch.no_grad()
@@ -102,7 +106,7 @@ def motif_scores(Q: Float[Tensor, "feature d d"], rows: Float[Tensor, "n_feature
         best, which = cosines[:, own].max(1)
         score.append(best)
         place.append(own[which])
-    return MotifScores(torch.stack(score, 1), torch.stack(place, 1), groups, values / norm[:, None])
+    return MotifScores(torch.stack(score, 1), torch.stack(place, 1), groups, values / norm[:, None], vectors)
 
 
 def leading_plane(

@@ -1,21 +1,16 @@
 """Pairs of output features that read the same plane: antipodal ones, like not-good and not-bad, and other relatives."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from bilinear_circuits.algebra.similarity import quadratic_form_similarity
-from bilinear_circuits.discovery.motifs import leading_plane
-from bilinear_circuits.discovery.nulls import forms_in_groups
-from bilinear_circuits.discovery.results import DiscoverySettings
-from bilinear_circuits.discovery.scoring import FORMS_TOGETHER, FeatureActivity, null_draws, tested_features
+from bilinear_circuits.discovery.scoring import LayerScores
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 from bilinear_circuits.statistics.false_discovery import empirical_p_values, q_values
-from bilinear_circuits.utilities.progress import Progress, silent
 
 _ROWS = 512
 _ALIKE = 0.5
@@ -47,40 +42,22 @@ class PlanePair:
 
 
 @torch.no_grad()
-def plane_pairs(
-    interactions: FeatureInteractions,
-    activity: FeatureActivity,
-    settings: DiscoverySettings | None = None,
-    seed: int = 0,
-    progress: Progress = silent,
-) -> tuple[PlanePair, ...]:
-    """Each output feature with the one whose leading plane overlaps its own most, and how far that is beyond chance.
+def plane_pairs(interactions: FeatureInteractions, scores: LayerScores) -> tuple[PlanePair, ...]:
+    """Pair each output feature with the one whose leading plane overlaps its own most, beyond chance or not.
 
     The null is the best overlap of features of the "refit" null, which fire together as the real ones do: encoders
     that are alike have forms that are alike already in a random layer.
 
     Args:
         interactions: The layer between its dictionaries.
-        activity: The layer on a corpus.
-        settings: Draws of the null, and which features are tested.
-        seed: Seed of the null.
-        progress: Wraps the draws.
+        scores: What `score_layer` found for it.
 
     Returns:
         Every pair once, largest overlap first, significant or not.
-
-    Raises:
-        ValueError: If no output feature is active often enough.
     """
-    settings = settings or DiscoverySettings()
-    features = tested_features(activity, settings)
+    features, (best, partner) = scores.features, (scores.overlaps.best, scores.overlaps.partner)
     encoders = interactions.sae_out.W_enc[:, features]
-    best, partner = _best_overlap(_planes(forms_in_groups(interactions.mlp.tensor, encoders, FORMS_TOGETHER)))
-    null = []
-    for draw in progress(range(settings.replicates), f"null pairs of layer {interactions.mlp.layer}"):
-        forms = null_draws("refit", interactions, activity, features, seed + draw)
-        null.append(_best_overlap(_planes(Q for Q, _ in forms))[0])
-    p = empirical_p_values(best, torch.cat(null))
+    p = empirical_p_values(best, scores.overlaps.null)
     q = q_values(p)
     pairs: dict[tuple[int, ...], int] = {}
     for place in range(len(q)):
@@ -94,26 +71,6 @@ def plane_pairs(
         for key, at in pairs.items()
     ]
     return tuple(sorted(found, key=lambda one: -one.overlap))
-
-
-def _planes(forms: Iterable[Float[Tensor, "feature d d"]]) -> Float[Tensor, "feature d 2"]:
-    """Leading eigenvectors of either sign of every form."""
-    return torch.cat([leading_plane(Q)[1] for Q in forms])
-
-
-def _best_overlap(planes: Float[Tensor, "n d 2"]) -> tuple[Float[Tensor, " n"], Int[Tensor, " n"]]:
-    """Largest overlap of every plane with another, and which that is: 8 n^2 d operations."""
-    n, d, _ = planes.shape
-    flat = planes.mT.reshape(2 * n, d)
-    best, partner = [], []
-    for rows in torch.arange(n, device=planes.device).split(_ROWS):
-        cosines = (planes[rows].mT.reshape(-1, d) @ flat.T).view(len(rows), 2, n, 2)
-        overlap = cosines.square().sum((1, 3)) / 2
-        overlap[torch.arange(len(rows)), rows] = -1
-        value, index = overlap.max(1)
-        best.append(value)
-        partner.append(index)
-    return torch.cat(best), torch.cat(partner)
 
 
 def _pair(

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bilinear_circuits.discovery.motifs import MotifScores, motif_scores
 from bilinear_circuits.discovery.nulls import Null, forms_in_groups, null_forms, randomised_layer, refitted_encoders
+from bilinear_circuits.discovery.overlaps import PlaneOverlaps, best_overlaps
 from bilinear_circuits.discovery.results import DiscoverySettings
 from bilinear_circuits.interactions.activity import ActiveTokens
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
@@ -17,6 +18,7 @@ from bilinear_circuits.utilities.display import Brief
 from bilinear_circuits.utilities.progress import Progress, silent
 
 FORMS_TOGETHER = 64
+OVERLAP_NULL: Null = "refit"  # whose features fire together as the real ones do
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -44,6 +46,8 @@ class LayerScores(Brief):
         null: Scores of each motif under each null, in the order of the settings, all draws together.
         p: P-value of each score: the largest of those against each null.
         norms: Frobenius norm of each form.
+        overlaps: Of the plane of each form with the one nearest to it, and under the null "refit" of every plane of
+            every draw, whether p-values use that null or not; see `pairs`.
     """
 
     features: Int[Tensor, " feature"]
@@ -51,6 +55,7 @@ class LayerScores(Brief):
     null: Float[Tensor, "null null_feature motif"]
     p: Float[Tensor, "feature motif"]
     norms: Float[Tensor, " feature"]
+    overlaps: PlaneOverlaps
 
 
 @torch.no_grad()
@@ -81,15 +86,20 @@ def score_layer(
     encoders = interactions.sae_out.W_enc[:, features]
     layer = interactions.mlp.layer
     scores = MotifScores.cat([motif_scores(Q, rows) for Q in forms_in_groups(tensor, encoders, FORMS_TOGETHER)])
-    draws = [(null, draw) for null in settings.nulls for draw in range(settings.replicates)]
-    null_scores = []
+    nulls = dict.fromkeys((*settings.nulls, OVERLAP_NULL))
+    draws = [(null, draw) for null in nulls for draw in range(settings.replicates)]
+    null_scores, null_overlaps = [], []
     for null, draw in progress(draws, f"nulls of layer {layer}"):
         forms = null_draws(null, interactions, activity, features, seed + draw)
-        null_scores.append(torch.cat([motif_scores(Q, directions).score for Q, directions in forms]))
+        drawn = [motif_scores(Q, directions) for Q, directions in forms]
+        if null in settings.nulls:
+            null_scores.append(torch.cat([one.score for one in drawn]))
+        if null == OVERLAP_NULL:
+            null_overlaps.append(best_overlaps(torch.cat([one.plane for one in drawn]))[0])
     by_null = torch.stack(null_scores).view(len(settings.nulls), -1, scores.score.shape[1])
-    return LayerScores(
-        features, scores, by_null, p_values(scores.score, by_null), tensor.matrix(encoders.T).frobenius_norm()
-    )
+    overlaps = PlaneOverlaps(*best_overlaps(scores.plane), torch.cat(null_overlaps))
+    norms = tensor.matrix(encoders.T).frobenius_norm()
+    return LayerScores(features, scores, by_null, p_values(scores.score, by_null), norms, overlaps)
 
 
 def tested_features(activity: FeatureActivity, settings: DiscoverySettings) -> Int[Tensor, " feature"]:

@@ -26,6 +26,7 @@ def discover(
     settings: DiscoverySettings | None = None,
     seed: int = 0,
     progress: Progress = silent,
+    scores: Sequence[LayerScores] | None = None,
 ) -> DiscoverySearch:
     """Motifs of all output features of some layers, without a query.
 
@@ -42,12 +43,13 @@ def discover(
         settings: How the search is done.
         seed: Seed of the nulls.
         progress: Wraps the long loops.
+        scores: Of each layer by `score_layer` with these settings, where they are at hand.
 
     Raises:
         ValueError: If a layer has no output feature that is active often enough.
     """
     settings = settings or DiscoverySettings()
-    layers = [
+    layers = scores or [
         score_layer(one, data, settings, seed, progress) for one, data in zip(interactions, activity, strict=True)
     ]
     flat = q_values(torch.cat([layer.p.flatten() for layer in layers]))
