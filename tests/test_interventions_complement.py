@@ -12,6 +12,7 @@ from test_interventions_edges import FEATURE, World, close
 from bilinear_circuits.circuits.prove import control_sets, matched
 from bilinear_circuits.circuits.query import QueryTokens
 from bilinear_circuits.circuits.rank import screen_features
+from bilinear_circuits.circuits.target import Target
 from bilinear_circuits.data.stories import tokenize_stories
 from bilinear_circuits.interventions import (
     ProofSettings,
@@ -27,7 +28,7 @@ from bilinear_circuits.interventions import (
     worst_subset,
 )
 from bilinear_circuits.interventions.edges import write_direction, written
-from bilinear_circuits.interventions.proof import removal_of
+from bilinear_circuits.interventions.proof import ProofPlace, removal_of
 from bilinear_circuits.models.running import unembedding
 from bilinear_circuits.runs import Runs
 
@@ -231,9 +232,8 @@ def test_the_whole_proof_refuses_what_it_cannot_prove(world):
     screen = screen_features(world.corpus, world.tokens, unembedding(world.model))
 
     def prove(feature=FEATURE, groups=((0, 1), (2,)), runs=world.runs):
-        return prove_interventions(
-            runs, world.runs, world.corpus, screen, feature, groups, [], unembedding(world.model), 2, ProofSettings(), 0
-        )
+        place = ProofPlace(runs, world.runs, world.corpus, screen, (), unembedding(world.model), 2)
+        return prove_interventions(place, Target(1, feature, 1, groups), ProofSettings(), 0)
 
     with refused(ValueError, "groups of 1/7 must be input features between 0 and 16, got 17"):
         prove(groups=((0, 17), ()))
@@ -251,7 +251,8 @@ def test_the_circuit_is_removed_in_every_place(world):
     elsewhere = Runs(world.model, 1, other_sites(world.stories[:60], world.tokens, 20, 12, 1), world.tokens)
     settings = ProofSettings(n_edges=3, n_exact=5, n_draws=1, n_controls=1, n_nonsense=5)
     groups = ((0, 1), (2, 3))
-    proof = prove_interventions(world.runs, elsewhere, world.corpus, screen, FEATURE, groups, [], U, 2, settings, 0)
+    place = ProofPlace(world.runs, elsewhere, world.corpus, screen, (), U, 2)
+    proof = prove_interventions(place, Target(1, FEATURE, 1, groups), settings, 0)
     row, encoder = (write_direction(world.interactions, FEATURE, along) for along in ("decoder", "encoder"))
     active = world.interactions.sae_out.encode(world.runs.y)[:, FEATURE] != 0
     total = proof.edges.contributions(world.z).sum(1, keepdim=True).float()

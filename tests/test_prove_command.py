@@ -17,9 +17,10 @@ from planted import random_stories, save_between_dictionaries, tiny_llama
 
 from bilinear_circuits.circuits import CircuitQuery, QueryTokens, SearchSettings, find_circuits
 from bilinear_circuits.circuits.search import story_parts
+from bilinear_circuits.circuits.target import Target
 from bilinear_circuits.cli import main
 from bilinear_circuits.commands import common, records
-from bilinear_circuits.commands.circuit_file import CircuitFeature, read_circuit_file
+from bilinear_circuits.commands.circuit_file import read_circuit_file
 from bilinear_circuits.data.corpora import read_stories
 from bilinear_circuits.interventions import CircuitProofs
 from bilinear_circuits.report import search_payload
@@ -67,23 +68,22 @@ def document(world):
 
 def test_the_file_is_read_as_it_was_written(world):
     found, content = read_circuit_file(str(world["file"])), document(world)
-    assert [one.name for one in found.features] == [one["name"] for one in content["circuits"]]
+    assert [one.name for one in found.targets] == [one["name"] for one in content["circuits"]]
     assert found.query.triggers == ("not", "never")
     assert found.settings.sites == 40
     assert (found.seed, found.n_stories) == (3, 150)
-    for one, circuit in zip(found.features, content["circuits"], strict=True):
+    for one, circuit in zip(found.targets, content["circuits"], strict=True):
         assert one.sign == circuit["evidence"]["sign"]
         groups = circuit["profile"]["groups"]
-        assert list(one.first) == [member["feature"] for member in groups["first"]]
-        assert list(one.second) == [member["feature"] for member in groups["second"]]
-    assert found.layers == sorted({one.layer for one in found.features})
-    assert found.select([found.features[1].name]) == (found.features[1],)
-    assert found.select(None) == found.features
+        assert list(one.groups[0]) == [member["feature"] for member in groups["first"]]
+        assert list(one.groups[1]) == [member["feature"] for member in groups["second"]]
+    assert found.layers == sorted({one.layer for one in found.targets})
+    assert found.only([found.targets[1].name]).targets == (found.targets[1],)
     assert len(found.dictionary_files) == 4
-    with refused(ValueError, r"features must be circuits of the file \(.*\), got 9/9"):
-        found.select(["9/9"])
-    with refused(ValueError, "features must name at least one circuit of the file"):
-        found.select([])
+    with refused(ValueError, r"features must be circuits of the search \(.*\), got 9/9"):
+        found.only(["9/9"])
+    with refused(ValueError, "features must name at least one circuit of the search"):
+        found.only([])
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +209,7 @@ def as_users_see_it():
 
 
 OPTIONS = {
-    ("--features", "9/9"): "features must be circuits of the file",
+    ("--features", "9/9"): "features must be circuits of the search",
     ("--n-edges", "0"): "n_edges must be a whole number of at least 1, got 0",
     ("--n-nonsense", "-3"): "n_nonsense must be a whole number of at least 1, got -3",
     ("--seed", "-1"): "seed must be between 0 and",
@@ -350,6 +350,6 @@ def test_200_random_damages_are_read_or_refused_in_one_line(world, tmp_path):
             except ValueError as error:
                 messages.append(str(error))
                 continue
-        assert all(isinstance(one, CircuitFeature) for one in found.features)
+        assert all(isinstance(one, Target) for one in found.targets)
     assert 60 < len(messages) < 200
     assert all(str(file) in message or "must" in message for message in messages)

@@ -391,7 +391,9 @@ def test_stories_without_triggers_leave_no_numbers_for_triggers(world):
 @pytest.fixture(scope="module")
 def report(world, sites):
     model, tokens, stories, _, activity, edits, edited = world
-    return measure_edit(model, edited, edits, activity, sites, stories[50:], tokens, n_controls=2, seed=1)
+    return measure_edit(
+        Runs(model, min(LAYERS), sites, tokens), edited, edits, activity, stories[50:], n_controls=2, seed=1
+    )
 
 
 def test_the_report_measures_the_edited_model(report, world, sites):
@@ -475,4 +477,4 @@ def test_an_edit_of_features_that_never_act_is_refused(world, sites):
     one = copy.copy(activity[0])
     object.__setattr__(one, "interactions", layer)
     with refused(ValueError, r"features that are active at a trigger site, got 0/3\. Use more stories"):
-        measure_edit(model, edit_model(model, edits), edits, [one], sites, stories, tokens)
+        measure_edit(Runs(model, 0, sites, tokens), edit_model(model, edits), edits, [one], stories)

@@ -3,7 +3,9 @@
 from bilinear_circuits.circuits.prove import CausalProof, Control
 from bilinear_circuits.circuits.query import CircuitQuery, QueryTokens
 from bilinear_circuits.circuits.rank import Evidence
-from bilinear_circuits.circuits.search import Circuit, CircuitSearch, SearchSettings, find_circuits
+from bilinear_circuits.circuits.search import Circuit, CircuitSearch, find_circuits
+from bilinear_circuits.circuits.settings import SearchSettings
+from bilinear_circuits.circuits.target import Searched, Target
 from bilinear_circuits.interactions.shape import AndShape
 from bilinear_circuits.statistics.effects import Effect
 
@@ -18,5 +20,7 @@ __all__ = [
     "Evidence",
     "QueryTokens",
     "SearchSettings",
+    "Searched",
+    "Target",
     "find_circuits",
 ]

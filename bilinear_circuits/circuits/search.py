@@ -7,7 +7,7 @@
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -17,6 +17,8 @@ from torch import Tensor
 from bilinear_circuits.circuits.prove import CausalProof, prove
 from bilinear_circuits.circuits.query import CircuitQuery, QueryTokens
 from bilinear_circuits.circuits.rank import Evidence, Screen, rank_features, screen_features
+from bilinear_circuits.circuits.settings import SearchSettings
+from bilinear_circuits.circuits.target import Target, named
 from bilinear_circuits.data.stories import StoryTokens, tokenize_stories
 from bilinear_circuits.interactions.activity import LayerActivity, collect_activity
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
@@ -27,42 +29,6 @@ from bilinear_circuits.utilities.display import Drawn, Tabled
 from bilinear_circuits.utilities.progress import Progress, silent
 
 
-@dataclass(frozen=True)
-class SearchSettings:
-    """How much is measured.
-
-    Attributes:
-        ranking_stories: Stories the features are ranked on.
-        loss_stories: Further stories for the change of cross-entropy.
-        loss_tokens: Tokens of each of them.
-        sites: Trigger sites for the proof, at most one per story.
-        site_position: Latest position of a site in its story.
-        shortlist: Features of either sign and layer that are scored in full.
-        circuits: Circuits of either sign that are proved.
-        controls: Control features of either set per circuit.
-        baseline: Random features of a layer that outliers and AND shape are compared with.
-        rank: Rank of the form removed.
-        context: Longest row, in tokens, [BOS] included.
-    """
-
-    ranking_stories: int = 200
-    loss_stories: int = 32
-    loss_tokens: int = 128
-    sites: int = 160
-    site_position: int = 64
-    shortlist: int = 16
-    circuits: int = 2
-    controls: int = 12
-    baseline: int = 32
-    rank: int = 2
-    context: int = 256
-
-    def __post_init__(self) -> None:
-        for name, value in vars(self).items():
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class Circuit(Drawn):
     """One circuit found: why it was chosen, what it looks like, what removing it does."""
@@ -70,6 +36,18 @@ class Circuit(Drawn):
     evidence: Evidence
     profile: FeatureProfile
     proof: CausalProof
+
+    @property
+    def name(self) -> str:
+        """Layer and feature, as 4/143."""
+        return self.evidence.name
+
+    @property
+    def target(self) -> Target:
+        """What names it for a proof or an edit."""
+        shape = self.profile.shape
+        groups = (tuple(shape.first.tolist()), tuple(shape.second.tolist()))
+        return Target(self.evidence.layer, self.evidence.feature, self.evidence.sign, groups)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -99,6 +77,21 @@ class CircuitSearch(Drawn, Tabled):
     n_trigger_tokens: int
     n_sites: int
     seed: int
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """The circuits by name, for a proof or an edit."""
+        return tuple(circuit.target for circuit in self.circuits)
+
+    def only(self, names: Sequence[str]) -> "CircuitSearch":
+        """Keep some of the circuits, by their names (4/143).
+
+        Raises:
+            ValueError: If there is none of that name, or none is asked for.
+        """
+        kept = named(self.circuits, names)
+        places = [self.circuits.index(circuit) for circuit in kept]
+        return replace(self, circuits=kept, decoder_cosine=self.decoder_cosine[places][:, places])
 
 
 @torch.no_grad()

@@ -13,34 +13,10 @@ from bilinear_circuits.data.corpora import Corpus
 from bilinear_circuits.utilities.folders import Fingerprint, file_hash
 
 if TYPE_CHECKING:
-    from bilinear_circuits.circuits import CircuitQuery, SearchSettings
+    from bilinear_circuits.circuits import CircuitQuery, SearchSettings, Target
 
 _KIND, _SCHEMA_VERSION = "circuit search", 2  # as `report.payload.search_payload` writes them
 _HASH_LENGTH = 64
-
-
-@dataclass(frozen=True)
-class CircuitFeature:
-    """One circuit of the file: an output feature, the pole it pushes to, and its two groups of input features.
-
-    Attributes:
-        layer: Layer of the MLP.
-        feature: Output feature.
-        sign: 1 where it pushes to the positive pole, -1 where to the negative.
-        first: Input features of the first group, strongest first.
-        second: Input features of the second group.
-    """
-
-    layer: int
-    feature: int
-    sign: int
-    first: tuple[int, ...]
-    second: tuple[int, ...]
-
-    @property
-    def name(self) -> str:
-        """Layer and feature, as 4/143."""
-        return f"{self.layer}/{self.feature}"
 
 
 @dataclass(frozen=True)
@@ -49,7 +25,7 @@ class CircuitFile:
 
     Attributes:
         query: Triggers and poles.
-        features: The circuits, best first, positive pole before negative.
+        targets: The circuits, best first, positive pole before negative.
         settings: How much the search measured.
         seed: Seed of the search: with corpus and number of stories it gives the stories that were held out.
         n_stories: Stories the search read.
@@ -62,7 +38,7 @@ class CircuitFile:
     """
 
     query: "CircuitQuery"
-    features: tuple[CircuitFeature, ...]
+    targets: "tuple[Target, ...]"
     settings: "SearchSettings"
     seed: int
     n_stories: int
@@ -76,23 +52,17 @@ class CircuitFile:
     @property
     def layers(self) -> list[int]:
         """Layers of the circuits, each once, in order."""
-        return sorted({one.layer for one in self.features})
+        return sorted({one.layer for one in self.targets})
 
-    def select(self, names: Sequence[str] | None) -> tuple[CircuitFeature, ...]:
-        """Circuits by name (4/143), in the order asked for; all by default.
+    def only(self, names: Sequence[str]) -> "CircuitFile":
+        """Keep some of the circuits, by their names (4/143), in the order asked for.
 
         Raises:
-            ValueError: If there is none of that name.
+            ValueError: If there is none of that name, or none is asked for.
         """
-        if names is None:
-            return self.features
-        known = {one.name: one for one in self.features}
-        for name in names:
-            if name not in known:
-                raise ValueError(f"features must be circuits of the file ({', '.join(known)}), got {name}.")
-        if not names:
-            raise ValueError(f"features must name at least one circuit of the file ({', '.join(known)}), got none.")
-        return tuple(known[name] for name in dict.fromkeys(names))
+        from bilinear_circuits.circuits.target import named
+
+        return replace(self, targets=named(self.targets, names))
 
     def is_corpus(self, corpus: Corpus) -> bool:
         """Whether a corpus is the one the search read, and its stories are found in the same way."""
@@ -146,11 +116,11 @@ def read_circuit_file(path: str) -> CircuitFile:
     config = _typed(source, "config", dict, f"provenance of {path}")
     corpus = _typed(source, "corpus", dict, f"provenance of {path}")
     dictionaries = _typed(source, "dictionaries", list, f"provenance of {path}")
-    features = [
-        _feature(one, f"circuits[{index}] of {path}")
+    targets = [
+        _target(one, f"circuits[{index}] of {path}")
         for index, one in enumerate(_typed(document, "circuits", list, path))
     ]
-    names = [one.name for one in features]
+    names = [one.name for one in targets]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"circuits of {path} must be one or more, each once, got {', '.join(names) or 'none'}.")
     seed = _typed(document, "seed", int, path)
@@ -158,7 +128,7 @@ def read_circuit_file(path: str) -> CircuitFile:
     where = f"dictionaries of {path}"
     return CircuitFile(
         query=query,
-        features=tuple(features),
+        targets=tuple(targets),
         settings=settings,
         seed=seed,
         n_stories=_counted(corpus, "n_stories", 1, f"corpus of {path}"),
@@ -190,22 +160,24 @@ def _document(path: str) -> dict[str, Any]:
     return document
 
 
-def _feature(content: Any, where: str) -> CircuitFeature:
+def _target(content: Any, where: str) -> "Target":
     """One entry of `circuits`."""
+    from bilinear_circuits.circuits.target import Target
+
     evidence, profile = (_typed(content, key, dict, where) for key in ("evidence", "profile"))
     groups = _typed(profile, "groups", dict, f"profile in {where}")
-    members = {
-        name: tuple(
+    first, second = (
+        tuple(
             _counted(one, "feature", 0, f"group {name!r} in {where}")
             for one in _typed(groups, name, list, f"groups in {where}")
         )
         for name in ("first", "second")
-    }
+    )
     sign = _typed(evidence, "sign", int, f"evidence in {where}")
     if sign not in (1, -1):
         raise ValueError(f"sign in evidence in {where} must be 1 or -1, got {sign}.")
     layer, feature = (_counted(evidence, name, 0, f"evidence in {where}") for name in ("layer", "feature"))
-    return CircuitFeature(layer, feature, sign, **members)
+    return Target(layer, feature, sign, (first, second))
 
 
 def _typed(content: Any, key: str, kind: type, where: str) -> Any:
@@ -276,7 +248,7 @@ def read_proofs(path: str) -> dict[str, dict[str, Any]]:
     proofs = {}
     for index, one in enumerate(_typed(document, "circuits", list, path)):
         where = f"circuits[{index}] of {path}"
-        known, verdict, proof = _feature(one, where), *(_typed(one, key, dict, where) for key in ("verdict", "proof"))
+        known, verdict, proof = _target(one, where), *(_typed(one, key, dict, where) for key in ("verdict", "proof"))
         pole = "positive" if known.sign > 0 else "negative"
         effects = {name: _typed(proof, name, dict, where) for name in ("removal", "control", "ce_removal")}
         proofs[known.name] = {**verdict, "pole": pole, "words": _typed(query, pole, list, path), **effects}

@@ -123,7 +123,7 @@ def factors_of(arguments: Arguments, asked: CircuitFile, ranking: Mapping[str, i
     Raises:
         ValueError: If a feature is not in the ranking, or nothing is left to edit.
     """
-    chosen = {one.name: one.sign for one in asked.features}
+    chosen = {one.name: one.sign for one in asked.targets}
     if arguments.features is not None:
         for name in arguments.features:
             if name not in ranking:
@@ -148,7 +148,7 @@ def factors_of(arguments: Arguments, asked: CircuitFile, ranking: Mapping[str, i
 
 def _best_sign(asked: CircuitFile, ranking: Mapping[str, int]) -> int:
     """The pole of the circuit that stands first in the ranking."""
-    return min(asked.features, key=lambda one: list(ranking).index(one.name) if one.name in ranking else math.inf).sign
+    return min(asked.targets, key=lambda one: list(ranking).index(one.name) if one.name in ranking else math.inf).sign
 
 
 def _check_out(arguments: Arguments) -> None:
@@ -197,6 +197,7 @@ def _measure(
     from bilinear_circuits.circuits.search import story_parts
     from bilinear_circuits.data.stories import StoryTokens
     from bilinear_circuits.interactions.activity import collect_activity
+    from bilinear_circuits.runs import Runs
     from bilinear_circuits.surgery import measure_edit
 
     edited = AutoModelForCausalLM.from_pretrained(folder).to(arguments.device).eval()
@@ -209,9 +210,8 @@ def _measure(
     parts = [torch.cat([getattr(one, name)[:, :width] for one in (losses, proofs)]) for name in ("ids", "mask")]
     held_out = StoryTokens(*(part[: arguments.prediction_stories] for part in parts))
     activity = collect_activity(model, interactions, ranking, common.bar)
-    return measure_edit(
-        model, edited, edits, activity, sites, held_out, tokens, settings.controls, arguments.seed, common.bar
-    )
+    runs = Runs(model, min(edit.layer for edit in edits), sites, tokens)
+    return measure_edit(runs, edited, edits, activity, held_out, settings.controls, arguments.seed, common.bar)
 
 
 def _provenance(

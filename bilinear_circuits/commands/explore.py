@@ -249,7 +249,7 @@ def read_prompts(path: str) -> tuple[str, ...]:
 def _asked_for(arguments: Arguments, asked: CircuitFile | None) -> tuple[list[tuple[int, int]], Mapping[str, Any]]:
     """Layer and feature of every circuit, and what is proved of them."""
     if asked is not None and arguments.circuit is not None:
-        chosen = asked.select(arguments.features)
+        chosen = (asked if arguments.features is None else asked.only(arguments.features)).targets
         asked.check_source(arguments)
         return [(one.layer, one.feature) for one in chosen], read_proofs(arguments.circuit)
     if not arguments.features:

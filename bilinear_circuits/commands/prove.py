@@ -5,7 +5,6 @@ search, prints short tables and writes proof.json (numbers for readers), result.
 """
 
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,14 +12,12 @@ from typing import TYPE_CHECKING, Any
 from simple_parsing import field
 
 from bilinear_circuits.commands import common, records
-from bilinear_circuits.commands.circuit_file import CircuitFeature, CircuitFile, read_circuit_file
+from bilinear_circuits.commands.circuit_file import read_circuit_file
 from bilinear_circuits.commands.corpus import tokenized
 from bilinear_circuits.commands.outputs import Outputs
 from bilinear_circuits.utilities.folders import file_hash
 
 if TYPE_CHECKING:
-    from bilinear_circuits.data.stories import StoryTokens
-    from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
     from bilinear_circuits.interventions import CircuitProofs, ProofSettings
 
 
@@ -60,17 +57,18 @@ def run(arguments: Arguments) -> None:
     """Prove, print tables, write the numbers."""
     started = time.perf_counter()
     asked = read_circuit_file(arguments.circuit)
-    chosen = asked.select(arguments.features)
+    asked = asked if arguments.features is None else asked.only(arguments.features)
     common.check_out(arguments.out)
     settings = _settings(arguments)
     saes = common.saes_of(arguments)
     asked.check_source(arguments)
-    layers = common.check_layers(sorted({one.layer for one in chosen}), saes)
+    layers = common.check_layers(asked.layers, saes)
     corpus = asked.corpus_of(arguments)
     if not asked.is_corpus(corpus):
         common.note("the corpus is not that of the search: edges and sites are chosen on other stories")
 
     from bilinear_circuits.commands.prove_tables import tables
+    from bilinear_circuits.interventions import prove_circuits
     from bilinear_circuits.models.running import context_length
     from bilinear_circuits.utilities.saving import save_result
 
@@ -78,9 +76,9 @@ def run(arguments: Arguments) -> None:
     known = [layer for layer in common.check_layers(None, saes) if layer >= layers[0]]
     model, interactions = common.load_interactions(arguments, known)
     tokens = tokenized(corpus, stories, model.tokenizer, min(asked.settings.context, context_length(model)))
-    proofs = _prove(model, interactions, asked, chosen, tokens, settings, arguments.seed)
+    proofs = prove_circuits(model, interactions, asked, tokens, settings, arguments.seed, progress=common.bar)
     resolved = replace(
-        arguments, saes=saes, corpus=records.display_name(corpus.path), features=[one.name for one in chosen]
+        arguments, saes=saes, corpus=records.display_name(corpus.path), features=[one.name for one in asked.targets]
     )
     source = records.provenance(resolved, interactions, corpus, len(stories), time.perf_counter() - started)
     source |= {"circuits": {"sha256": file_hash(Path(arguments.circuit)), "seed": asked.seed}}
@@ -103,26 +101,6 @@ def _settings(arguments: Arguments) -> "ProofSettings":
 
     names = ("n_edges", "n_exact", "n_draws", "n_controls", "n_nonsense")
     return ProofSettings(**{name: getattr(arguments, name) for name in names})
-
-
-def _prove(
-    model: Any,
-    interactions: "Sequence[FeatureInteractions]",
-    asked: CircuitFile,
-    chosen: Sequence[CircuitFeature],
-    tokens: "StoryTokens",
-    settings: "ProofSettings",
-    seed: int,
-) -> "CircuitProofs":
-    """The circuits chosen, on the stories that the search held out."""
-    from bilinear_circuits.interventions import Target, prove_circuits
-
-    targets = [Target(one.layer, one.feature, one.sign, (one.first, one.second)) for one in chosen]
-
-    return prove_circuits(
-        model, interactions, asked.query, targets,
-        tokens, asked.settings, asked.seed, settings, seed, progress=common.bar,
-    )  # fmt: skip
 
 
 def _payload(proofs: "CircuitProofs", source: dict[str, Any]) -> dict[str, Any]:

@@ -8,6 +8,7 @@
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from bilinear_circuits.circuits.query import QueryTokens
 from bilinear_circuits.circuits.rank import Screen
+from bilinear_circuits.circuits.target import Target
 from bilinear_circuits.interactions.activity import LayerActivity
 from bilinear_circuits.interactions.bounds import truncation_error
 from bilinear_circuits.interactions.completeness import circuit_completeness
@@ -42,34 +44,39 @@ from bilinear_circuits.interventions.results import InterventionProof, Places, P
 from bilinear_circuits.interventions.terms import Edges, edges_of
 from bilinear_circuits.runs import Edit, Runs
 from bilinear_circuits.statistics.effects import Effect, bootstrap
+from bilinear_circuits.utilities.display import Brief
 
 
-@torch.no_grad()
-def prove_interventions(
-    runs: Runs[QueryTokens],
-    elsewhere: Runs[QueryTokens],
-    corpus: LayerActivity,
-    screen: Screen,
-    feature: int,
-    groups: tuple[Sequence[int], Sequence[int]],
-    later: Sequence[FeatureInteractions],
-    directions: Float[Tensor, "d_model d_vocab"],
-    rank: int,
-    settings: ProofSettings,
-    seed: int,
-) -> InterventionProof:
-    """Run every test on one circuit.
+@dataclass(frozen=True, eq=False, repr=False)
+class ProofPlace(Brief):
+    """What the proofs of circuits of one layer share.
 
-    Args:
-        runs: Its layer at trigger sites of held-out stories.
+    Attributes:
+        runs: The layer at trigger sites of held-out stories.
         elsewhere: The same layer at tokens that are no triggers.
         corpus: The layer on the ranking stories.
         screen: What is known of every output feature of the layer.
-        feature: Output feature.
-        groups: Its two groups of input features.
-        later: Layers with dictionaries.
+        later: Layers with dictionaries, whose features are followed.
         directions: Unembedding with the final norm's weight folded in.
         rank: Rank of the form that is removed for comparison.
+    """
+
+    runs: Runs[QueryTokens]
+    elsewhere: Runs[QueryTokens]
+    corpus: LayerActivity
+    screen: Screen
+    later: tuple[FeatureInteractions, ...]
+    directions: Float[Tensor, "d_model d_vocab"]
+    rank: int
+
+
+@torch.no_grad()
+def prove_interventions(place: ProofPlace, target: Target, settings: ProofSettings, seed: int) -> InterventionProof:
+    """Run every test on one circuit.
+
+    Args:
+        place: Where it is proved.
+        target: The circuit.
         settings: How much is measured.
         seed: Seed of everything random.
 
@@ -77,6 +84,7 @@ def prove_interventions(
         ValueError: If there is no such feature or input feature, or the output feature is active at fewer than two
             sites, or at no token of the corpus.
     """
+    runs, corpus, feature, groups, rank = place.runs, place.corpus, target.feature, target.groups, place.rank
     interactions, generator = corpus.interactions, torch.Generator().manual_seed(seed)
     _check_groups(interactions, feature, groups)
     here, reference = _active_sites(runs, corpus, feature), _reference(corpus, runs, feature)
@@ -93,15 +101,15 @@ def prove_interventions(
         n_active=len(here),
         edges=top,
         exactness=edge_exactness(here, interactions, feature, samples["contribution"], settings.n_exact, generator),
-        effects=edge_effects(here, interactions, feature, samples, corpus, directions, final_scale(here)),
-        places=_places(here, runs, elsewhere, interactions, feature, top, rank, seed),
+        effects=edge_effects(here, interactions, feature, samples, corpus, place.directions, final_scale(here)),
+        places=_places(here, runs, place.elsewhere, interactions, feature, top, rank, seed),
         nodes=_nodes(here, corpus, feature, groups, seed),
         circuit=circuit_ablations(here, interactions, feature, top, corpus, seed),
         doses=dose_response(here, interactions, feature, top, settings.factors, seed),
         complement=complement_tests(here, interactions, feature, sets, settings.sizes, settings.n_draws, seed),
-        later=later_effects(here, change, later, settings.n_listed, seed),
+        later=later_effects(here, change, place.later, settings.n_listed, seed),
         other_features=other_features(
-            here, corpus, screen, feature, reference, settings.n_edges, settings.n_controls, seed
+            here, corpus, place.screen, feature, reference, settings.n_edges, settings.n_controls, seed
         ),
         nonsense=nonsense_task(moved, runs.metric, frequency, settings.n_nonsense, seed),
         truncation=truncation_error(corpus, feature, rank),

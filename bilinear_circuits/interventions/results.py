@@ -122,23 +122,6 @@ class InterventionProof(Shown):
         return f"{self.layer}/{self.feature}"
 
 
-@dataclass(frozen=True)
-class Target:
-    """A circuit to prove.
-
-    Attributes:
-        layer: Layer of the MLP.
-        feature: Output feature.
-        sign: 1 where it pushes to the positive pole, -1 where to the negative.
-        groups: Its two groups of input features.
-    """
-
-    layer: int
-    feature: int
-    sign: int
-    groups: tuple[tuple[int, ...], tuple[int, ...]]
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class CircuitProofs(Brief):
     """The proofs of some circuits of one query.

@@ -5,17 +5,18 @@ from typing import Any
 
 import torch
 
-from bilinear_circuits.circuits.query import CircuitQuery, QueryTokens
+from bilinear_circuits.circuits.query import QueryTokens
 from bilinear_circuits.circuits.rank import screen_features
-from bilinear_circuits.circuits.search import SearchSettings, story_parts
+from bilinear_circuits.circuits.search import story_parts
+from bilinear_circuits.circuits.target import Searched, Target
 from bilinear_circuits.data.stories import StoryTokens
 from bilinear_circuits.interactions.activity import LayerActivity, collect_activity
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 from bilinear_circuits.interactions.naming import input_label
 from bilinear_circuits.interventions.controls import other_sites
 from bilinear_circuits.interventions.joint import JointRemoval, joint_removal
-from bilinear_circuits.interventions.proof import prove_interventions, removal_of
-from bilinear_circuits.interventions.results import CircuitProofs, InterventionProof, ProofSettings, Target
+from bilinear_circuits.interventions.proof import ProofPlace, prove_interventions, removal_of
+from bilinear_circuits.interventions.results import CircuitProofs, InterventionProof, ProofSettings
 from bilinear_circuits.models.running import context_length, unembedding
 from bilinear_circuits.runs import Runs, Sites
 from bilinear_circuits.utilities.progress import Progress, silent
@@ -25,28 +26,20 @@ from bilinear_circuits.utilities.progress import Progress, silent
 def prove_circuits(
     model: Any,
     interactions: Sequence[FeatureInteractions],
-    query: CircuitQuery,
-    targets: Sequence[Target],
+    search: Searched,
     stories: Sequence[str] | StoryTokens,
-    search: SearchSettings,
-    search_seed: int,
-    settings: ProofSettings,
+    settings: ProofSettings | None = None,
     seed: int = 0,
     tokenizer: Any = None,
     progress: Progress = silent,
 ) -> CircuitProofs:
-    """Prove circuits by every intervention of this package.
-
-    With the stories, settings and seed of the search, the sites are in the stories that the search held out too.
+    """Prove the circuits of a search by every intervention of this package, on stories that it held out.
 
     Args:
         model: A TransformerBridge, a HookedTransformer or a Hugging Face Llama.
         interactions: The layers of the circuits, and any later ones whose features are to be compared.
-        query: Triggers and poles.
-        targets: The circuits.
-        stories: Texts, those of the search, or their tokens.
-        search: Settings of the search.
-        search_seed: Seed of the search.
+        search: The search, or what is read from its file. `search.only(names)` proves some of its circuits.
+        stories: Texts, those of the search, or their tokens: with others, its held-out stories are not known.
         settings: How much is measured.
         seed: Seed of everything random here.
         tokenizer: The model's own by default.
@@ -59,28 +52,30 @@ def prove_circuits(
     tokenizer = tokenizer if tokenizer is not None else getattr(model, "tokenizer", None)
     if tokenizer is None:
         raise ValueError(f"tokenizer must be given for a {type(model).__name__}, which carries none.")
-    tokens = QueryTokens.resolve(query, tokenizer)
-    context = min(search.context, context_length(model))
-    ranking, _, held_out = story_parts(stories, tokenizer, search, context, search_seed)
-    sites = tokens.sites(held_out, search.sites, search.site_position)
-    elsewhere = other_sites(held_out, tokens, search.sites, search.site_position, seed)
+    settings, plan, targets = settings or ProofSettings(), search.settings, search.targets
+    tokens = QueryTokens.resolve(search.query, tokenizer)
+    context = min(plan.context, context_length(model))
+    ranking, _, held_out = story_parts(stories, tokenizer, plan, context, search.seed)
+    sites = tokens.sites(held_out, plan.sites, plan.site_position)
+    if len(sites) == 0:
+        raise ValueError(
+            f"stories must hold triggers ({', '.join(search.query.triggers)}), got none. Use more stories."
+        )
+    elsewhere = other_sites(held_out, tokens, plan.sites, plan.site_position, seed)
     activity = {one.interactions.mlp.layer: one for one in _activity(model, interactions, targets, ranking, progress)}
     directions = unembedding(model).to(next(iter(activity.values())).x)
     proofs: dict[int, InterventionProof] = {}
     for layer, corpus in activity.items():
         runs, other = (Runs(model, layer, some, tokens) for some in (sites, elsewhere))
         screen = screen_features(corpus, tokens, directions)
+        place = ProofPlace(runs, other, corpus, screen, tuple(interactions), directions, plan.rank)
         here = [index for index, target in enumerate(targets) if target.layer == layer]
         for index in progress(here, f"prove layer {layer}"):
-            target = targets[index]
-            proofs[index] = prove_interventions(
-                runs, other, corpus, screen, target.feature, target.groups, interactions, directions, search.rank,
-                settings, seed,
-            )  # fmt: skip
+            proofs[index] = prove_interventions(place, targets[index], settings, seed)
     ordered = tuple(proofs[index] for index in range(len(targets)))
     joint = _joint(model, activity, sites, tokens, targets, ordered, seed)
     n_tokens = len(next(iter(activity.values())).x)
-    return CircuitProofs(query, settings, seed, n_tokens, ordered, joint, _labels(activity, ordered, tokenizer))
+    return CircuitProofs(search.query, settings, seed, n_tokens, ordered, joint, _labels(activity, ordered, tokenizer))
 
 
 def _labels(

@@ -22,7 +22,7 @@ from bilinear_circuits.data.stories import StoryTokens
 from bilinear_circuits.interactions.activity import LayerActivity
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 from bilinear_circuits.models.running import unembedding
-from bilinear_circuits.runs import Runs, Sites, measure
+from bilinear_circuits.runs import Runs, measure
 from bilinear_circuits.statistics.effects import Effect, bootstrap, bootstrap_rows
 from bilinear_circuits.surgery.controls import control_edits
 from bilinear_circuits.surgery.edits import FormEdit
@@ -122,13 +122,11 @@ class EditReport(Shown):
 
 @torch.no_grad()
 def measure_edit(
-    model: Any,
+    runs: Runs[QueryTokens],
     edited: Any,
     edits: Sequence[FormEdit],
     activity: Sequence[LayerActivity],
-    sites: Sites,
     stories: StoryTokens,
-    tokens: QueryTokens,
     n_controls: int = 12,
     seed: int = 0,
     progress: Progress = silent,
@@ -138,13 +136,11 @@ def measure_edit(
     Cost: about 2 n_controls + 12 passes over the sites, and one of each model over the stories.
 
     Args:
-        model: The original.
+        runs: The original at trigger sites, at the first layer edited or an earlier one.
         edited: The edited model, as read from disk.
         edits: Its edits.
         activity: The layers edited, on stories that are not used otherwise; controls are matched on them.
-        sites: Trigger sites.
         stories: Stories for cross-entropy and KL divergence.
-        tokens: The query.
         n_controls: Sets of control features of either kind.
         seed: Seed of the bootstrap.
         progress: Wraps controls and stories.
@@ -154,16 +150,16 @@ def measure_edit(
             original and the edits.
     """
     generator = torch.Generator().manual_seed(seed)
+    model, tokens = runs.model, runs.metric
     interactions = [one.interactions for one in activity]
     weights = check_weights(model, edited, edits)
-    runs = Runs(model, min(edit.layer for edit in edits), sites, tokens)
     active = active_at(runs, interactions, edits)
     here = active.any(0)
     if not here.any():
         names = ", ".join(edit.name for edit in edits)
         raise ValueError(f"edits must be of features that are active at a trigger site, got {names}. Use more stories.")
     predicted = effect_of(runs, edits)
-    measured = measure(edited, sites, tokens) - measure(model, sites, tokens)
+    measured = measure(edited, runs.sites, tokens) - measure(model, runs.sites, tokens)
     ranks = _by_rank(runs.select(here), interactions, edits, generator)
     screens = [screen_features(one, tokens, unembedding(model).to(one.x)) for one in activity]
     kinds = control_edits(edits, activity, screens, n_controls)

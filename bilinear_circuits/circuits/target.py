@@ -1,0 +1,83 @@
+"""A circuit by its name: an output feature, the pole it pushes to, and its two groups of input features."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar, runtime_checkable
+
+from bilinear_circuits.circuits.query import CircuitQuery
+from bilinear_circuits.circuits.settings import SearchSettings
+
+
+@dataclass(frozen=True)
+class Target:
+    """A circuit to prove or edit.
+
+    Attributes:
+        layer: Layer of the MLP.
+        feature: Output feature.
+        sign: 1 where it pushes to the positive pole, -1 where to the negative.
+        groups: Its two groups of input features, strongest first.
+    """
+
+    layer: int
+    feature: int
+    sign: int
+    groups: tuple[tuple[int, ...], tuple[int, ...]]
+
+    @property
+    def name(self) -> str:
+        """Layer and feature, as 4/143."""
+        return f"{self.layer}/{self.feature}"
+
+
+@runtime_checkable
+class Searched(Protocol):
+    """What a search leaves for those who prove or edit its circuits: in memory, or read from its file."""
+
+    @property
+    def query(self) -> CircuitQuery:
+        """Triggers and poles."""
+        ...
+
+    @property
+    def settings(self) -> SearchSettings:
+        """How much the search measured."""
+        ...
+
+    @property
+    def seed(self) -> int:
+        """Its seed: with the same stories it gives those that it held out."""
+        ...
+
+    @property
+    def targets(self) -> tuple[Target, ...]:
+        """Its circuits, best first, positive pole before negative."""
+        ...
+
+
+@runtime_checkable
+class Named(Protocol):
+    """Anything with a name."""
+
+    @property
+    def name(self) -> str:
+        """Layer and feature, as 4/143."""
+        ...
+
+
+T = TypeVar("T", bound=Named)
+
+
+def named(circuits: Sequence[T], names: Sequence[str]) -> tuple[T, ...]:
+    """Pick circuits by their names (4/143), in the order asked for, each once.
+
+    Raises:
+        ValueError: If there is none of that name, or none is asked for.
+    """
+    known = {one.name: one for one in circuits}
+    for name in names:
+        if name not in known:
+            raise ValueError(f"features must be circuits of the search ({', '.join(known)}), got {name}.")
+    if not names:
+        raise ValueError(f"features must name at least one circuit of the search ({', '.join(known)}), got none.")
+    return tuple(known[name] for name in dict.fromkeys(names))
