@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from bilinear_circuits.interactions.low_rank import LowRankCorrelation, low_rank_correlation
     from bilinear_circuits.interactions.naming import feature_label, input_label
     from bilinear_circuits.interactions.profiles import FeatureProfile, profile_feature
+    from bilinear_circuits.interventions import CircuitProofs, ProofSettings, prove_circuits
     from bilinear_circuits.models.bilinear_mlp import BilinearMLP, NotBilinearError
     from bilinear_circuits.models.directions import logit_directions, neuron_directions, token_directions
     from bilinear_circuits.models.running import context_length, unembedding
@@ -31,12 +32,14 @@ if TYPE_CHECKING:
     from bilinear_circuits.surgery import FormEdit, edit_model
     from bilinear_circuits.surgery.weights import check_weights
     from bilinear_circuits.utilities.saving import load_result, save_result
+    from bilinear_circuits.workspace import Workspace
     from bilinear_circuits.zoo import corpus_path, load_dictionaries, load_model
 
 __version__ = "0.1.0"
 
 _HOME = {
     "BilinearMLP": "models.bilinear_mlp",
+    "CircuitProofs": "interventions",
     "CircuitQuery": "circuits",
     "CircuitSearch": "circuits",
     "Dictionary": "dictionaries.dictionary",
@@ -50,11 +53,13 @@ _HOME = {
     "Ledger": "interactions.ledger",
     "LowRankCorrelation": "interactions.low_rank",
     "NotBilinearError": "models.bilinear_mlp",
+    "ProofSettings": "interventions",
     "QuadraticForm": "algebra.tensor",
     "SearchSettings": "circuits",
     "Spectrum": "algebra.spectra",
     "StoryTokens": "data.stories",
     "UnsupportedSAEError": "dictionaries.folding",
+    "Workspace": "workspace",
     "attribute_prompt": "prompts.attribution",
     "check_weights": "surgery.weights",
     "collect_activity": "interactions.activity",
@@ -75,6 +80,7 @@ _HOME = {
     "neuron_directions": "models.directions",
     "profile_feature": "interactions.profiles",
     "prompt_tokens": "prompts.accounts",
+    "prove_circuits": "interventions",
     "quadratic_form_similarity": "algebra.similarity",
     "read_stories": "data.corpora",
     "save_result": "utilities.saving",
@@ -85,6 +91,7 @@ _HOME = {
 
 __all__ = [
     "BilinearMLP",
+    "CircuitProofs",
     "CircuitQuery",
     "CircuitSearch",
     "Dictionary",
@@ -98,11 +105,13 @@ __all__ = [
     "Ledger",
     "LowRankCorrelation",
     "NotBilinearError",
+    "ProofSettings",
     "QuadraticForm",
     "SearchSettings",
     "Spectrum",
     "StoryTokens",
     "UnsupportedSAEError",
+    "Workspace",
     "attribute_prompt",
     "check_weights",
     "collect_activity",
@@ -123,6 +132,7 @@ __all__ = [
     "neuron_directions",
     "profile_feature",
     "prompt_tokens",
+    "prove_circuits",
     "quadratic_form_similarity",
     "read_stories",
     "save_result",

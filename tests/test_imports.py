@@ -15,6 +15,7 @@ MODULES = {path.relative_to(PACKAGE).with_suffix("").as_posix(): path for path i
 ORDER = (
     "cli",
     "commands",
+    "workspace",
     "report",
     "prompts",
     "comparison",
@@ -34,7 +35,7 @@ ORDER = (
     "algebra",
     "utilities",
 )
-OUTER = ORDER[:3]
+OUTER = ORDER[: ORDER.index("report") + 1]
 ANALYSES = [name for name in MODULES if name.split("/")[0] not in (*OUTER, "__init__")]
 HEAVY = ("torch", "transformer_lens", "sae_lens", "transformers", "datasets", "plotly")
 
@@ -58,9 +59,14 @@ def inner_parts(names):
 
 def inner_modules(names):
     """Modules inside the package that the names are or lie in, as keys of `MODULES`."""
+    keys = {key.removesuffix("/__init__"): key for key in MODULES}
     paths = {name.removeprefix("bilinear_circuits.").replace(".", "/") for name in names if "bilinear_circuits" in name}
-    inside = {path for name in paths for path in (name, name.rpartition("/")[0])}
-    return {key for key in MODULES if key.removesuffix("/__init__") in inside}
+    return {
+        keys[found]
+        for path in paths
+        for found in (path, path.rpartition("/")[0])
+        if found in keys and (found == path or path not in keys)
+    }
 
 
 def circle(graph):

@@ -1,25 +1,25 @@
 """What it takes to repeat a result: configuration, versions, hashes; and names that tell of no machine's folders."""
 
-import contextlib
 import json
-import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bilinear_circuits import zoo
 from bilinear_circuits.commands.common import CommonArguments, saes_of
-from bilinear_circuits.commands.corpus import settings_of
 from bilinear_circuits.data.corpora import Corpus
 from bilinear_circuits.dictionaries import names as feature_names
-from bilinear_circuits.utilities.folders import Fingerprint, file_hash, read_json
+from bilinear_circuits.utilities.folders import file_hash, read_json
+from bilinear_circuits.zoo.provenance import corpus_source as corpus_source
+from bilinear_circuits.zoo.provenance import dictionary_source as dictionary_source
+from bilinear_circuits.zoo.provenance import display_name as display_name
+from bilinear_circuits.zoo.provenance import environment as environment
+from bilinear_circuits.zoo.provenance import model_source as model_source
+from bilinear_circuits.zoo.provenance import provenance as zoo_provenance
 
 if TYPE_CHECKING:
     from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
-
-_PACKAGES = ("bilinear-circuits", "torch", "transformers", "transformer-lens", "sae-lens", "tokenizers")
 
 
 def provenance(
@@ -29,41 +29,10 @@ def provenance(
     n_stories: int,
     seconds: float,
 ) -> dict[str, Any]:
-    """What it takes to repeat a result: configuration, versions, commit, hashes of model, dictionaries and data."""
-    saes = zoo.dictionaries_path(saes_of(arguments))
-    dictionaries = [
-        {
-            **dictionary_source(saes / dictionary.name),
-            "names_sha256": file_hash(saes / dictionary.name / feature_names.FILE),
-            "d_in": dictionary.d_in,
-            "d_sae": dictionary.d_sae,
-            "activation": dictionary.activation.kind,
-        }
-        for layer in interactions
-        for dictionary in (layer.sae_in, layer.sae_out)
-    ]
-    return {
-        "model": model_source(arguments.model),
-        "dictionaries": dictionaries,
-        "corpus": None if corpus is None else corpus_source(corpus, n_stories),
-        **environment(),
-        "config": shared_config(arguments),
-        "seconds": round(seconds, 1),
-    }
-
-
-def model_source(name_or_path: str) -> dict[str, Any]:
-    """Name a model with the hash of all that decides what it computes, and of each file."""
-    return _source(name_or_path, zoo.model_fingerprint(name_or_path))
-
-
-def dictionary_source(folder: Path) -> dict[str, Any]:
-    """Name a dictionary with the hash of all that decides what it computes, and of each file."""
-    return _source(str(folder), zoo.dictionary_fingerprint(folder))
-
-
-def _source(name_or_path: str, fingerprint: Fingerprint) -> dict[str, Any]:
-    return {"name": display_name(name_or_path), "sha256": fingerprint.sha256, "files": dict(fingerprint.files)}
+    """Gather what it takes to repeat a result: configuration, versions, commit, hashes of all that was read."""
+    dictionaries = [dictionary for layer in interactions for dictionary in (layer.sae_in, layer.sae_out)]
+    source = zoo_provenance(arguments.model, saes_of(arguments), dictionaries, corpus, n_stories)
+    return source | {"config": shared_config(arguments), "seconds": round(seconds, 1)}
 
 
 def layer_hashes(arguments: CommonArguments, layer: int) -> dict[str, Any]:
@@ -83,12 +52,6 @@ def names_hashes(arguments: CommonArguments, layer: int) -> list[str | None]:
     return [file_hash(saes / f"blocks.{layer}.mlp.{side}" / feature_names.FILE) for side in ("hook_in", "hook_out")]
 
 
-def corpus_source(corpus: Corpus, n_stories: int) -> dict[str, Any]:
-    """Name a corpus with its hash, where it is a file, how stories are found in it, and the number of stories read."""
-    named = {"name": display_name(corpus.path), "sha256": file_hash(corpus.path), "n_stories": n_stories}
-    return named | settings_of(corpus)
-
-
 def shared_config(arguments: Any) -> dict[str, Any]:
     """Write options as plain data that can be sent to others: files and folders by the last part of their path."""
     named = {
@@ -105,40 +68,7 @@ def _without_paths(value: Any) -> Any:
     return {key: _without_paths(part) for key, part in value.items()} if isinstance(value, dict) else value
 
 
-def environment() -> dict[str, Any]:
-    """Versions of the packages that matter, and the commit of this one."""
-    return {"versions": {name: _version(name) for name in _PACKAGES}, "commit": _commit()}
-
-
-def display_name(name_or_path: str) -> str:
-    """Name a model, corpus or folder in results: the last part of a path, so that no machine's folders get there."""
-    try:
-        path = Path(name_or_path).expanduser()
-        is_path = path.is_absolute() or ".." in path.parts or path.exists()
-    except (OSError, ValueError, RuntimeError):  # too long for a path, with a zero byte, or of a user there is not
-        return name_or_path
-    return path.resolve().name if is_path and name_or_path else name_or_path
-
-
 def changed_settings(marker: Path, resolved: Mapping[str, Any]) -> list[str]:
     """Keys in which a run that was started, as recorded in a marker file, differs from the one asked for."""
     started = read_json(marker, marker.name)
     return [key for key, value in json.loads(json.dumps(resolved)).items() if started.get(key) != value]
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
-
-
-def _commit() -> str | None:
-    """Commit of the checkout the package runs from; None where it is installed elsewhere."""
-    root = Path(__file__).parents[2]
-    if not (root / ".git").exists():
-        return None
-    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40"]
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-    return None

@@ -1,0 +1,170 @@
+"""One model, its dictionaries and a corpus, loaded once and asked many things: where a notebook begins."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from bilinear_circuits import zoo
+from bilinear_circuits.circuits import CircuitQuery, CircuitSearch, SearchSettings, find_circuits
+from bilinear_circuits.data.corpora import Corpus
+from bilinear_circuits.data.stories import StoryTokens, tokenize_stories
+from bilinear_circuits.discovery import DiscoverySearch, DiscoverySettings, FeatureActivity, discover
+from bilinear_circuits.interactions.activity import LayerActivity, collect_activity
+from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
+from bilinear_circuits.interactions.profiles import FeatureProfile, profile_feature
+from bilinear_circuits.interventions import CircuitProofs, ProofSettings, prove_circuits
+from bilinear_circuits.models.bilinear_mlp import BilinearMLP
+from bilinear_circuits.models.running import context_length, unembedding
+from bilinear_circuits.prompts.accounts import PromptAccount, explain_prompt, prompt_tokens
+from bilinear_circuits.report import circuits_page
+from bilinear_circuits.surgery import FormEdit, edit_model
+from bilinear_circuits.utilities.display import Brief
+from bilinear_circuits.utilities.progress import Progress, silent
+from bilinear_circuits.zoo.provenance import provenance
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Workspace(Brief):
+    """A model between dictionaries, and the stories it is read on; what is costly is done when it is first needed.
+
+    Attributes:
+        model_name: Name, folder or Hub id of the model.
+        saes: Name or folder of its dictionaries.
+        corpus: Where the stories are.
+        model: The model, a TransformerBridge.
+        interactions: Its layers between their dictionaries.
+        stories: The stories.
+        seed: Seed of everything random.
+        progress: Wraps the long loops.
+    """
+
+    model_name: str
+    saes: str
+    corpus: Corpus
+    model: Any
+    interactions: tuple[FeatureInteractions, ...]
+    stories: tuple[str, ...]
+    seed: int
+    progress: Progress
+
+    @classmethod
+    def open(
+        cls,
+        model: str = zoo.DEFAULT_MODEL,
+        saes: str | None = None,
+        corpus: str | Corpus | None = None,
+        layers: Sequence[int] | None = None,
+        n_stories: int = 2000,
+        device: str = "cpu",
+        seed: int = 0,
+        progress: Progress = silent,
+    ) -> "Workspace":
+        """Load a model, dictionaries and stories.
+
+        Args:
+            model: A shipped model, a Hugging Face folder, or a Hub id.
+            saes: Folder of dictionaries blocks.L.mlp.hook_in and hook_out; those shipped with the model by default.
+            corpus: Stories: a file, a Hub id, or a `Corpus` that says how they are found; those shipped by default.
+            layers: Layers; all that have dictionaries by default.
+            n_stories: Stories read.
+            device: Where to compute.
+            seed: Seed of everything random.
+            progress: Wraps the long loops, such as `tqdm`-like callables; silent by default.
+
+        Raises:
+            FileNotFoundError: If the model, a dictionary or the corpus is missing.
+            ValueError: If nothing is shipped for the model and dictionaries or corpus are not given, or what is given
+                does not fit together.
+        """
+        saes, where = saes or model, corpus or model
+        found = where if isinstance(where, Corpus) else Corpus(zoo.corpus_path(where))
+        found.check()
+        stories = tuple(found.read(n_stories))
+        known = zoo.dictionary_layers(saes)
+        if missing := sorted(set(layers or ()) - set(known)):
+            raise ValueError(
+                f"layers must have dictionaries in {saes} ({', '.join(map(str, known))}), got {missing[0]}."
+            )
+        bridge = zoo.load_model(model, device)
+        interactions = tuple(
+            FeatureInteractions(BilinearMLP.from_model(bridge, layer), *zoo.load_dictionaries(layer, saes, device))
+            for layer in (dict.fromkeys(layers) if layers else known)
+        )
+        return cls(model, saes, found, bridge, interactions, stories, seed, progress)
+
+    @cached_property
+    def tokens(self) -> StoryTokens:
+        """The stories as tokens, cut at the context."""
+        return tokenize_stories(self.stories, self.model.tokenizer, context_length(self.model))
+
+    @cached_property
+    def activity(self) -> tuple[LayerActivity, ...]:
+        """What the layers and their dictionaries do on the stories."""
+        return collect_activity(self.model, self.interactions, self.tokens, self.progress)
+
+    @property
+    def provenance(self) -> dict[str, Any]:
+        """What it takes to repeat a result: versions, commit, hashes, seed."""
+        dictionaries = [dictionary for one in self.interactions for dictionary in (one.sae_in, one.sae_out)]
+        source = provenance(self.model_name, self.saes, dictionaries, self.corpus, len(self.stories))
+        return source | {"config": {"seed": self.seed, "layers": [one.mlp.layer for one in self.interactions]}}
+
+    def layer(self, layer: int) -> FeatureInteractions:
+        """The interactions of one layer.
+
+        Raises:
+            ValueError: If it was not opened.
+        """
+        known = {one.mlp.layer: one for one in self.interactions}
+        if layer not in known:
+            raise ValueError(f"layer must be one that was opened, {', '.join(map(str, known))}, got {layer}.")
+        return known[layer]
+
+    def find_circuits(self, query: CircuitQuery, settings: SearchSettings | None = None) -> CircuitSearch:
+        """Find and prove the circuits that act at a query's triggers and move the model between its poles."""
+        settings = settings or SearchSettings()
+        context = min(settings.context, context_length(self.model))
+        tokens = tokenize_stories(self.stories, self.model.tokenizer, context)
+        return find_circuits(
+            self.model, self.interactions, query, tokens, settings=settings, seed=self.seed, progress=self.progress
+        )
+
+    def prove(self, search: CircuitSearch, settings: ProofSettings | None = None) -> CircuitProofs:
+        """Prove the circuits of a search edge by edge, on the stories that it held out."""
+        return prove_circuits(
+            self.model, self.interactions, search, self.stories, settings, self.seed, progress=self.progress
+        )
+
+    def edit(self, search: CircuitSearch, factor: float = 0.0, rank: int = 2) -> Any:
+        """Multiply the rank-r forms of a search's circuits in the weights: a stock Llama; the model stays as it is.
+
+        Args:
+            search: The circuits, such as `search.only(["4/143"])`.
+            factor: 0 removes them, -1 inverts, 2 doubles.
+            rank: Rank of the forms.
+        """
+        edits = [FormEdit.of(self.layer(one.layer), one.feature, rank, factor) for one in search.targets]
+        return edit_model(self.model, edits)
+
+    def discover(self, settings: DiscoverySettings | None = None) -> DiscoverySearch:
+        """Search all output features for motifs, without a query."""
+        activity = [FeatureActivity(one.x, one.inputs, one.outputs) for one in self.activity]
+        return discover(self.interactions, activity, settings, self.seed, self.progress)
+
+    def profile(self, layer: int, feature: int) -> FeatureProfile:
+        """Measure one output feature."""
+        self.layer(layer)
+        (activity,) = (one for one in self.activity if one.interactions.mlp.layer == layer)
+        return profile_feature(activity, feature, unembedding(self.model).to(activity.x), self.model.tokenizer)
+
+    def explain(self, prompt: str, features: Sequence[tuple[int, int]]) -> PromptAccount:
+        """Account for output features, pairs of layer and feature, at every token of a prompt."""
+        tokens = prompt_tokens(prompt, self.model.tokenizer, context_length(self.model))
+        return explain_prompt(self.model, self.interactions, features, tokens)
+
+    def write_page(self, search: CircuitSearch, path: str | Path) -> Path:
+        """Write a search as one self-contained HTML file."""
+        Path(path).write_text(circuits_page(search, self.provenance), encoding="utf-8")
+        return Path(path)
