@@ -14,6 +14,7 @@ from bilinear_circuits.commands.claims import half_written
 from bilinear_circuits.commands.corpus import CorpusArguments
 from bilinear_circuits.commands.terminal import bar as bar
 from bilinear_circuits.commands.terminal import note as note
+from bilinear_circuits.commands.values import short, why_no_name
 
 if TYPE_CHECKING:
     from bilinear_circuits.activity import Side
@@ -94,13 +95,11 @@ def check_out(out: str | None) -> None:
     """
     if out is None:
         return
-    if not out.strip() or "\0" in out:
+    if not out.strip():
         raise ValueError(f"out must be the name of a folder, got {out!r}.")
-    try:
-        Path(out).resolve()
-        there = next(folder for folder in (Path(out), *Path(out).parents) if folder.exists())
-    except (OSError, RuntimeError) as error:  # it is too long, or a link that leads to itself
-        raise ValueError(f"out must be the name of a folder, got {out:.40}...: {error.args[-1]}.") from error
+    if reason := why_no_name(out, new=True):
+        raise ValueError(f"out must be the name of a folder, got {short(out)}: {reason}.")
+    there = next(folder for folder in (Path(out), *Path(out).absolute().parents) if folder.exists())
     if not there.is_dir():
         raise ValueError(f"out must be a folder, got {out}: {there} is a file.")
     if not os.access(there, os.W_OK):

@@ -9,6 +9,7 @@ from typing import Any
 from bilinear_circuits import zoo
 from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.claims import HALF_WRITTEN
+from bilinear_circuits.commands.values import short, why_no_name
 from bilinear_circuits.folders import file_hash, read_json
 from bilinear_circuits.text_files import STORY_END, file_kind
 
@@ -96,6 +97,8 @@ def _checked_out(out: str) -> Path:
     """
     if not out.strip():
         raise ValueError(f"out must be the name of a file, got {out!r}.")
+    if reason := why_no_name(out, new=True):
+        raise ValueError(f"out must be the name of a file, got {short(out)}: {reason}.")
     path = Path(out).resolve()
     record = _record_of(path)
     if path.exists() and not path.is_file():
