@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import Any, NoReturn
 
 from bilinear_circuits import processes
+from bilinear_circuits.commands import images
 from bilinear_circuits.commands.failures import MISTAKE, TRACEBACK, explain
 from bilinear_circuits.commands.usage import with_usage
 from bilinear_circuits.commands.values import check_given_once, check_values, take_values
@@ -83,6 +84,8 @@ def _main(argv: list[str]) -> int:
             claim = None  # the first of the processes that share the run holds its folder
         out = claim or out
         with _claimed(claim):
+            if claim is not None and hasattr(verb, "OUTPUTS"):
+                verb.OUTPUTS.check(claim, [images.FOLDER] if getattr(arguments, "images", None) else [])
             verb.run(arguments)
     except KeyboardInterrupt:
         print(f"interrupted: {_kept(out)}", file=sys.stderr)

@@ -1,9 +1,11 @@
 """What holds for every verb that writes: nothing of the machine, nothing by halves, one run at a time."""
 
+import importlib
 import json
 import os
 import re
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 from verbs import RESUMABLE, VERBS, asked, files_of, write_world
 
+from bilinear_circuits.cli import VERBS as VERB_MODULES
 from bilinear_circuits.cli import main
 from bilinear_circuits.commands.claims import claimed
 
@@ -41,6 +44,31 @@ def test_a_verb_writes_no_path_of_the_machine_and_leaves_nothing_beside(verb, wo
             assert str(path).encode() not in content, f"{name} names {path}"
     assert [one.name for one in tmp_path.iterdir()] == ["results"]
     assert not [name for name in found if re.search(r"(^|/)\.|\.part(/|$)", name)]
+    # Details of a graph are named by the hash of the model they are of.
+    for name in [name for name in found if not name.startswith("features/")][:6]:
+        mine = tmp_path / "mine" / name
+        mine.parent.mkdir(parents=True)
+        mine.write_text("notes of another program")
+        assert main(asked(verb, places, tmp_path / "mine")) == 2, f"{name} of others was replaced"
+        assert files_of(tmp_path / "mine") == {name: b"notes of another program"}
+        shutil.rmtree(tmp_path / "mine")
+
+
+@pytest.mark.parametrize("verb", ["inspect", "evaluate-sae"])
+def test_a_verb_replaces_its_own_earlier_result_and_leaves_other_files(verb, world, tmp_path, capsys):
+    out = tmp_path / "results"
+    out.mkdir()
+    (out / "notes.md").write_text("mine")
+    line = asked(verb, world[1], out)
+    assert main(line) == 0
+    record = out / importlib.import_module(VERB_MODULES[verb]).OUTPUTS.record
+    first = without_times(json.loads(record.read_text()))
+    assert main(line) == 0
+    assert without_times(json.loads(record.read_text())) == first
+    assert (out / "notes.md").read_text() == "mine"
+    record.write_text(record.read_text().replace('"kind": "', '"kind": "another '))
+    assert main(line) == 2
+    assert f"which holds another {record.name}. Name another --out." in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("verb", [verb for verb in VERBS if verb != "graph"])  # graphs gather in one folder: they wait

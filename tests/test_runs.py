@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import time
+from pathlib import Path
 
 import pytest
 from helpers import refused
@@ -175,7 +176,13 @@ def test_a_bug_says_where_it_is(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("written", "said"), [(None, "nothing was written"), ("ranking.csv", "nothing is half written in")]
+    ("written", "said"),
+    [
+        (None, "nothing was written"),
+        ("ranking.csv", "nothing is half written in"),
+        ("run.json", "what is finished is kept in"),
+        ("layer-1-out/run.json", "what is finished is kept in"),
+    ],
 )
 def test_an_interrupt_says_what_it_left(written, said, tmp_path, monkeypatch, capsys):
     from bilinear_circuits import cli
@@ -183,8 +190,8 @@ def test_an_interrupt_says_what_it_left(written, said, tmp_path, monkeypatch, ca
 
     def interrupted(arguments):
         if written is not None:
-            with written_whole(arguments.out) as folder:
-                (folder / written).touch()
+            with written_whole((Path(arguments.out) / written).parent) as folder:
+                (folder / Path(written).name).touch()
         raise KeyboardInterrupt
 
     monkeypatch.setattr(lowrank, "run", interrupted)

@@ -16,10 +16,14 @@ from simple_parsing import field
 from bilinear_circuits.commands import common, images, records, tables
 from bilinear_circuits.commands.configs import config_file
 from bilinear_circuits.commands.corpus import corpus_of, tokenized
+from bilinear_circuits.commands.outputs import Outputs
 from bilinear_circuits.corpora import Corpus
 
 if TYPE_CHECKING:
     from bilinear_circuits.circuits import CircuitQuery, CircuitSearch, SearchSettings
+
+
+OUTPUTS = Outputs("circuit.json", "circuit search", ("report.html", "ranking.csv", "ranking.parquet"))
 
 
 @dataclass(kw_only=True)
@@ -108,7 +112,7 @@ def run(arguments: Arguments) -> None:
     )
     source = records.provenance(resolved, interactions, corpus, len(stories), seconds)
     # The numbers first: a page that fails must not take them along.
-    with common.written_whole(arguments.out) as folder:
+    with common.written_whole(arguments.out, first=OUTPUTS.record) as folder:
         (folder / "circuit.json").write_text(common.to_json(search_payload(search, source)), encoding="utf-8")
         files = ["report.html", "circuit.json", *tables.write(folder, "ranking", columns_of(search))]
     with common.written_whole(arguments.out) as folder:

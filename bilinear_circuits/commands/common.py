@@ -228,13 +228,19 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
 
 
 @contextlib.contextmanager
-def written_whole(folder: str | Path) -> Iterator[Path]:
-    """A temporary folder whose files are moved into `folder` at the end; after an error nothing is left behind."""
+def written_whole(folder: str | Path, *, first: str | None = None, last: str | None = None) -> Iterator[Path]:
+    """A temporary folder whose files are moved into `folder` at the end; after an error nothing is left behind.
+
+    Args:
+        folder: Where they go; made if needed.
+        first: The file by which a result is known as the verb's own: it is moved before the others.
+        last: The file that says a run is over: it is moved after the others.
+    """
     target = Path(folder).resolve()
     target.parent.mkdir(parents=True, exist_ok=True)
     with half_written(target) as temporary:
         yield Path(temporary)
-        files = sorted(Path(temporary).iterdir())
+        files = sorted(Path(temporary).iterdir(), key=lambda file: (file.name == last, file.name != first, file.name))
         for file in files:
             if (target / file.name).is_dir():
                 raise ValueError(f"out must not hold a folder where a file is written, got {target / file.name}.")

@@ -17,12 +17,16 @@ from bilinear_circuits import zoo
 from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.circuit_file import CircuitFile, read_circuit_file
 from bilinear_circuits.commands.corpus import CorpusArguments, tokenized
+from bilinear_circuits.commands.outputs import Outputs
 from bilinear_circuits.corpora import Corpus
 from bilinear_circuits.folders import file_hash
 
 if TYPE_CHECKING:
     from bilinear_circuits.interactions import FeatureInteractions
     from bilinear_circuits.likeness import CircuitSet
+
+
+OUTPUTS = Outputs("result.json", "StabilityTable", ("result.safetensors",))
 
 
 @dataclass(kw_only=True)
@@ -114,7 +118,7 @@ def run(arguments: Arguments) -> None:
     print("\n\n".join([*(describe(one) for one in result.comparisons), summary(result)]))
     if arguments.out is not None:
         source = provenance(arguments, sources, loaded, corpus, len(stories), time.perf_counter() - started)
-        with common.written_whole(arguments.out) as folder:
+        with common.written_whole(arguments.out, first=OUTPUTS.record) as folder:
             save_result(result, folder, source)
         print(f"\nwritten: {arguments.out}/result.json, {arguments.out}/result.safetensors")
 

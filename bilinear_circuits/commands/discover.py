@@ -14,10 +14,16 @@ from typing import TYPE_CHECKING
 
 from bilinear_circuits.commands import common, records, tables
 from bilinear_circuits.commands.corpus import corpus_of, tokenized
+from bilinear_circuits.commands.outputs import Outputs
 
 if TYPE_CHECKING:
     from bilinear_circuits.activity import LayerActivity
     from bilinear_circuits.discovery import Block, Discovery, DiscoverySearch, Interference, PlanePair
+
+
+OUTPUTS = Outputs(
+    "pairs.json", "plane pairs", ("discoveries.csv", "discoveries.parquet", "result.json", "result.safetensors")
+)
 
 
 @dataclass(kw_only=True)
@@ -212,10 +218,10 @@ def _write(
     from bilinear_circuits.report.payload import plain
     from bilinear_circuits.saving import save_result
 
-    with common.written_whole(out) as folder:
+    with common.written_whole(out, first=OUTPUTS.record) as folder:
         save_result(search, folder, source)
         tables.write(folder, "discoveries", _columns(search, labels))
-        document = {"schema_version": 1, "kind": "plane pairs", "provenance": source}
+        document = {"schema_version": 1, "kind": OUTPUTS.kind, "provenance": source}
         rows = [asdict(pair) for pair in pairs]
         document |= {"pairs": rows, "interference": [asdict(one) for one in unmet]}
         (folder / "pairs.json").write_text(common.to_json(plain(document)), encoding="utf-8")

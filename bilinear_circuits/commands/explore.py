@@ -17,6 +17,7 @@ from simple_parsing import field
 from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.circuit_file import CircuitFile, read_circuit_file, read_proofs
 from bilinear_circuits.commands.corpus import corpus_of, tokenized
+from bilinear_circuits.commands.outputs import Outputs
 from bilinear_circuits.corpora import Corpus
 from bilinear_circuits.display import Brief
 
@@ -45,6 +46,9 @@ DEFAULT_PROMPTS = (
 )
 _BEFORE, _AFTER = 16, 4  # tokens of a context
 _NAME = re.compile(r"(\d{1,6})/(\d{1,9})")
+
+
+OUTPUTS = Outputs("explorer.json", "circuit explorer", ("explorer.html",))
 
 
 @dataclass(kw_only=True)
@@ -150,7 +154,7 @@ def run(arguments: Arguments) -> None:
 
     document = prepare(arguments).document
     page = explorer_page(document)
-    with common.written_whole(arguments.out) as folder:
+    with common.written_whole(arguments.out, first=OUTPUTS.record) as folder:
         (folder / "explorer.json").write_text(common.to_json(document), encoding="utf-8")
         (folder / "explorer.html").write_text(page, encoding="utf-8")
     names = ", ".join(one["name"] for one in document["circuits"])

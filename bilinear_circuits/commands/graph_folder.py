@@ -96,10 +96,10 @@ class GraphFolder:
         return {**listed, "graphs": [*others, metadata]}
 
     def _check_slug(self, prompt: str) -> None:
-        file = self.folder / f"{self.slug}.json"
         entries = [one for one in self._listed()["graphs"] if one["slug"] == self.slug]
-        known = [read_json(file, file.name).get("metadata"), *entries] if file.is_file() else entries
-        for metadata in known:
+        files = [self.folder / part / f"{self.slug}.json" for part in (".", NEURONPEDIA)]
+        known = [read_json(file, file.name).get("metadata") for file in files if file.is_file()]
+        for metadata in (*known, *entries):
             if self._made(metadata) and metadata.get("prompt") == prompt:
                 continue
             whose = f"the prompt {metadata.get('prompt')!r:.80}" if self._made(metadata) else "another program"

@@ -6,9 +6,13 @@ from typing import TYPE_CHECKING
 
 from bilinear_circuits.commands import common, images, records
 from bilinear_circuits.commands.corpus import corpus_of, tokenized
+from bilinear_circuits.commands.outputs import Outputs
 
 if TYPE_CHECKING:
     from bilinear_circuits.profiles import FeatureProfile
+
+
+OUTPUTS = Outputs("feature.json", "feature profile", ("report.html",))
 
 
 @dataclass(kw_only=True)
@@ -63,7 +67,7 @@ def run(arguments: Arguments) -> None:
     if arguments.out is not None:
         resolved = replace(arguments, saes=common.saes_of(arguments))
         source = records.provenance(resolved, interactions, corpus, len(stories), time.perf_counter() - started)
-        with common.written_whole(arguments.out) as folder:
+        with common.written_whole(arguments.out, first=OUTPUTS.record) as folder:
             (folder / "feature.json").write_text(common.to_json(profile_payload(profile, source)), encoding="utf-8")
             (folder / "report.html").write_text(feature_page(profile, source), encoding="utf-8")
         drawn = images.written(feature_figures(profile), arguments.out, arguments.images)

@@ -290,7 +290,7 @@ def _write(top: "TopInteractions", out: str, record: dict[str, Any]) -> None:
 
     columns = {name: getattr(top, name).to(torch.int32) for name in ("output", "first", "second")}
     columns |= {name: getattr(top, name).to(torch.float32) for name in ("weights", "scores")}
-    with common.written_whole(out) as folder:
+    with common.written_whole(out, last="interactions.json") as folder:
         save_file(columns, folder / "interactions.safetensors")
         (folder / "interactions.json").write_text(common.to_json(record), encoding="utf-8")
         files = ["interactions.json", *tables.write(folder, "interactions", columns_of(top))]

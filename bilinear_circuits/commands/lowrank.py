@@ -11,11 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 from bilinear_circuits.commands import common, records, tables
 from bilinear_circuits.commands.corpus import corpus_of, tokenized
+from bilinear_circuits.commands.outputs import Outputs
 
 if TYPE_CHECKING:
     from bilinear_circuits.lowrank import LowRankCorrelation
 
 _THRESHOLD = 0.75
+
+
+OUTPUTS = Outputs("lowrank.json", "low-rank correlations", ("lowrank.csv", "lowrank.parquet"))
 
 
 @dataclass(kw_only=True)
@@ -71,9 +75,9 @@ def run(arguments: Arguments) -> None:
         resolved = replace(arguments, saes=common.saes_of(arguments), layers=layers)
         source = records.provenance(resolved, interactions, corpus, len(stories), time.perf_counter() - started)
         rows = {str(layer): payload(one, arguments.seed) for layer, one in results.items()}
-        with common.written_whole(arguments.out) as folder:
-            text = common.to_json(plain({"schema_version": 1, "layers": rows, "provenance": source}))
-            (folder / "lowrank.json").write_text(text, encoding="utf-8")
+        with common.written_whole(arguments.out, first=OUTPUTS.record) as folder:
+            document = {"schema_version": 1, "kind": OUTPUTS.kind, "layers": rows, "provenance": source}
+            (folder / OUTPUTS.record).write_text(common.to_json(plain(document)), encoding="utf-8")
             files = tables.write(folder, "lowrank", tables.low_rank(results))
         print(f"written: {arguments.out}/lowrank.json, {', '.join(files)}")
 

@@ -15,12 +15,16 @@ from simple_parsing import field
 from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.circuit_file import CircuitFeature, CircuitFile, read_circuit_file
 from bilinear_circuits.commands.corpus import tokenized
+from bilinear_circuits.commands.outputs import Outputs
 from bilinear_circuits.folders import file_hash
 
 if TYPE_CHECKING:
     from bilinear_circuits.data import StoryTokens
     from bilinear_circuits.interactions import FeatureInteractions
     from bilinear_circuits.interventions import CircuitProofs, ProofSettings
+
+
+OUTPUTS = Outputs("proof.json", "circuit proof", ("result.json", "result.safetensors"))
 
 
 @dataclass(kw_only=True)
@@ -80,7 +84,7 @@ def run(arguments: Arguments) -> None:
     )
     source = records.provenance(resolved, interactions, corpus, len(stories), time.perf_counter() - started)
     source |= {"circuits": {"sha256": file_hash(Path(arguments.circuit)), "seed": asked.seed}}
-    with common.written_whole(arguments.out) as folder:
+    with common.written_whole(arguments.out, first=OUTPUTS.record) as folder:
         save_result(proofs, folder, source)
         (folder / "proof.json").write_text(common.to_json(_payload(proofs, source)), encoding="utf-8")
     print(tables(proofs, model.tokenizer))
@@ -129,7 +133,7 @@ def _payload(proofs: "CircuitProofs", source: dict[str, Any]) -> dict[str, Any]:
         **asdict(proofs),
         "proofs": [{"name": one.name, **asdict(one), "exactness": _exactness(one.exactness)} for one in proofs.proofs],
     }
-    return plain({"schema_version": 1, "kind": "circuit proof", "provenance": source, **content})
+    return plain({"schema_version": 1, "kind": OUTPUTS.kind, "provenance": source, **content})
 
 
 def _exactness(exactness: Any) -> dict[str, Any]:

@@ -76,6 +76,12 @@ def layer_hashes(arguments: CommonArguments, layer: int) -> dict[str, Any]:
     }
 
 
+def names_hashes(arguments: CommonArguments, layer: int) -> list[str | None]:
+    """The names stored with both dictionaries of a layer, by their hashes; None where none are."""
+    saes = zoo.dictionaries_path(saes_of(arguments))
+    return [file_hash(saes / f"blocks.{layer}.mlp.{side}" / feature_names.FILE) for side in ("hook_in", "hook_out")]
+
+
 def corpus_source(corpus: Corpus, n_stories: int) -> dict[str, Any]:
     """Name a corpus with its hash, where it is a file, how stories are found in it, and the number of stories read."""
     named = {"name": display_name(corpus.path), "sha256": file_hash(corpus.path), "n_stories": n_stories}

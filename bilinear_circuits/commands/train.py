@@ -255,7 +255,7 @@ def _finish(folder: RunFolder, model: Any, training: dict[str, Any], keep_checkp
 
     if training["recipe"]["optim"]["precision"] == "bf16":
         model = model.to(torch.bfloat16)
-    with common.written_whole(folder.folder) as whole:
+    with common.written_whole(folder.folder, last=_RECORD) as whole:
         model.save_pretrained(whole)
         shutil.copytree(folder.folder / _DATA / TOKENIZER_FOLDER, whole, dirs_exist_ok=True)
         (whole / _RECORD).write_text(common.to_json(training), encoding="utf-8")

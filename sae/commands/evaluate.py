@@ -12,10 +12,14 @@ from typing import TYPE_CHECKING, Any
 from bilinear_circuits import zoo
 from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.corpus import corpus_of, tokenized
+from bilinear_circuits.commands.outputs import Outputs
 from bilinear_circuits.corpora import Corpus
 
 if TYPE_CHECKING:
     from sae.evaluate import Evaluation
+
+
+OUTPUTS = Outputs("evaluation.json", "evaluation of dictionaries")
 
 
 @dataclass(kw_only=True)
@@ -55,9 +59,9 @@ def run(arguments: Arguments) -> None:
         resolved = replace(arguments, saes=saes, layers=layers)
         source = _provenance(resolved, evaluations, corpus, len(stories), time.perf_counter() - started)
         rows = [payload(one) for one in evaluations]
-        with common.written_whole(arguments.out) as folder:
-            text = common.to_json({"schema_version": 1, "dictionaries": rows, "provenance": source})
-            (folder / "evaluation.json").write_text(text, encoding="utf-8")
+        with common.written_whole(arguments.out, first=OUTPUTS.record) as folder:
+            document = {"schema_version": 1, "kind": OUTPUTS.kind, "dictionaries": rows, "provenance": source}
+            (folder / OUTPUTS.record).write_text(common.to_json(document), encoding="utf-8")
         print(f"written: {arguments.out}/evaluation.json")
 
 

@@ -3,7 +3,6 @@
 Pages are made in chunks, which are kept: a report that was killed goes on when the same command is given again.
 """
 
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from simple_parsing import field
 from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.corpus import corpus_of, settings_of
 from bilinear_circuits.commands.labels import Labels, read_labels
+from bilinear_circuits.commands.run_folder import MARKER
 from bilinear_circuits.corpora import Corpus
 from bilinear_circuits.folders import file_hash
 from sae.commands.report_folder import ReportFolder
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from sae.report.pages import Book
 
 _SCHEMA_VERSION = 1
+_FRONT = "index.html"
 _SIDES: dict[str, tuple["Side", ...]] = {"both": ("in", "out"), "in": ("in",), "out": ("out",)}
 
 
@@ -70,6 +71,7 @@ def run(arguments: Arguments) -> None:
     settings = {side: _settings(arguments, side, labels, corpus) for side in sides}
     for side in sides:
         folders[side].check(settings[side])
+    _check_front(Path(arguments.out))
 
     from sae.commands.features_desk import Desk
 
@@ -80,20 +82,16 @@ def run(arguments: Arguments) -> None:
     source = records.provenance(resolved, [desk.interactions], corpus, len(stories), 0.0)
     for side in sides:
         desk.check_features(side)
-    try:
-        for side in sides:
-            folders[side].start(settings[side])
-            _share_plotly(Path(arguments.out))
-            book = desk.book(side, settings[side]["linked"])
-            rows = desk.report(book, folders[side])
-            _write_index(book, folders[side], rows, source, started)
-            _write_front(Path(arguments.out))
-            print(f"written: {folders[side].folder}/index.html with {len(rows)} features")
-            for line in to_look_at(rows, folders[side].folder):
-                print(line)
-    except KeyboardInterrupt:
-        common.note("interrupted: finished pages are kept; give the same command again to go on")
-        sys.exit(130)
+    for side in sides:
+        folders[side].start(settings[side])
+        _share_plotly(Path(arguments.out))
+        book = desk.book(side, settings[side]["linked"])
+        rows = desk.report(book, folders[side])
+        _write_index(book, folders[side], rows, source, started)
+        _write_front(Path(arguments.out))
+        print(f"written: {folders[side].folder}/index.html with {len(rows)} features")
+        for line in to_look_at(rows, folders[side].folder):
+            print(line)
     print(f"open {arguments.out}/index.html in a browser")
 
 
@@ -133,6 +131,7 @@ def _settings(arguments: Arguments, side: "Side", labels: Labels, corpus: Corpus
         "n_stories": arguments.n_stories,
         "linked": _linked(arguments, side),
         **records.layer_hashes(arguments, arguments.layer),
+        "names_sha256": records.names_hashes(arguments, arguments.layer),
         "corpus_sha256": file_hash(corpus.path),
         **settings_of(corpus),
         "commit": records.environment()["commit"],
@@ -169,6 +168,16 @@ def _write_index(book: "Book", folder: ReportFolder, rows: "list[Row]", source: 
     folder.put("index.html", index_page(book, rows, source))
 
 
+def _check_front(out: Path) -> None:
+    """Refuse a folder whose first page is not that of reports."""
+    known = ("features.json", MARKER)
+    if (out / _FRONT).exists() and not any(any(out.glob(f"layer-*-*/{name}")) for name in known):
+        raise ValueError(
+            f"out must be a new folder or one with reports of features, got {out}, which holds another {_FRONT}. Name"
+            " another --out."
+        )
+
+
 def _write_front(out: Path) -> None:
     """The first page: all dictionaries whose index is there."""
     import json
@@ -186,4 +195,4 @@ def _write_front(out: Path) -> None:
             }
         )
     with common.written_whole(out) as folder:
-        (folder / "index.html").write_text(front_page(sides), encoding="utf-8")
+        (folder / _FRONT).write_text(front_page(sides), encoding="utf-8")

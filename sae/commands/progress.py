@@ -15,6 +15,7 @@ from simple_parsing import field
 from bilinear_circuits import zoo
 from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.corpus import CorpusArguments, corpus_of, tokenized
+from bilinear_circuits.commands.outputs import Outputs
 from bilinear_circuits.corpora import Corpus
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
 _RECORD, _MARKER, _SNAPSHOTS = "training.json", "run.json", "snapshots"
 _THRESHOLD = 0.75
 _TREND_RANK = 2
+
+
+OUTPUTS = Outputs("progress.json", "training of dictionaries", ("progress.html",))
 
 
 @dataclass(kw_only=True)
@@ -127,7 +131,7 @@ def payload(stages: "Sequence[Stage]", found: "Sequence[Trend]", seed: int = 0) 
     return plain(
         {
             "schema_version": 1,
-            "kind": "training of dictionaries",
+            "kind": OUTPUTS.kind,
             "n_tokens": stages[0].reconstruction.n_tokens,
             "ce": stages[0].loss.base,
             "threshold": _THRESHOLD,
@@ -285,7 +289,7 @@ def _provenance(
 def _write(out: str, document: dict[str, Any]) -> None:
     from sae.figures import progress_page
 
-    with common.written_whole(out) as folder:
+    with common.written_whole(out, first=OUTPUTS.record) as folder:
         (folder / "progress.json").write_text(common.to_json(document), encoding="utf-8")
         (folder / "progress.html").write_text(progress_page(document), encoding="utf-8")
     print(f"written: {out}/progress.html, {out}/progress.json")

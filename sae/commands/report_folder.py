@@ -1,7 +1,6 @@
 """The folder of one dictionary of a feature report: pages made in chunks, kept when a run is killed."""
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -76,9 +75,8 @@ class ReportFolder(RunFolder):
 
     def put(self, name: str, text: str) -> None:
         """Write one file, whole."""
-        temporary = self.folder / f".{name}.part"
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, self.folder / name)
+        with common.written_whole(self.folder) as folder:
+            (folder / name).write_text(text, encoding="utf-8")
 
     def _part(self, index: int) -> Path:
         return self.folder / _PARTS / f"{index:05d}.json"

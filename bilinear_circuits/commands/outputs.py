@@ -1,0 +1,46 @@
+"""What a verb writes to a folder it shares with others: never over files that something else wrote there."""
+
+import contextlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """The files of a verb's result.
+
+    Attributes:
+        record: The JSON file by which an earlier result of the verb is known.
+        kind: Its `kind`.
+        others: The files beside it.
+    """
+
+    record: str
+    kind: str
+    others: tuple[str, ...] = ()
+
+    def check(self, out: Path, folders: Sequence[str] = ()) -> None:
+        """Refuse a folder where this result would take the place of files that are not one of its kind.
+
+        Args:
+            out: The folder; other files in it are left alone.
+            folders: Folders written within it.
+
+        Raises:
+            ValueError: If one of the files is there without an earlier result.
+        """
+        there = [name for name in (self.record, *self.others, *folders) if (out / name).exists()]
+        if there and self._kind_of(out / self.record) != self.kind:
+            raise ValueError(
+                f"out must be a folder without files of the same names, or with an earlier {self.kind} to replace, got"
+                f" {out}, which holds another {there[0]}. Name another --out."
+            )
+
+    @staticmethod
+    def _kind_of(record: Path) -> str | None:
+        with contextlib.suppress(OSError, ValueError, RecursionError):
+            content = json.loads(record.read_text(encoding="utf-8"))
+            return content.get("kind") if isinstance(content, dict) else None
+        return None
