@@ -9,7 +9,7 @@ MISTAKES = {
     ("discover", "--layers"): "argument --layers: expected at least one argument",
     ("circuits", "q.yaml", "--n-stories"): "argument --n-stories: expected one argument",
     ("interactions", "--layer", "1", "--out", "o", "--precision"): "argument --precision: expected one argument",
-    ("lowrank", "--n-stories", "1_0"): "argument --n-stories: invalid int value: '1_0': write it as 12.",
+    ("lowrank", "--n-stories", "1_0"): "argument --n-stories: invalid int value: '1_0': write a whole number such as 12.",
     ("lowrank", "--n-stories", "\u0663"): "argument --n-stories: invalid int value: ",
     ("lowrank", "--n-stories", "9" * 5000): "argument --n-stories: invalid int value: ",
     ("edit", "c.json", "--out", "o", "--factor", "1_0"): "argument --factor: invalid float value: '1_0'",

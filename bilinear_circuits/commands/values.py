@@ -98,14 +98,14 @@ def check_values(arguments: Any) -> None:
     Raises:
         ValueError: If there is one.
     """
-    for name, value in vars(arguments).items():
-        for one in value if isinstance(value, list) else [value]:
-            if isinstance(one, str):
-                _check_text(name, one)
-            elif isinstance(one, int) and not -(2**63) <= one < 2**63:
-                raise ValueError(f"{name} must be a number of at most 63 bits, got one of {one.bit_length()} bits.")
-            elif isinstance(one, float) and not math.isfinite(one):
-                raise ValueError(f"{name} must be a finite number, got {one}.")
+    for name, given in vars(arguments).items():
+        for value in given if isinstance(given, list) else [given]:
+            if isinstance(value, str):
+                _check_text(name, value)
+            elif isinstance(value, int) and not -(2**63) <= value < 2**63:
+                raise ValueError(f"{name} must be a number of at most 63 bits, got one of {value.bit_length()} bits.")
+            elif isinstance(value, float) and not math.isfinite(value):
+                raise ValueError(f"{name} must be a finite number, got {value}.")
 
 
 def _check_text(name: str, text: str) -> None:
@@ -150,5 +150,5 @@ def _why_no_text(text: str) -> str | None:
 
 
 def short(text: str) -> str:
-    """A value in a message: as Python writes it, cut where it is long."""
+    """Show a value in a message: as Python writes it, cut where it is long."""
     return repr(text) if len(text) <= _SHOWN else f"{text[:_SHOWN]!r}..."
