@@ -9,11 +9,12 @@ from typing import Any
 from bilinear_circuits import zoo
 from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.claims import HALF_WRITTEN
-from bilinear_circuits.commands.values import short, why_no_name
+from bilinear_circuits.commands.values import check_most, short, why_no_name
 from bilinear_circuits.folders import file_hash, read_json
 from bilinear_circuits.text_files import STORY_END, file_kind
 
 _KIND = "sampled stories"
+_MOST = 10_000_000
 _LONGEST = 255  # tokens, the length of the shipped stories
 
 
@@ -57,6 +58,7 @@ def run(arguments: Arguments) -> None:
     for name in ("n", "temperature", "batch_size"):
         if not 0 < getattr(arguments, name) < float("inf"):
             raise ValueError(f"{name} must be positive and finite, got {getattr(arguments, name)}.")
+    check_most(arguments, n=_MOST)
     common.check_seed(arguments.seed)
     path = _checked_out(arguments.out)
     max_tokens = _max_tokens(arguments)

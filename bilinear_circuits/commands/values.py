@@ -108,6 +108,21 @@ def check_values(arguments: Any) -> None:
                 raise ValueError(f"{name} must be a finite number, got {value}.")
 
 
+def check_most(arguments: Any, **most: int) -> None:
+    """Refuse counts of what is made one by one and held together, where no machine holds or finishes it.
+
+    Args:
+        arguments: Arguments of a verb.
+        most: The most of each, by its name.
+
+    Raises:
+        ValueError: If one is above.
+    """
+    for name, limit in most.items():
+        if (value := getattr(arguments, name)) > limit:
+            raise ValueError(f"{name} must be at most {limit:,}, got {value:,}: all of them are held at once.")
+
+
 def _check_text(name: str, text: str) -> None:
     """Refuse a text of no encoding, a blank one, and a place whose name no file can have."""
     if name == "out":
