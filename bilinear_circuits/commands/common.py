@@ -15,6 +15,7 @@ from bilinear_circuits.commands.corpus import CorpusArguments
 from bilinear_circuits.commands.terminal import bar as bar
 from bilinear_circuits.commands.terminal import note as note
 from bilinear_circuits.commands.values import short, why_no_name
+from bilinear_circuits.folders import read_json
 
 if TYPE_CHECKING:
     from bilinear_circuits.activity import Side
@@ -85,6 +86,19 @@ def check_device(device: str) -> None:
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"device must be one that torch can use, got {device}: {reason}") from error
+
+
+def check_ranks(name: str, ranks: Sequence[int], model: str) -> None:
+    """Refuse ranks that no form of a model has, before it is loaded.
+
+    Raises:
+        ValueError: If one is below 1 or above d_in.
+    """
+    d_in = read_json(zoo.model_folder(model) / "config.json", "config.json of the model").get("hidden_size")
+    for rank in ranks:
+        if rank < 1 or (isinstance(d_in, int) and rank > d_in):
+            most = f"d_in={d_in}" if isinstance(d_in, int) else "d_in"
+            raise ValueError(f"{name} must be between 1 and {most}, got {rank}.")
 
 
 def check_out(out: str | None) -> None:
