@@ -3,11 +3,11 @@
 import contextlib
 import difflib
 import importlib
-import math
 import os
 import re
 import sys
 import traceback
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -16,6 +16,7 @@ from typing import Any, NoReturn
 from bilinear_circuits.commands import images
 from bilinear_circuits.commands.failures import MISTAKE, TRACEBACK, explain
 from bilinear_circuits.commands.usage import with_usage
+from bilinear_circuits.commands.values import check_given_once, check_values, take_values
 from bilinear_circuits.utilities import processes
 
 VERBS = {
@@ -141,6 +142,10 @@ def _parse(name: str, verb: ModuleType, argv: Sequence[str]) -> Any:
     from simple_parsing import ArgumentParser, DashVariant
 
     class Parser(ArgumentParser):
+        def _preprocessing(self, args: Sequence[str] = (), namespace: Namespace | None = None) -> None:
+            super()._preprocessing(args, namespace)  # which makes the options of the dataclass
+            take_values(self._actions)
+
         def format_help(self) -> str:
             # simple-parsing heads the options with the name of the dataclass, and names defaults of None.
             text = re.sub(r"\nArguments \['arguments'\]:\n.*\n", "", super().format_help(), count=1)
@@ -157,18 +162,9 @@ def _parse(name: str, verb: ModuleType, argv: Sequence[str]) -> Any:
     )
     parser.add_arguments(verb.Arguments, dest="arguments")
     arguments = parser.parse_args(list(argv)).arguments
-    _check_numbers(arguments)
+    check_given_once(argv, parser._actions)
+    check_values(arguments)
     return arguments
-
-
-def _check_numbers(arguments: Any) -> None:
-    """Refuse numbers that nothing can be counted or measured with."""
-    for name, value in vars(arguments).items():
-        for one in value if isinstance(value, list) else [value]:
-            if isinstance(one, int) and not -(2**63) <= one < 2**63:
-                raise ValueError(f"{name} must be a number of at most 63 bits, got one of {one.bit_length()} bits.")
-            if isinstance(one, float) and not math.isfinite(one):
-                raise ValueError(f"{name} must be a finite number, got {one}.")
 
 
 def _fail(message: str, code: int = MISTAKE) -> int:

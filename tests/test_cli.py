@@ -93,6 +93,8 @@ MISTAKES = {
     ("prove", "missing.json", "--out", "o"): "missing.json",
     ("compare", "missing.json", "missing.json"): "missing.json",
     ("lowrank", "--bogus"): "unrecognized arguments: --bogus",
+    ("inspect", "--layer", "3", "--feature", "1", "--k", "0"): "k must be at least 1, got 0.",
+    ("lowrank", "--ranks", "385"): "ranks must be between 1 and d_in=384, got 385",
     ("lowrank", "--ranks", "0", "--n-stories", "2"): "ranks must be between 1 and d_in=384, got 0",
     ("sample", "--out", "x.txt", "--temperature", "0"): "temperature must be positive",
     ("sample", "--out", ROOT): "out must be a file",

@@ -186,10 +186,12 @@ def test_features_named_are_edited_and_a_second_run_gives_the_same_weights(world
 
 MISTAKES = {
     ("--rank", "0"): "rank must be at least 1, got 0.",
-    ("--rank", "13"): "rank must be at most d_in=12, got 13.",
+    ("--rank", "13"): "rank must be between 1 and d_in=12, got 13.",
     ("--rank", "x"): "argument --rank: invalid int value: 'x'",
     ("--factor", "nan"): "factor must be a finite number, got nan.",
     ("--opposite", "inf"): "opposite must be a finite number, got inf.",
+    ("--factor", "1e30"): "factor must be between -1,000,000 and 1,000,000, got 1e+30: the weights would leave",
+    ("--opposite", "-1e7"): "opposite must be between -1,000,000 and 1,000,000, got -1e+07",
     ("--factor", "1"): "factor must change a form of ",
     ("--features", "9/1"): "features must be of the ranking of ",
     ("--features", "4-143"): "got 4-143.",

@@ -201,6 +201,7 @@ def test_a_slug_that_is_cut_stays_another_for_other_features_and_prompts():
         (["--feature", "99"], "feature must be between 0 and 18"),
         (["--layer", "2"], "layer must have dictionaries"),
         (["--slug", "A b"], "slug must be made of a-z, 0-9 and single dashes, got 'A b'"),
+        (["--slug", "a" * 201], "slug must be at most 200 characters long, got 201."),
         (["--slug", "graph-metadata"], "slug must not be graph-metadata"),
         (["--max-links", "0"], "max_links must be at least 1, got 0"),
     ],

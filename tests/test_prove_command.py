@@ -212,6 +212,8 @@ OPTIONS = {
     ("--features", "9/9"): "features must be circuits of the search",
     ("--n-edges", "0"): "n_edges must be a whole number of at least 1, got 0",
     ("--n-nonsense", "-3"): "n_nonsense must be a whole number of at least 1, got -3",
+    ("--n-nonsense", "99999999999"): "n_nonsense must be at most 100,000, got 99,999,999,999",
+    ("--n-draws", "99999999999"): "n_draws must be at most 1,000, got 99,999,999,999",
     ("--seed", "-1"): "seed must be between 0 and",
     ("--device", "cuda:9"): "device must be one that torch can use",
     ("--model", "ts-71m"): "Did you mean ts-17m?",

@@ -328,7 +328,7 @@ def test_stories_for_validation_are_left_out_of_training_and_counted(tmp_path, c
     stories = [f"{story} the cat sat at home and ran ." for story in random_stories(40, length=20)]
     valid = [stories[3].upper(), f"  {stories[5]}\n", "the dog was not here and the cat was not at home ."]
     asked = recipe_of(recipe(tmp_path, valid="valid.txt"))
-    train, held_out, counts = divide(asked, [*stories, stories[0], "too short"], valid)
+    train, held_out, counts = divide(asked, "c.txt", [*stories, stories[0], "too short"], valid)
     assert train == [story for story in stories if story not in (stories[3], stories[5])]
     assert len(held_out) == 3
     assert counts == {
@@ -344,9 +344,16 @@ def test_a_corpus_for_validation_that_leaves_nothing_to_train_on_is_refused(tmp_
     stories = [f"{story} the cat sat at home and ran ." for story in random_stories(4, length=20)]
     asked = recipe_of(recipe(tmp_path, valid="valid.txt"))
     with refused(ValueError, "valid must hold other stories than the corpus, got valid.txt: .* 0 are left to train on"):
-        divide(asked, stories, stories)
+        divide(asked, "c.txt", stories, stories)
     with refused(ValueError, "4 are left to train on and 0 to validate with"):
-        divide(asked, stories, ["too short"])
+        divide(asked, "c.txt", stories, ["too short"])
+
+
+def test_a_corpus_without_a_usable_story_is_named():
+    from bilinear_circuits.commands.training_data import divide
+
+    with refused(ValueError, "corpus must hold stories of ten words or more, got c.txt, of whose 2 none is left"):
+        divide(recipe_of("ts-nano"), "c.txt", ["too short", "text,label"], [])
 
 
 def test_every_long_step_from_stories_to_rows_reports_its_progress(tmp_path, monkeypatch):

@@ -43,12 +43,17 @@ VERBS = {
     "sae-progress": "sae-progress FOLDER --model MODEL --corpus CORPUS --n-stories 40 --out OUT",
     "import": "import PUBLISHED --out OUT",
 }
+OTHERS = {  # which write no folder of their own
+    "serve": "serve CIRCUIT PLACE --n-stories 20",
+    "sample": "sample --model MODEL --n 3 --max-tokens 8 --out OUT",
+    "names": "names PLACE --n-stories 40 --replace",
+}
 RESUMABLE = ("features", "interactions", "train", "train-sae")
 
 
 def asked(verb, world, out):
     """Arguments of a verb."""
-    words = [world.get(word, word) if word != "OUT" else str(out) for word in VERBS[verb].split()]
+    words = [world.get(word, word) if word != "OUT" else str(out) for word in (VERBS | OTHERS)[verb].split()]
     return [text for word in words for text in (word if isinstance(word, list) else [word])]
 
 

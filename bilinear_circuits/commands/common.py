@@ -14,6 +14,8 @@ from bilinear_circuits.commands.claims import half_written
 from bilinear_circuits.commands.corpus import CorpusArguments
 from bilinear_circuits.commands.terminal import bar as bar
 from bilinear_circuits.commands.terminal import note as note
+from bilinear_circuits.commands.values import short, why_no_name
+from bilinear_circuits.utilities.folders import read_json
 
 if TYPE_CHECKING:
     from bilinear_circuits.interactions.activity import Side
@@ -86,6 +88,19 @@ def check_device(device: str) -> None:
         raise ValueError(f"device must be one that torch can use, got {device}: {reason}") from error
 
 
+def check_ranks(name: str, ranks: Sequence[int], model: str) -> None:
+    """Refuse ranks that no form of a model has, before it is loaded.
+
+    Raises:
+        ValueError: If one is below 1 or above d_in.
+    """
+    d_in = read_json(zoo.model_folder(model) / "config.json", "config.json of the model").get("hidden_size")
+    for rank in ranks:
+        if rank < 1 or (isinstance(d_in, int) and rank > d_in):
+            most = f"d_in={d_in}" if isinstance(d_in, int) else "d_in"
+            raise ValueError(f"{name} must be between 1 and {most}, got {rank}.")
+
+
 def check_out(out: str | None) -> None:
     """Refuse a results folder that is a file, before any work is done.
 
@@ -94,13 +109,11 @@ def check_out(out: str | None) -> None:
     """
     if out is None:
         return
-    if not out.strip() or "\0" in out:
+    if not out.strip():
         raise ValueError(f"out must be the name of a folder, got {out!r}.")
-    try:
-        Path(out).resolve()
-        there = next(folder for folder in (Path(out), *Path(out).parents) if folder.exists())
-    except (OSError, RuntimeError) as error:  # it is too long, or a link that leads to itself
-        raise ValueError(f"out must be the name of a folder, got {out:.40}...: {error.args[-1]}.") from error
+    if reason := why_no_name(out, new=True):
+        raise ValueError(f"out must be the name of a folder, got {short(out)}: {reason}.")
+    there = next(folder for folder in (Path(out), *Path(out).absolute().parents) if folder.exists())
     if not there.is_dir():
         raise ValueError(f"out must be a folder, got {out}: {there} is a file.")
     if not os.access(there, os.W_OK):

@@ -18,6 +18,7 @@ from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.circuit_file import CircuitFile, read_circuit_file
 from bilinear_circuits.commands.corpus import CorpusArguments, tokenized
 from bilinear_circuits.commands.outputs import Outputs
+from bilinear_circuits.commands.values import check_most
 from bilinear_circuits.data.corpora import Corpus
 from bilinear_circuits.utilities.folders import file_hash
 
@@ -94,6 +95,7 @@ def run(arguments: Arguments) -> None:
     from bilinear_circuits.utilities.saving import save_result
 
     check_settings(arguments.by, arguments.threshold, arguments.n_null, arguments.n_shifts)
+    check_most(arguments, n_shifts=100_000)
     sources = read_sources(arguments)
     layers = layers_for(sources)
     corpus = corpus_for(arguments, sources)

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from bilinear_circuits.commands import common, records, tables
 from bilinear_circuits.commands.corpus import corpus_of, tokenized
 from bilinear_circuits.commands.outputs import Outputs
+from bilinear_circuits.commands.values import check_most
 
 if TYPE_CHECKING:
     from bilinear_circuits.discovery import Block, Discovery, DiscoverySearch, Interference, PlanePair
@@ -80,6 +81,7 @@ def run(arguments: Arguments) -> None:
     for name in ("n_listed", "n_stories", "n_largest"):
         if getattr(arguments, name) < 1:
             raise ValueError(f"{name} must be at least 1, got {getattr(arguments, name)}.")
+    check_most(arguments, replicates=10_000, n_largest=1_000_000)
     layers = common.check_layers(arguments.layers, common.saes_of(arguments))
     corpus = corpus_of(arguments)
 

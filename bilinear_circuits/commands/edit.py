@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
     from bilinear_circuits.surgery import EditReport, FormEdit
 
+_LARGEST_FACTOR = 1_000_000
 _POLES = {"positive": 1, "negative": -1}
 
 
@@ -73,6 +74,11 @@ class Arguments(common.CommonArguments):
         for name in ("factor", "opposite"):
             if not math.isfinite(value := getattr(self, name)):
                 raise ValueError(f"{name} must be a finite number, got {value}.")
+            if abs(value) > _LARGEST_FACTOR:
+                raise ValueError(
+                    f"{name} must be between -{_LARGEST_FACTOR:,} and {_LARGEST_FACTOR:,}, got {value:g}: the weights"
+                    " would leave the range of their numbers."
+                )
         for name in ("rank", "n_features", "n_stories", "prediction_stories"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
@@ -89,6 +95,7 @@ def run(arguments: Arguments) -> None:
     asked.check_source(arguments)
     layers = common.check_layers(sorted({int(name.split("/")[0]) for name in factors}), common.saes_of(arguments))
     corpus = asked.corpus_of(arguments)
+    common.check_ranks("rank", [arguments.rank], arguments.model)
 
     from bilinear_circuits.models.running import context_length
     from bilinear_circuits.surgery import edit_model
@@ -170,9 +177,6 @@ def _edits(interactions: "list[FeatureInteractions]", factors: Mapping[str, floa
     from bilinear_circuits.surgery import FormEdit
 
     by_layer = {one.mlp.layer: one for one in interactions}
-    d_in = min(one.mlp.tensor.d_in for one in interactions)
-    if rank > d_in:
-        raise ValueError(f"rank must be at most d_in={d_in}, got {rank}.")
     edits = []
     for name, factor in factors.items():
         layer, feature = map(int, name.split("/"))

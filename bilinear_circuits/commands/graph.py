@@ -23,6 +23,7 @@ from simple_parsing import field
 from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.corpus import corpus_of, tokenized
 from bilinear_circuits.commands.graph_folder import FEATURES, LIST, NEURONPEDIA, GraphFolder
+from bilinear_circuits.commands.values import short
 
 if TYPE_CHECKING:
     from bilinear_circuits.interactions.activity import LayerActivity, Side
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     Names = Callable[[int, int, Side], str]
 
 _SLUG = 60  # characters
+_LONGEST_SLUG = 200  # it is the name of a file
 _PAIRS_SHOWN = 3
 _DIGEST = 8  # characters of a hash that tell folders apart
 
@@ -77,7 +79,9 @@ class Arguments(common.LabelArguments):
             if (value := getattr(self, name)) < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}.")
         if self.slug is not None and not re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", self.slug):
-            raise ValueError(f"slug must be made of a-z, 0-9 and single dashes, got {self.slug!r}.")
+            raise ValueError(f"slug must be made of a-z, 0-9 and single dashes, got {short(self.slug)}.")
+        if self.slug is not None and len(self.slug) > _LONGEST_SLUG:
+            raise ValueError(f"slug must be at most {_LONGEST_SLUG} characters long, got {len(self.slug)}.")
         if self.slug == Path(LIST).stem:
             raise ValueError(f"slug must not be {self.slug}: {LIST} is the list of graphs.")
 

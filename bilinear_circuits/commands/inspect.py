@@ -37,6 +37,11 @@ class Arguments(common.LabelArguments):
     images: list[str] | None = None
     """Write the figures to OUT/images, too: png, svg or both."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.k < 1:
+            raise ValueError(f"k must be at least 1, got {self.k}.")
+
 
 def run(arguments: Arguments) -> None:
     """Measure and print one feature."""

@@ -6,7 +6,7 @@ ten active tokens left out.
 """
 
 import time
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from bilinear_circuits.commands import common, records, tables
@@ -29,8 +29,8 @@ class Arguments(common.CommonArguments):
     layers: list[int] | None = None
     """Layers to measure; by default all that have dictionaries."""
 
-    ranks: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16])
-    """Ranks, besides the full one."""
+    ranks: list[int] | None = None
+    """Ranks, besides the full one; by default 1, 2, 4, 8 and 16, as far as there are so many."""
 
     n_stories: int = 200
     """Stories read from the corpus."""
@@ -50,6 +50,7 @@ def run(arguments: Arguments) -> None:
         raise ValueError(f"min_active must be at least 1, got {arguments.min_active}.")
     layers = common.check_layers(arguments.layers, common.saes_of(arguments))
     corpus = corpus_of(arguments)
+    common.check_ranks("ranks", arguments.ranks or [], arguments.model)
 
     from bilinear_circuits.interactions.activity import collect_activity
     from bilinear_circuits.interactions.low_rank import low_rank_correlation
@@ -72,7 +73,8 @@ def run(arguments: Arguments) -> None:
         )
         print(table(layer, results[layer], len(activity.x), arguments.seed), end="\n\n", flush=True)
     if arguments.out is not None:
-        resolved = replace(arguments, saes=common.saes_of(arguments), layers=layers)
+        ranks = arguments.ranks or list(results[layers[0]].ranks[:-1])
+        resolved = replace(arguments, saes=common.saes_of(arguments), layers=layers, ranks=ranks)
         source = records.provenance(resolved, interactions, corpus, len(stories), time.perf_counter() - started)
         rows = {str(layer): payload(one, arguments.seed) for layer, one in results.items()}
         with common.written_whole(arguments.out, first=OUTPUTS.record) as folder:

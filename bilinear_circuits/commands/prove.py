@@ -15,6 +15,7 @@ from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.circuit_file import read_circuit_file
 from bilinear_circuits.commands.corpus import tokenized
 from bilinear_circuits.commands.outputs import Outputs
+from bilinear_circuits.commands.values import check_most
 from bilinear_circuits.utilities.folders import file_hash
 
 if TYPE_CHECKING:
@@ -95,10 +96,11 @@ def _settings(arguments: Arguments) -> "ProofSettings":
     """How much is measured.
 
     Raises:
-        ValueError: If a number is below 1.
+        ValueError: If a number is below 1, or too large.
     """
     from bilinear_circuits.interventions import ProofSettings
 
+    check_most(arguments, n_draws=1_000, n_nonsense=100_000)
     names = ("n_edges", "n_exact", "n_draws", "n_controls", "n_nonsense")
     return ProofSettings(**{name: getattr(arguments, name) for name in names})
 

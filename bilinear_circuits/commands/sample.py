@@ -9,10 +9,12 @@ from typing import Any
 from bilinear_circuits import zoo
 from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.claims import HALF_WRITTEN
+from bilinear_circuits.commands.values import check_most, short, why_no_name
 from bilinear_circuits.data.text_files import STORY_END, file_kind
 from bilinear_circuits.utilities.folders import file_hash, read_json
 
 _KIND = "sampled stories"
+_MOST = 10_000_000
 _LONGEST = 255  # tokens, the length of the shipped stories
 
 
@@ -56,6 +58,7 @@ def run(arguments: Arguments) -> None:
     for name in ("n", "temperature", "batch_size"):
         if not 0 < getattr(arguments, name) < float("inf"):
             raise ValueError(f"{name} must be positive and finite, got {getattr(arguments, name)}.")
+    check_most(arguments, n=_MOST)
     common.check_seed(arguments.seed)
     path = _checked_out(arguments.out)
     max_tokens = _max_tokens(arguments)
@@ -96,6 +99,8 @@ def _checked_out(out: str) -> Path:
     """
     if not out.strip():
         raise ValueError(f"out must be the name of a file, got {out!r}.")
+    if reason := why_no_name(out, new=True):
+        raise ValueError(f"out must be the name of a file, got {short(out)}: {reason}.")
     path = Path(out).resolve()
     record = _record_of(path)
     if path.exists() and not path.is_file():

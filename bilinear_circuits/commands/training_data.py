@@ -40,7 +40,7 @@ def prepare(recipe: "Recipe", corpus: Corpus, folder: Path) -> Callable[[], None
     if TrainingData.is_saved(folder, key):
         common.note("the stories are tokenized already")
         return lambda: None
-    train, held_out, counts = divide(recipe, stories, valid)
+    train, held_out, counts = divide(recipe, corpus.path, stories, valid)
     if tokenizer is None:
         tokenizer = train_tokenizer(train, recipe.vocab_size, recipe.model.context, common.bar)
     rows, valid_rows = (
@@ -53,7 +53,7 @@ def prepare(recipe: "Recipe", corpus: Corpus, folder: Path) -> Callable[[], None
 
 
 def divide(
-    recipe: "Recipe", stories: Sequence[str], valid: Sequence[str]
+    recipe: "Recipe", corpus: str, stories: Sequence[str], valid: Sequence[str]
 ) -> tuple[list[str], list[str], dict[str, int]]:
     """Stories for training and for validation, cleaned, and how many were read and left out.
 
@@ -61,7 +61,8 @@ def divide(
 
     Args:
         recipe: The recipe.
-        stories: What its corpus holds.
+        corpus: Name of its corpus.
+        stories: What that holds.
         valid: What its corpus for validation holds, if it names one.
 
     Raises:
@@ -70,6 +71,11 @@ def divide(
     from bilinear_circuits.data.stories import clean_stories, split_stories, stories_not_in
 
     cleaned = clean_stories(stories, progress=common.bar)
+    if not cleaned.stories:
+        raise ValueError(
+            f"corpus must hold stories of ten words or more, got {corpus}, of whose {cleaned.n_read:,} none is left"
+            " without corrupt ones: name one that does, or say how they are separated."
+        )
     text = f"{cleaned.n_read} stories: {cleaned.n_duplicates} duplicates and {cleaned.n_corrupt} corrupt ones left out"
     if recipe.valid is None:
         train, held_out = split_stories(cleaned.stories, valid_share=recipe.valid_share, seed=recipe.seed)
