@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 from collections import Counter
 
 import pytest
@@ -148,6 +149,6 @@ def test_every_bad_invocation_of_every_verb_is_refused(world, monkeypatch, capsy
                 faults.append(f"{verb}, {what}: changed {sorted(after.items() ^ before.items())[:3]}")
                 before = after
     with capsys.disabled():
-        print(f"\n{counts.total():,} bad invocations, {len(faults)} faults: {dict(counts)}")
+        sys.stdout.write(f"\n{counts.total():,} bad invocations, {len(faults)} faults: {dict(counts)}\n")
     assert counts.total() >= 1950
     assert not faults, "\n".join(faults)
