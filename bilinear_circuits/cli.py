@@ -16,7 +16,7 @@ from typing import Any, NoReturn
 from bilinear_circuits.commands import images
 from bilinear_circuits.commands.failures import MISTAKE, TRACEBACK, explain
 from bilinear_circuits.commands.usage import with_usage
-from bilinear_circuits.commands.values import check_given_once, check_values, take_values
+from bilinear_circuits.commands.values import check_given_once, check_values, take_values, with_typos
 from bilinear_circuits.utilities import processes
 
 VERBS = {
@@ -55,10 +55,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     # torch's OpenMP threads spin while they wait, which on a busy machine costs most of the time. It reads this once.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-    from bilinear_circuits.commands.terminal import safe_terminal
+    from bilinear_circuits.commands.terminal import UnwrittenError, safe_terminal
 
     with safe_terminal():
-        return _main(list(sys.argv[1:] if argv is None else argv))
+        try:
+            code = _main(list(sys.argv[1:] if argv is None else argv))
+            sys.stdout.flush()
+        except UnwrittenError as error:
+            return _fail(str(error))
+    return code
 
 
 def _main(argv: list[str]) -> int:
@@ -117,7 +122,7 @@ def _kept(out: Path | None) -> str:
     if out is None or not out.is_dir() or not any(out.iterdir()):
         return "nothing was written"
     if any(out.glob("run.json")) or any(out.glob("*/run.json")):
-        return f"what is finished is kept in {out}; give the same command again to go on"
+        return f"the last finished step that was saved in {out} is kept; give the same command again to go on from it"
     return f"nothing is half written in {out}; give the same command again"
 
 
@@ -149,9 +154,11 @@ def _parse(name: str, verb: ModuleType, argv: Sequence[str]) -> Any:
         def format_help(self) -> str:
             # simple-parsing heads the options with the name of the dataclass, and names defaults of None.
             text = re.sub(r"\nArguments \['arguments'\]:\n.*\n", "", super().format_help(), count=1)
+            text = re.sub(r"(--([\w-]+)) bool, --no\2 bool", r"\1", text)
             return with_usage(re.sub(r"\s+\(default:\s+None\)", "", text), self.prog, self._actions)
 
         def error(self, message: str) -> NoReturn:
+            message = with_typos(message, argv, self._actions)
             sys.exit(_fail(f"{message}. See bilinear-circuits {name} --help."))
 
     parser = Parser(

@@ -322,3 +322,15 @@ def _scaled(model, seed):
         is_norm = "norm" in name or ".ln" in name or name.startswith("ln")
         parameter.copy_(1 + 0.3 * values if is_norm and name.endswith(("weight", "w")) else 0.3 * values)
     return model.eval()
+
+
+@contextlib.contextmanager
+def as_users_see_it():
+    """With no check of shape annotations in front of the package's own errors."""
+    import jaxtyping
+
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        yield
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", False)

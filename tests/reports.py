@@ -40,6 +40,7 @@ def make_profile(bc, feature=3):
     return bc.profiles.FeatureProfile(
         layer=2,
         feature=feature,
+        label=" · ".join(HOSTILE[:3]),
         frequency=0.01,
         top_tokens=HOSTILE,
         promoted=((SCRIPT, 0.5), (" ", 0.4), ("", 0.3), ("\n", 0.2)),

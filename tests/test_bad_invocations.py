@@ -102,7 +102,7 @@ def invocations(verb, actions, places):
             continue
         if action.nargs != 0 and not isinstance(action.default, bool):
             yield f"{option} without a value", names, [*others, option]
-        if not isinstance(action, argparse._ExtendAction):
+        if action.nargs in ("+", "*") and not isinstance(action, argparse._ExtendAction):
             yield f"{option} twice", names, [*others, option, *values, option, *values]
         for wrong in (option[:-1], f"{option}x", option.upper()):
             yield f"{option} as {wrong}", (wrong, f"required: {option}"), [*others, wrong, *values]

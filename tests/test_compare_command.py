@@ -143,6 +143,16 @@ def test_places_can_be_given_and_one_holds_for_all(world, tmp_path, capsys):
     assert "by form on" in capsys.readouterr().out
 
 
+def with_option(words, *option):
+    """A command line with an option in place of the same one, if it has it."""
+    words = [str(word) for word in words]
+    if option[0] in words:
+        start = words.index(option[0])
+        end = next((i for i in range(start + 1, len(words)) if words[i].startswith("--")), len(words))
+        del words[start:end]
+    return [*words, *map(str, option)]
+
+
 def mistake(capsys, *arguments):
     """What the command says to something wrong; nothing may go to stdout."""
     jaxtyping.config.update("jaxtyping_disable", True)  # the package's own checks speak, as for its users
@@ -179,8 +189,8 @@ MISTAKES = {
 
 @pytest.mark.parametrize("options", MISTAKES, ids=" ".join)
 def test_a_wrong_option_is_one_line(options, world, tmp_path, capsys):
-    asked = [*asked_for(world, "one", "two"), "--corpus", world / "stories.txt", "--out", tmp_path / "out", *options]
-    assert MISTAKES[options] in mistake(capsys, *asked)
+    asked = [*asked_for(world, "one", "two"), "--corpus", world / "stories.txt", "--out", tmp_path / "out"]
+    assert MISTAKES[options] in mistake(capsys, *with_option(asked, *options))
     assert not (tmp_path / "out").exists()
 
 
@@ -202,7 +212,8 @@ def test_wrong_files_are_one_line(world, tmp_path, capsys):
 
 def test_dictionaries_other_than_those_of_the_file_are_refused(world, capsys):
     swapped = [world / "saes-one", world / "saes-one"]
-    told = mistake(capsys, *asked_for(world, "one", "two"), "--corpus", world / "stories.txt", "--saes", *swapped)
+    asked = [*asked_for(world, "one", "two"), "--corpus", world / "stories.txt"]
+    told = mistake(capsys, *with_option(asked, "--saes", *swapped))
     assert "saes must be the dictionaries the circuits were found with" in told
     assert told.endswith("sae_weights.safetensors differ.")
 
@@ -211,8 +222,8 @@ def test_a_model_with_another_tokenizer_is_another_model(world, tmp_path, capsys
     """The weights are those of the file; only the words of its tokenizer are others."""
     shutil.copytree(world / "model-other", tmp_path / "model")
     word_tokenizer([*WORDS[:-1], "unheard"]).save_pretrained(tmp_path / "model")
-    asked = ["--models", world / "model", tmp_path / "model", "--corpus", world / "stories.txt"]
-    told = mistake(capsys, *asked_for(world, "one", "other"), *asked)
+    asked = [*asked_for(world, "one", "other"), "--corpus", world / "stories.txt"]
+    told = mistake(capsys, *with_option(asked, "--models", world / "model", tmp_path / "model"))
     assert "model must be the one the circuits were found in" in told
     assert "tokenizer.json differ" in told
 

@@ -62,6 +62,7 @@ def test_the_end_of_a_story_may_stand_in_a_line(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["stories.jsonl", "stories.json", "stories.parquet"])
+@pytest.mark.filterwarnings("ignore::bilinear_circuits.data.text_files.CorpusWarning")
 def test_records_hold_stories_in_a_column(tmp_path, name):
     records = [{"text": story, "n": i} for i, story in enumerate([" the cât\nsat ", "", None, "a dog", "ran"])]
     path = write_records(tmp_path / name, records)
@@ -273,3 +274,23 @@ def test_a_tokenizer_without_either_is_refused():
     tokenizer.bos_token = tokenizer.eos_token = None
     with refused(ValueError, "tokenizer must have a bos_token or an eos_token"):
         tokenize_stories(STORIES, tokenizer, context=16)
+
+
+def test_records_without_a_text_are_counted(tmp_path):
+    from bilinear_circuits.data.text_files import CorpusWarning
+
+    path = tmp_path / "stories.jsonl"
+    path.write_text('{"text": "one"}\n{"text": null}\n{"text": "two"}\n{"other": "x", "text": "  "}\n')
+    with pytest.warns(
+        CorpusWarning, match="2 of the 4 records read of .*stories.jsonl have no text in 'text': left out"
+    ):
+        assert read_stories(path) == ["one", "two"]
+    with pytest.warns(CorpusWarning):
+        assert read_stories(path, limit=1) == ["one"]
+
+
+def test_records_that_all_have_a_text_are_read_in_silence(tmp_path, recwarn):
+    path = tmp_path / "stories.jsonl"
+    path.write_text('{"text": "one"}\n{"text": "two"}\n')
+    assert read_stories(path) == ["one", "two"]
+    assert not recwarn.list

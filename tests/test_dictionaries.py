@@ -282,3 +282,28 @@ def test_a_jumprelu_threshold_below_all_is_no_mistake():
     x = inputs(torch.float32)[:, :3]
     never = dictionary_of(Activation("jumprelu", threshold=torch.full((4,), -torch.inf)))
     assert_near(never.encode(x), dictionary_of().encode(x))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"architecture": "supersae"},
+            "architecture of a dictionary must be one of abstopk, batchtopk, .*, got 'supersae'",
+        ),
+        ({"architecture": 7}, "must be one of .*, got 7 in cfg.json"),
+        (
+            {"architecture": "batchtopk"},
+            "batchtopk, which SAELens has in training only, without .*save_inference_model",
+        ),
+        ({"architecture": "skip_transcoder"}, "got a skip_transcoder: it reads one hook and writes another"),
+    ],
+)
+def test_a_folder_of_an_architecture_that_saelens_does_not_load_says_which(config, message, tmp_path):
+    random_sae("topk", dtype="float32").save_model(tmp_path)
+    file = tmp_path / "cfg.json"
+    content = json.loads(file.read_text()) | config
+    del content["metadata"]["sae_lens_version"]
+    file.write_text(json.dumps(content))
+    with refused(UnsupportedSAEError, message):
+        Dictionary.load(tmp_path)

@@ -57,6 +57,9 @@ def test_the_code_of_the_readme_runs_and_its_numbers_are_right():
     assert names["T"].shape == (3072, 3072)
     ledger = names["ledger"]
     assert set(ledger.terms) >= {"feature_feature", "feature_bias", "feature_error", "constant"}
+    (completeness,) = re.findall(r"explain: (0\.\d+) at \"not\"", README)
+    assert ledger.completeness[2].item() == pytest.approx(float(completeness), abs=0.006)
+    assert ledger.active.tolist().count(False) > 0
     x = names["cache"][names["mlp"].hook_in][0, 1:]
     expected = names["interactions"].sae_out.pre_activations(names["mlp"](x))[:, 143]
     torch.testing.assert_close(ledger.total.float(), expected, atol=1e-5, rtol=1e-4)

@@ -191,7 +191,7 @@ MISTAKES = {
     ("--factor", "nan"): "factor must be a finite number, got nan.",
     ("--opposite", "inf"): "opposite must be a finite number, got inf.",
     ("--factor", "1e30"): "factor must be between -1,000,000 and 1,000,000, got 1e+30: the weights would leave",
-    ("--opposite", "-1e7"): "opposite must be between -1,000,000 and 1,000,000, got -1e+07",
+    ("--opposite=-1e7",): "opposite must be between -1,000,000 and 1,000,000, got -1e+07",
     ("--factor", "1"): "factor must change a form of ",
     ("--features", "9/1"): "features must be of the ranking of ",
     ("--features", "4-143"): "got 4-143.",

@@ -72,6 +72,15 @@ def dense_columns(active, n_tokens):
     return z
 
 
+def test_a_circuit_has_the_name_that_its_feature_has_everywhere(world, written):
+    from bilinear_circuits.interactions.naming import feature_label
+
+    document = json.loads((written / "explorer.json").read_text())
+    label = feature_label(world["activity"], world["profile"].feature, world["tokenizer"], "out")
+    assert document["circuits"][0]["label"] == label == world["profile"].label
+    assert label in (written / "explorer.html").read_text()
+
+
 def test_weights_and_co_activation_are_those_of_the_formula(world):
     activity, around = world["activity"], world["around"]
     one, feature = activity.interactions, world["profile"].feature

@@ -10,6 +10,7 @@ from helpers import (
     D_SAE_OUT,
     HOOK_IN,
     HOOK_OUT,
+    as_users_see_it,
     assert_near,
     check_matrix,
     check_spectrum,
@@ -183,3 +184,10 @@ def test_the_largest_interactions_can_be_iterated():
         (3, *one) for one in zip(top.first.tolist(), top.second.tolist(), top.weights.tolist(), strict=True)
     ]
     assert len(list(top)) == len(top) == 4
+
+
+@pytest.mark.parametrize("feature", ["a", 1.5, True, None, -1, D_SAE_OUT])
+def test_what_is_no_feature_is_refused(feature):
+    interactions, _, _ = random_interactions()
+    with as_users_see_it(), refused(ValueError, f"feature must be between 0 and {D_SAE_OUT - 1}, one of the output"):
+        interactions.check_feature(feature)

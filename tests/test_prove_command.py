@@ -9,10 +9,9 @@ import random
 import re
 from pathlib import Path
 
-import jaxtyping
 import pytest
 import torch
-from helpers import refused
+from helpers import as_users_see_it, refused
 from planted import random_stories, save_between_dictionaries, tiny_llama
 
 from bilinear_circuits.circuits import CircuitQuery, QueryTokens, SearchSettings, find_circuits
@@ -196,16 +195,6 @@ def mistake(capsys, world, *options, file=None):
     assert last.startswith("bilinear-circuits: error: ")
     assert "Traceback" not in captured.err
     return last
-
-
-@contextlib.contextmanager
-def as_users_see_it():
-    """With no check of shape annotations in front of the package's own errors."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    try:
-        yield
-    finally:
-        jaxtyping.config.update("jaxtyping_disable", False)
 
 
 OPTIONS = {

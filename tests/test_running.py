@@ -19,6 +19,7 @@ from bilinear_circuits.models.running import (
     unembedding,
     vocabulary_size,
 )
+from bilinear_circuits.runs import downstream as downstream_module
 from bilinear_circuits.runs.downstream import Downstream
 from bilinear_circuits.zoo import load_model
 
@@ -171,10 +172,11 @@ def test_a_model_that_cannot_be_entered_is_rerun():
 
 
 def test_a_short_cut_that_differs_is_not_used(models, monkeypatch):
-    import bilinear_circuits.models.running as running
 
-    exact = running._tail(models["llama"], 0)
-    monkeypatch.setattr(running, "_tail", lambda model, layer: lambda residual, at: exact(residual, at) + 0.01)
+    exact = downstream_module._tail(models["llama"], 0)
+    monkeypatch.setattr(
+        downstream_module, "_tail", lambda model, layer: lambda residual, at: exact(residual, at) + 0.01
+    )
     downstream = Downstream(models["llama"], TOKENS, 0)
     assert downstream.reruns_whole_model
     assert_near(downstream.logits(downstream.y), logits_of(models["llama"]))

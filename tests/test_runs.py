@@ -180,8 +180,8 @@ def test_a_bug_says_where_it_is(monkeypatch, capsys):
     [
         (None, "nothing was written"),
         ("ranking.csv", "nothing is half written in"),
-        ("run.json", "what is finished is kept in"),
-        ("layer-1-out/run.json", "what is finished is kept in"),
+        ("run.json", "the last finished step that was saved in"),
+        ("layer-1-out/run.json", "the last finished step that was saved in"),
     ],
 )
 def test_an_interrupt_says_what_it_left(written, said, tmp_path, monkeypatch, capsys):

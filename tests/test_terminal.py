@@ -3,13 +3,16 @@
 import io
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
+import pytest
 from features_world import LAYER, write_world
 from planted import WORDS, random_stories, word_tokenizer
 from tokenizers import pre_tokenizers
 
-from bilinear_circuits.commands.terminal import ShownStream, safe_terminal
+from bilinear_circuits.commands.terminal import ShownStream, note, safe_terminal
+from bilinear_circuits.data.text_files import CorpusWarning
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = "\x1b]0;owned\x07\x9b2J"
@@ -49,6 +52,31 @@ def test_streams_come_back(capsys):
         sys.stdout.write("a\x1b[2Jb\n")
     assert (sys.stdout, sys.stderr) == before
     assert capsys.readouterr().out == "a\\x1b[2Jb\n"
+
+
+def test_a_stream_that_the_shell_closed_takes_what_is_said_and_keeps_nothing(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    with safe_terminal():
+        sys.stdout.write("a")
+        note("b")
+    assert sys.stdout is None
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this machine has no full device")
+def test_a_verb_whose_output_cannot_be_written_says_so_in_one_line():
+    command = f"{sys.executable} -m bilinear_circuits.cli --help > /dev/full"
+    done = subprocess.run(command, shell=True, capture_output=True, cwd=ROOT, text=True)
+    assert done.returncode == 2
+    said = "stdout must be a place that can be written, got an error: No space left on device."
+    assert done.stderr == f"bilinear-circuits: error: {said}\n"
+
+
+def test_what_a_corpus_leaves_out_is_a_note_and_other_warnings_stay_their_own(capsys, recwarn):
+    with safe_terminal():
+        warnings.warn("1 of 2 records", CorpusWarning, stacklevel=1)
+        warnings.warn("something else", UserWarning, stacklevel=1)
+    assert capsys.readouterr().err.startswith("1 of 2 records\n")
 
 
 def raw_output(*arguments):

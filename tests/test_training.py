@@ -287,7 +287,7 @@ def test_a_folder_with_another_run_is_not_continued(tmp_path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/train").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_shipped_recipes_are_valid_and_named_after_their_file(path):
-    from bilinear_circuits.commands.train import read_recipe
+    from bilinear_circuits.commands.recipes import read_recipe
 
     assert read_recipe(str(path)).name == path.stem
 
@@ -301,7 +301,7 @@ def test_the_shipped_recipes_are_valid_and_named_after_their_file(path):
     ],
 )
 def test_a_wrong_recipe_is_refused_by_key(change, message, tmp_path):
-    from bilinear_circuits.commands.train import read_recipe
+    from bilinear_circuits.commands.recipes import read_recipe
 
     with refused(ValueError, message):
         read_recipe(str(recipe(tmp_path, **change)))
@@ -317,7 +317,7 @@ def test_a_corpus_that_cannot_be_read_leaves_nothing_behind(tmp_path):
 
 
 def recipe_of(path):
-    from bilinear_circuits.commands.train import read_recipe
+    from bilinear_circuits.commands.recipes import read_recipe
 
     return read_recipe(str(path))
 

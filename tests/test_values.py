@@ -19,9 +19,7 @@ MISTAKES = {
     ("edit", "c.json", "--out", "o", "--factor", "1_0"): "argument --factor: invalid float value: '1_0'",
     ("discover", "--fdr", "1\n"): "argument --fdr: invalid float value: ",
     ("discover", "--fdr", "inf"): "fdr must be a finite number, got inf.",
-    ("lowrank", "--seed", "1", "--seed=2"): "seed must be given once, got --seed 2 times. Leave out all but one.",
     ("lowrank", "--ranks", "1", "--ranks", "2"): "ranks must be given once, got --ranks 2 times. Name all after one",
-    ("serve", "--features", "3/1", "--open", "--noopen"): "open must be given once",
     (
         "lowrank",
         "--out",

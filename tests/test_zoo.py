@@ -109,6 +109,13 @@ def test_files_that_make_another_model_of_a_folder_are_refused(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     with refused(ValueError, r"must be a whole model, got .* with an adapter beside it \(adapter_config.json\)"):
         zoo.load_model(tmp_path)
+    config = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").unlink()
+    with refused(
+        ValueError, r"must be a whole model, got .* with an adapter without its model \(adapter_config.json\)"
+    ):
+        zoo.load_model(tmp_path)
+    (tmp_path / "config.json").write_text(config)
     (tmp_path / "adapter_config.json").unlink()
     (tmp_path / "tokenizer_config.json").write_text("{")
     with refused(ValueError, r"tokenizer_config.json must be a JSON file, got .*tokenizer_config.json"):
@@ -165,7 +172,7 @@ def test_layers_have_a_dictionary_on_either_side(tmp_path):
 
 
 def test_a_folder_without_a_pair_is_refused(tmp_path):
-    with refused(FileNotFoundError, "must hold pairs of SAELens folders .* without one"):
+    with refused(FileNotFoundError, "must hold pairs of SAELens folders .* with blocks.3.mlp.hook_in alone"):
         zoo.dictionary_layers(make_saes(tmp_path, "blocks.3.mlp.hook_in"))
 
 
@@ -264,3 +271,17 @@ def test_a_path_is_not_mistaken_for_a_neighbour_with_a_longer_name(tmp_path):
     assert zoo.dictionaries_path(tmp_path / "run") == tmp_path / "run"
     assert zoo.corpus_path(tmp_path / "a.txt") == str(tmp_path / "a.txt")
     assert Path(zoo.corpus_path("ts-17m")).is_file()
+
+
+def test_a_model_without_a_tokenizer_says_what_is_missing(tmp_path):
+    save_tiny_llama(tmp_path)
+    for file in tmp_path.glob("*token*"):
+        file.unlink()
+    with refused(ValueError, "model must have a tokenizer, got .* without tokenizer.json"):
+        zoo.load_model(tmp_path)
+
+
+def test_the_side_that_has_no_dictionary_is_named(tmp_path):
+    (tmp_path / "blocks.4.mlp.hook_out").mkdir()
+    with refused(FileNotFoundError, "got .* with blocks.4.mlp.hook_out alone"):
+        zoo.dictionary_layers(tmp_path)

@@ -155,7 +155,7 @@ def summary(search: "CircuitSearch") -> str:
         f" rank-{search.settings.rank} part of its quadratic form",
         "is subtracted from the weights. controls: the same for features of like frequency and norm.",
     ]
-    return "\n".join(lines)
+    return "\n".join(lines).replace("\N{MINUS SIGN}", "-")
 
 
 def _interval(effect: Any) -> str:

@@ -1,17 +1,21 @@
 """What the verbs share: arguments, loading, progress bars, files written whole or not at all."""
 
 import contextlib
-import difflib
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bilinear_circuits import zoo
+from bilinear_circuits.commands.arguments import CommonArguments as CommonArguments
+from bilinear_circuits.commands.arguments import LabelArguments as LabelArguments
+from bilinear_circuits.commands.arguments import ModelArguments as ModelArguments
+from bilinear_circuits.commands.arguments import check_seed as check_seed
 from bilinear_circuits.commands.claims import half_written
-from bilinear_circuits.commands.corpus import CorpusArguments
+from bilinear_circuits.commands.configs import from_mapping as from_mapping
+from bilinear_circuits.commands.configs import read_yaml as read_yaml
+from bilinear_circuits.commands.labels import named, read_labels
 from bilinear_circuits.commands.terminal import bar as bar
 from bilinear_circuits.commands.terminal import note as note
 from bilinear_circuits.commands.values import short, why_no_name
@@ -22,55 +26,6 @@ if TYPE_CHECKING:
     from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 
 T = TypeVar("T")
-
-
-@dataclass(kw_only=True)
-class ModelArguments:
-    """Model and dictionaries."""
-
-    model: str = zoo.DEFAULT_MODEL
-    """A shipped model, a Hugging Face model folder, or a Hub id."""
-
-    saes: str | None = None
-    """Folder of SAELens folders blocks.L.mlp.hook_in and hook_out; by default those shipped with the model."""
-
-
-@dataclass(kw_only=True)
-class CommonArguments(CorpusArguments, ModelArguments):
-    """Model, dictionaries and corpus."""
-
-    device: str = "cpu"
-    """Where to compute: cpu, cuda, cuda:1."""
-
-    seed: int = 0
-    """Seed of everything random."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_seed(self.seed)
-        n_stories = getattr(self, "n_stories", None)  # of the verbs that count them
-        if n_stories is not None and n_stories < 1:
-            raise ValueError(f"n_stories must be at least 1, got {n_stories}.")
-
-
-@dataclass(kw_only=True)
-class LabelArguments(CommonArguments):
-    """The same of verbs that name features."""
-
-    labels: str | None = None
-    """YAML or JSON file of names of features, under the keys in and out: layer/feature: name, such as 4/143: negation,
-    or feature: name where there is one layer. The others have the names stored with their dictionary, or are named by
-    the tokens they are active at."""
-
-
-def check_seed(seed: int) -> None:
-    """Refuse a seed that torch does not take.
-
-    Raises:
-        ValueError: If it is negative or does not fit 63 bits.
-    """
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"seed must be between 0 and 2**63 - 1, got {seed}.")
 
 
 def check_device(device: str) -> None:
@@ -85,6 +40,7 @@ def check_device(device: str) -> None:
         torch.ones(1, device=device).item()
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0]
+        reason = "no such device; name cpu, cuda or cuda:1" if "Expected one of" in reason else reason
         raise ValueError(f"device must be one that torch can use, got {device}: {reason}") from error
 
 
@@ -167,20 +123,21 @@ def load_interactions(
         layers: The layers.
         side: The side that a file of --labels without the keys in and out is of.
     """
-    from bilinear_circuits import BilinearMLP, FeatureInteractions
-    from bilinear_circuits.commands.labels import named, read_labels
+    from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
+    from bilinear_circuits.models.bilinear_mlp import BilinearMLP
 
     check_device(arguments.device)
     path = getattr(arguments, "labels", None)
     labels = read_labels(path, layers, side)
     note(f"loading {arguments.model}")
-    model = quietly_load_model(arguments.model, arguments.device)
     saes = saes_of(arguments)
+    loaded = [zoo.load_dictionaries(layer, saes, arguments.device) for layer in layers]  # faster, and fails sooner
+    model = quietly_load_model(arguments.model, arguments.device)
     interactions = []
-    for layer in layers:
-        pair = zip(zoo.load_dictionaries(layer, saes, arguments.device), ("in", "out"), strict=True)
-        dictionaries = [named(one, labels[layer, side], f"{side} of {path}") for one, side in pair]
-        interactions.append(FeatureInteractions(BilinearMLP.from_model(model, layer), *dictionaries))
+    for layer, dictionaries in zip(layers, loaded, strict=True):
+        pair = zip(dictionaries, ("in", "out"), strict=True)
+        both = [named(one, labels[layer, side], f"{side} of {path}") for one, side in pair]
+        interactions.append(FeatureInteractions(BilinearMLP.from_model(model, layer), *both))
     return model, interactions
 
 
@@ -196,49 +153,6 @@ def quietly_load(load: Callable[[str, str], T], name: str, device: str) -> T:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     return load(name, device)
-
-
-def read_yaml(path: str, what: str) -> dict[Any, Any]:
-    """Read a YAML mapping.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is not YAML, or no mapping.
-    """
-    import yaml
-
-    file = Path(path)
-    if not file.is_file():
-        missing = "that is no file" if file.exists() else "no such file"
-        raise FileNotFoundError(f"{what} must be a YAML file, got {path}: {missing}.")
-    try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        reason = "it is nested too deeply" if isinstance(error, RecursionError) else error
-        raise ValueError(f"{what} must be a YAML file, got {path}: {reason}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{what} must be a YAML mapping of keys to values, got {path}, which holds {content!r:.60}.")
-    return content
-
-
-def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-    """A dataclass from a mapping; unknown and missing keys are refused by name.
-
-    Raises:
-        ValueError: If a key is unknown, or one without a default is missing.
-    """
-    known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
-    for key in values:
-        if key not in known:
-            close = difflib.get_close_matches(str(key), known, n=1)
-            hint = f" Did you mean {close[0]}?" if close else ""
-            raise ValueError(f"{where} must hold only the keys {', '.join(known)}, got {key!r}.{hint}")
-    for field in fields(cls):  # type: ignore[arg-type]
-        if field.name not in values and field.default is MISSING and field.default_factory is MISSING:
-            raise ValueError(
-                f"{where} must hold the key {field.name}, got only {', '.join(map(str, values)) or 'none'}."
-            )
-    return cls(**values)
 
 
 @contextlib.contextmanager

@@ -42,8 +42,9 @@ def summary(table: "StabilityTable") -> str:
             " *: a circuit of the other file.",
             "active: correlation of activations; form: of the quadratic forms over Gaussian inputs like the corpus;"
             " inputs: overlap of the",
-            f"two leading eigenvectors; percentile: among {one.n_null} random features of the layer; chance, p: against"
-            f" {one.n_shifts} shifts of the tokens.",
+            f"two leading eigenvectors; percentile: among {one.n_null} random features of the layer, by how well each"
+            " returns, 50 % where",
+            f"all return as well, as in the model itself; chance, p: against {one.n_shifts} shifts of the tokens.",
         ]
     )
 

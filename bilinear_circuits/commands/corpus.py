@@ -1,39 +1,17 @@
 """Which stories a verb reads: the options that name them, and what is said of them once they are tokenized."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bilinear_circuits import zoo
+from bilinear_circuits.commands.arguments import CommonArguments, CorpusArguments
 from bilinear_circuits.commands.terminal import note
 from bilinear_circuits.data.corpora import Corpus
 
 if TYPE_CHECKING:
-    from bilinear_circuits.commands.common import CommonArguments
     from bilinear_circuits.data.stories import StoryTokens
 
 _MOST_UNKNOWN = 0.5  # share of [UNK], above which a text is of another language, or read in another encoding
-
-
-@dataclass(kw_only=True)
-class CorpusArguments:
-    """Which stories are read, and how they are found in a file."""
-
-    corpus: str | None = None
-    """Stories: a file of text, CSV, JSON lines or parquet, or a Hub id; by default those of the query or recipe, or
-    those shipped with the model."""
-
-    separator: str | None = None
-    """How the stories of a text are separated: line (one story a line), blank-line (blank lines between stories), or
-    the text between them; by default <|endoftext|>."""
-
-    column: str | None = None
-    """Column of CSV, JSON lines, parquet or a Hub dataset that holds the stories; by default text."""
-
-    def __post_init__(self) -> None:
-        if self.corpus is not None and not self.corpus.strip():
-            raise ValueError(f"corpus must be a file or a Hub id, got {self.corpus!r}. Leave it out for the default.")
-        Corpus("", self.separator, self.column)  # refuses what no corpus can have
 
 
 def chosen_corpus(arguments: CorpusArguments, default: Corpus) -> Corpus:
@@ -45,7 +23,7 @@ def chosen_corpus(arguments: CorpusArguments, default: Corpus) -> Corpus:
     )
 
 
-def corpus_of(arguments: "CommonArguments", default: Corpus | None = None) -> Corpus:
+def corpus_of(arguments: CommonArguments, default: Corpus | None = None) -> Corpus:
     """The corpus asked for, the default, or the stories shipped with the model.
 
     Raises:

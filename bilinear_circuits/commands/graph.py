@@ -188,7 +188,7 @@ def describe(graph: "PromptAttribution", tokenizer: Any, name: "Names") -> str:
     likeliest = zip(graph.logit_ids.tolist(), graph.probabilities.tolist(), strict=True)
     lines = [
         f"{len(texts) - 1} tokens: {' '.join(texts[1:])}",
-        f"next: {', '.join(f'{token_text(tokenizer, token_id)} {p:.2f}' for token_id, p in likeliest)}",
+        f"next: {', '.join(f'{token_text(tokenizer, token_id)} {p:.2g}' for token_id, p in likeliest)}",
     ]
     for layer, feature in graph.features:
         found = [one for one in graph.attributions if (one.layer, one.feature) == (layer, feature)]

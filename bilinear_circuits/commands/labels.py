@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from bilinear_circuits.commands import common
+from bilinear_circuits.commands.configs import read_yaml
 from bilinear_circuits.dictionaries.names import checked_names
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def read_labels(path: str | None, layers: Sequence[int], side: "Side | None" = N
         FileNotFoundError: If there is no such file.
         ValueError: If it is no mapping of features to names below in and out.
     """
-    content = {} if path is None else common.read_yaml(path, "labels")
+    content = {} if path is None else read_yaml(path, "labels")
     if not set(content) <= set(_SIDES):
         if side is None:
             raise ValueError(

@@ -4,11 +4,15 @@ Tokens, stories, names of files and messages of errors may hold escape sequences
 window, moves its cursor or writes to the clipboard. All of them go through one place, which shows them as text.
 """
 
+import os
 import re
 import sys
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
+
+from bilinear_circuits.data.text_files import CorpusWarning
 
 T = TypeVar("T")
 
@@ -27,18 +31,24 @@ def shown(text: str) -> str:
     return _CONTROL.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
+class UnwrittenError(ValueError):
+    """What a verb prints cannot be written."""
+
+
 class ShownStream:
     """A text stream that control characters reach as text, and characters it cannot encode as their numbers."""
 
-    def __init__(self, stream: Any, bars: bool = False) -> None:
+    def __init__(self, stream: Any, bars: bool = False, failure: type[Exception] | None = None) -> None:
         """Wrap a stream.
 
         Args:
             stream: Where to write.
             bars: Let progress bars go back to the start of a line; no text of ours starts so.
+            failure: What to raise where the stream cannot be written, other than a pipe whose reader went away.
         """
         self._stream = stream
         self._bars = bars
+        self._failure = failure
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -49,8 +59,27 @@ class ShownStream:
         moves = bar[0] if bar else ""
         encoding = getattr(self._stream, "encoding", None) or "utf-8"
         safe = shown(text[len(moves) :]).encode(encoding, "backslashreplace").decode(encoding)
-        self._stream.write(moves + safe)
+        with self._named():
+            self._stream.write(moves + safe)
         return len(text)
+
+    def flush(self) -> None:
+        """Write what is held back."""
+        with self._named():
+            self._stream.flush()
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            raise
+        except OSError as error:
+            if self._failure is None:
+                raise
+            raise self._failure(
+                f"stdout must be a place that can be written, got an error: {error.strerror}."
+            ) from None
 
     def writelines(self, lines: Iterable[str]) -> None:
         """Write one after the other."""
@@ -62,11 +91,19 @@ class ShownStream:
 def safe_terminal() -> Iterator[None]:
     """Show control characters on stdout and stderr as text for as long as the context lasts."""
     before = sys.stdout, sys.stderr
-    sys.stdout, sys.stderr = ShownStream(sys.stdout), ShownStream(sys.stderr, bars=True)
-    try:
-        yield
-    finally:
-        sys.stdout, sys.stderr = before
+    with open(os.devnull, "w", encoding="utf-8") as nowhere, warnings.catch_warnings():
+        # Python has no stream where a shell closed it.
+        sys.stdout = ShownStream(sys.stdout or nowhere, failure=UnwrittenError)
+        sys.stderr = ShownStream(sys.stderr or nowhere, bars=True)
+        warnings.simplefilter("always", CorpusWarning)
+        usual = warnings.showwarning
+        warnings.showwarning = lambda message, category, *where: (
+            note(str(message)) if issubclass(category, CorpusWarning) else usual(message, category, *where)
+        )
+        try:
+            yield
+        finally:
+            sys.stdout, sys.stderr = before
 
 
 def note(text: str) -> None:

@@ -12,7 +12,7 @@ from bilinear_circuits.commands.corpus import check_known, note_cut, settings_of
 from bilinear_circuits.data.corpora import Corpus
 
 if TYPE_CHECKING:
-    from bilinear_circuits.commands.train import Recipe
+    from bilinear_circuits.commands.recipes import Recipe
 
 
 def prepare(recipe: "Recipe", corpus: Corpus, folder: Path) -> Callable[[], None]:

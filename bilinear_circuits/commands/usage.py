@@ -39,7 +39,8 @@ def usage(prog: str, actions: Sequence[argparse.Action]) -> str:
 
 def _option(action: argparse.Action) -> str:
     name = next(one for one in action.option_strings if one.startswith("--"))
-    return name if action.nargs == 0 else f"{name} {_name(action)}"
+    is_flag = action.nargs == 0 or isinstance(action.default, bool)
+    return name if is_flag else f"{name} {_name(action)}"
 
 
 def _name(action: argparse.Action) -> str:

@@ -1,6 +1,7 @@
 """What no option of any verb can be, refused where the command line is read, before a verb sees it."""
 
 import argparse
+import difflib
 import math
 import re
 from collections import Counter
@@ -12,6 +13,7 @@ from typing import Any
 # Options that name files, folders or what is on the Hub; what a verb says of its own folder, it says itself.
 _PLACES = ("model", "models", "saes", "corpus", "circuit", "circuits", "labels", "query", "recipe", "prompts", "folder",
            "source", "subfolder", "tokenizer")  # fmt: skip
+_CLOSE = 0.75  # how alike a wrong option is to the one that was meant
 _SHOWN = 60  # characters of a value in a message
 _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f]")
 _WHOLE = re.compile(r"[+-]?[0-9]+")
@@ -70,7 +72,9 @@ _READERS: Mapping[Any, tuple[str, Callable[[str], float]]] = {int: ("int", whole
 
 
 def check_given_once(words: Sequence[str], actions: Sequence[argparse.Action]) -> None:
-    """Refuse an option given again, of which argparse would drop all but the last without a word.
+    """Refuse an option of several values given again, whose first ones argparse would drop without a word.
+
+    Of an option with one value the last counts, as everywhere on command lines.
 
     Args:
         words: The command line after the verb.
@@ -83,12 +87,11 @@ def check_given_once(words: Sequence[str], actions: Sequence[argparse.Action]) -
     options = words[: words.index("--")] if "--" in words else words
     given = Counter(action.dest for word in options if (action := own.get(word.partition("=")[0])) is not None)
     for action in actions:
-        if given[action.dest] > 1 and not isinstance(action, argparse._ExtendAction):
-            several = action.nargs in ("+", "*")
-            hint = f" Name all after one {action.option_strings[0]}." if several else " Leave out all but one."
-            name = action.dest.rpartition(".")[2]
+        several = action.nargs in ("+", "*") and not isinstance(action, argparse._ExtendAction)
+        if given[action.dest] > 1 and several:
+            name, option = action.dest.rpartition(".")[2], action.option_strings[0]
             raise ValueError(
-                f"{name} must be given once, got {action.option_strings[0]} {given[action.dest]} times.{hint}"
+                f"{name} must be given once, got {option} {given[action.dest]} times. Name all after one {option}."
             )
 
 
@@ -106,6 +109,21 @@ def check_values(arguments: Any) -> None:
                 raise ValueError(f"{name} must be a number of at most 63 bits, got one of {value.bit_length()} bits.")
             elif isinstance(value, float) and not math.isfinite(value):
                 raise ValueError(f"{name} must be a finite number, got {value}.")
+
+
+def with_typos(message: str, words: Sequence[str], actions: Sequence[argparse.Action]) -> str:
+    """Add to what argparse says of a command line which of its options are none, and which were meant.
+
+    argparse names options that are missing first, and so does not name the one that was written wrong.
+    """
+    known = [name for action in actions for name in action.option_strings]
+    options = words[: words.index("--")] if "--" in words else words
+    wrong = [word.partition("=")[0] for word in options if word.startswith("--") and len(word) > len("--")]
+    hints = []
+    for name in dict.fromkeys(name for name in wrong if name not in known):
+        close = difflib.get_close_matches(name, known, n=1, cutoff=_CLOSE)
+        hints.append(f"{name} is no option" + (f", did you mean {close[0]}?" if close else "."))
+    return f"{message}: {' '.join(hints)}".rstrip(".") if hints else message
 
 
 def check_most(arguments: Any, **most: int) -> None:

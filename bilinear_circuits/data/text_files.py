@@ -9,6 +9,7 @@ import csv
 import gzip
 import json
 import re
+import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -129,7 +130,7 @@ def _n_lines(text: str) -> int:
 
 
 def column_texts(path: str | Path, column: str) -> Iterator[str]:
-    """Read the texts of a column of a CSV, JSON lines or parquet file; a record without one counts as empty.
+    """Read the texts of a column of a CSV, JSON lines or parquet file; a record without one is left out, and said so.
 
     Raises:
         ValueError: If the file cannot be read as what its name says, or has no such column, or no text there.
@@ -140,8 +141,23 @@ def column_texts(path: str | Path, column: str) -> Iterator[str]:
     else:
         records = {"json": _json_records, "csv": _csv_records}[kind](path)
         batches = iter(lambda: list(islice(records, _BATCH)), [])
-    for batch in batches:
-        yield from texts_of(batch, column, str(path))
+    n_records = n_empty = 0
+    try:
+        for batch in batches:
+            texts = texts_of(batch, column, str(path))
+            n_records, n_empty = n_records + len(texts), n_empty + sum(not text.strip() for text in texts)
+            yield from texts
+    finally:
+        if n_empty:
+            warnings.warn(
+                f"{n_empty:,} of the {n_records:,} records read of {path} have no text in {column!r}: left out",
+                CorpusWarning,
+                stacklevel=2,
+            )
+
+
+class CorpusWarning(UserWarning):
+    """Something in a corpus was left out."""
 
 
 def texts_of(records: Iterable[Mapping[str, Any]], column: str, name: str) -> list[str]:

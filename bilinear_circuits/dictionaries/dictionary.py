@@ -13,7 +13,14 @@ from torch import Tensor
 
 from bilinear_circuits.dictionaries.activation import Activation
 from bilinear_circuits.dictionaries.folders import check_folder, read_directions, write_folder
-from bilinear_circuits.dictionaries.folding import UnsupportedSAEError, fold, inference_form, load_sae, prove_folding
+from bilinear_circuits.dictionaries.folding import (
+    UnsupportedSAEError,
+    check_architecture,
+    fold,
+    inference_form,
+    load_sae,
+    prove_folding,
+)
 from bilinear_circuits.dictionaries.names import read_names, write_names
 from bilinear_circuits.statistics.components import principal_components
 from bilinear_circuits.utilities.display import Shown
@@ -122,6 +129,7 @@ class Dictionary(Shown):
                 name or folder.name,
                 names,
             )
+        check_architecture(folder, config)
         with by_library("dictionary must be a SAELens folder that SAELens can load", folder):
             # SAELens drops the metadata of a folder that does not name the version that wrote it.
             hook_name = (config.get("metadata") or {}).get("hook_name") or config.get("hook_name")

@@ -1,7 +1,7 @@
 """SAELens SAEs as four plain tensors and an activation rule, proved equal to the SAE."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from sae_lens import SAE
 
 _FOLD_TOLERANCE = 1e-8
+_SUPPORTED = ("standard", "topk", "abstopk", "jumprelu", "gated")
 _INPUT_DEPENDENT = ("layer_norm", "constant_norm_rescale")
 _FOLDABLE = {
     "expected_average_only_in": "sae.fold_activation_norm_scaling_factor(factor)",
@@ -25,14 +26,30 @@ class UnsupportedSAEError(ValueError):
     """The SAE is not one affine encoder, a sparsity rule and one affine decoder."""
 
 
+def check_architecture(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a folder of an architecture that SAELens does not load, before it tries.
+
+    Raises:
+        UnsupportedSAEError: If it is.
+    """
+    from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
+
+    architecture = config.get("architecture", "standard")
+    _refuse_unknown(architecture, {*SAE_CLASS_REGISTRY, *SAE_TRAINING_CLASS_REGISTRY})
+    if architecture not in SAE_CLASS_REGISTRY and "sae_lens_version" not in (config.get("metadata") or {}):
+        raise UnsupportedSAEError(
+            f"dictionary must be saved for inference, got {folder} of the architecture {architecture}, which SAELens"
+            " has in training only, without the version that wrote it. Save it with sae.save_inference_model(path)."
+        )
+
+
 def load_sae(folder: Path, config: Mapping[str, Any], device: str) -> "SAE[Any]":
     """Load a SAELens SAE from its folder: its inference form, or the training form of an architecture with no other."""
     from sae_lens import SAE
-    from sae_lens.registry import SAE_CLASS_REGISTRY, SAE_TRAINING_CLASS_REGISTRY
+    from sae_lens.registry import SAE_CLASS_REGISTRY
     from sae_lens.saes.sae import TrainingSAE
 
-    architecture = config.get("architecture", "standard")
-    training = architecture not in SAE_CLASS_REGISTRY and architecture in SAE_TRAINING_CLASS_REGISTRY
+    training = config.get("architecture", "standard") not in SAE_CLASS_REGISTRY
     return (TrainingSAE if training else SAE).load_from_disk(folder, device=device, dtype="float32")
 
 
@@ -53,17 +70,26 @@ def inference_form(sae: "SAE[Any]") -> "SAE[Any]":
     return inference
 
 
-def _refuse_unsupported(sae: "SAE[Any]") -> None:
-    architecture, normalisation = sae.cfg.architecture(), sae.cfg.normalize_activations
-    supported = ("standard", "topk", "abstopk", "jumprelu", "gated")
-    if "transcoder" in architecture:
+def _refuse_unknown(architecture: Any, known: Collection[str]) -> None:
+    """Refuse an architecture that SAELens does not have, or that is no dictionary of one place."""
+    if isinstance(architecture, str) and "transcoder" in architecture:
         raise UnsupportedSAEError(
             f"sae must decode the place it encodes, got a {architecture}: it reads one hook and writes another, so that"
             " what it writes are no directions of what it reads. Train a dictionary on each side of the MLP."
         )
-    if architecture not in supported:
+    if architecture not in known:
         raise UnsupportedSAEError(
-            f"sae must be one affine encoder and decoder ({', '.join(supported)}; batchtopk and matryoshka as saved),"
+            f"architecture of a dictionary must be one of {', '.join(sorted(known))}, got {architecture!r:.40} in"
+            " cfg.json. Save it with SAELens, or make its tensors a bilinear_circuits.Dictionary."
+        )
+
+
+def _refuse_unsupported(sae: "SAE[Any]") -> None:
+    architecture, normalisation = sae.cfg.architecture(), sae.cfg.normalize_activations
+    _refuse_unknown(architecture, {architecture})
+    if architecture not in _SUPPORTED:
+        raise UnsupportedSAEError(
+            f"sae must be one affine encoder and decoder ({', '.join(_SUPPORTED)}; batchtopk and matryoshka as saved),"
             f" got architecture {architecture!r}, which has no encoder row per feature."
         )
     if normalisation in _INPUT_DEPENDENT:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import cached_property
+from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -275,10 +276,10 @@ class FeatureInteractions:
         Raises:
             ValueError: If there is no such feature.
         """
-        if not 0 <= feature < self.sae_out.d_sae:
+        if isinstance(feature, bool) or not isinstance(feature, Integral) or not 0 <= feature < self.sae_out.d_sae:
             raise ValueError(
                 f"feature must be between 0 and {self.sae_out.d_sae - 1}, one of the output dictionary"
-                f" {self.sae_out.name}, got {feature}."
+                f" {self.sae_out.name}, got {feature!r}."
             )
 
     def _check_input(self, x: Tensor) -> None:

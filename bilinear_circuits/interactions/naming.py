@@ -1,5 +1,6 @@
 """Names of features: the tokens that tell most about when they are active, for one of them or for all at once."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -25,7 +26,12 @@ def feature_label(activity: LayerActivity, feature: int, tokenizer: Any, side: S
     if feature in dictionary.names:
         return dictionary.names[feature]
     ids = top_token_ids(active, activity.token_ids, feature)
-    return _JOINT.join(token_text(tokenizer, token_id) for token_id in ids) or NOT_ACTIVE
+    return made_label([token_text(tokenizer, token_id) for token_id in ids])
+
+
+def made_label(texts: Sequence[str]) -> str:
+    """Make a name of the texts of the tokens that tell most about a feature, the first ones most."""
+    return _JOINT.join(texts[:_N_LABEL]) or NOT_ACTIVE
 
 
 def all_labels(activity: LayerActivity, texts: TokenTexts, side: Side) -> tuple[str, ...]:
@@ -37,7 +43,7 @@ def all_labels(activity: LayerActivity, texts: TokenTexts, side: Side) -> tuple[
 def token_labels(activity: LayerActivity, texts: TokenTexts, side: Side) -> tuple[str, ...]:
     """Name all features of a dictionary by the tokens that tell most about them, whatever names are fixed."""
     ids, _ = all_top_tokens(activity.of_side(side)[1], activity.token_ids, _N_LABEL)
-    return tuple(_JOINT.join(texts(one) for one in row if one >= 0) or NOT_ACTIVE for row in ids.tolist())
+    return tuple(made_label([texts(token_id) for token_id in row if token_id >= 0]) for row in ids.tolist())
 
 
 def all_top_tokens(

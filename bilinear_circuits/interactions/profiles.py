@@ -17,7 +17,7 @@ from bilinear_circuits.interactions.activity import LayerActivity, top_token_ids
 from bilinear_circuits.interactions.by_token import ActiveFeatures
 from bilinear_circuits.interactions.examples import Example, ExampleFinder, evenly
 from bilinear_circuits.interactions.ledger import Ledger
-from bilinear_circuits.interactions.naming import all_labels
+from bilinear_circuits.interactions.naming import all_labels, made_label
 from bilinear_circuits.interactions.shape import AndShape, and_shape
 from bilinear_circuits.statistics.correlations import pearson
 from bilinear_circuits.utilities.display import Brief, Drawn
@@ -34,6 +34,7 @@ class FeatureProfile(Drawn):
     Attributes:
         layer: Layer of the MLP.
         feature: Output feature.
+        label: Its name: the one fixed for it, or made of the tokens that tell most about its activation.
         frequency: Share of tokens at which it is active.
         top_tokens: Tokens that tell most about its activation.
         promoted: Tokens its decoder row raises most through the unembedding, with logits.
@@ -56,6 +57,7 @@ class FeatureProfile(Drawn):
 
     layer: int
     feature: int
+    label: str
     frequency: float
     top_tokens: tuple[str, ...]
     promoted: tuple[tuple[str, float], ...]
@@ -208,11 +210,13 @@ class Profiler:
         ledger = self._ledger(form.Q, own, token[evenly(len(token), _LEDGER_TOKENS)], feature)
         projections = interactions.sae_in.W_dec @ spectrum.eigenvectors[:, :2]
         logits = interactions.sae_out.W_dec[feature] @ self._unembedding
+        top_tokens = tuple(map(self.texts, top_token_ids(activity.outputs, self._token_ids, feature, 5)))
         return FeatureProfile(
             layer=interactions.mlp.layer,
             feature=feature,
+            label=interactions.sae_out.names.get(feature) or made_label(top_tokens),
             frequency=len(token) / len(activity.x),
-            top_tokens=tuple(map(self.texts, top_token_ids(activity.outputs, self._token_ids, feature, 5))),
+            top_tokens=top_tokens,
             promoted=self._extreme_tokens(logits, n_tokens),
             suppressed=self._extreme_tokens(-logits, n_tokens, -1),
             spectrum=spectrum,

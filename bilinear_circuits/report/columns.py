@@ -31,7 +31,10 @@ RANKING: dict[str, tuple[str, str]] = {
     ),
     "n_active": ("active tokens", "Tokens of the ranking stories at which the feature is active."),
     "n_trigger": ("active triggers", "Trigger tokens among them."),
-    "eigenvalues": ("leading eigenvalues", "The leading eight, by magnitude, with their sign."),
+    "eigenvalues": (
+        "leading eigenvalues",
+        "The leading three, by magnitude, with their sign; circuit.json holds eight.",
+    ),
 }
 
 TERMS: dict[str, str] = {

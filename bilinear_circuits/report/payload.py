@@ -119,6 +119,7 @@ def _profile(profile: FeatureProfile, n_eigenvalues: int) -> dict[str, Any]:
         "name": f"{profile.layer}/{profile.feature}",
         "layer": profile.layer,
         "feature": profile.feature,
+        "label": profile.label,
         "frequency": profile.frequency,
         "top_tokens": profile.top_tokens,
         "promoted": [{"token": token, "logit": logit} for token, logit in profile.promoted],

@@ -18,6 +18,7 @@ TOKENIZER = (
     *("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "vocab.txt", "merges.txt", "*.model"),
 )
+_VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "*.model")
 MODEL_FILES = ("config.json", *WEIGHTS, *TOKENIZER)
 DICTIONARY_FILES = ("cfg.json", "sae_weights.safetensors")
 _REASON = 240  # characters
@@ -146,12 +147,7 @@ def check_model_folder(folder: Path) -> None:
     for file in sorted({*folder.glob("*config.json"), *folder.glob("tokenizer*.json"), *folder.glob("*.index.json")}):
         read_json(file, file.name)
     config = read_json(folder / "config.json", "config.json")
-    for name in _ADAPTERS:
-        if (folder / name).is_file():
-            raise ValueError(
-                f"model must be a whole model, got {folder} with an adapter beside it ({name}): merge the adapter into"
-                " the weights (peft's merge_and_unload) and save the result, or remove it."
-            )
+    refuse_adapter(folder)
     if "n_layer" in config and "hidden_act" not in config and "bilinear" in config:
         raise ValueError(
             f"model must be a stock Hugging Face model, got {folder}, in the format of published bilinear models:"
@@ -163,6 +159,35 @@ def check_model_folder(folder: Path) -> None:
         )
     for file in folder.glob("*.safetensors"):
         check_safetensors(file)
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Refuse a model folder with an adapter, alone or beside a model.
+
+    Raises:
+        ValueError: If it has one.
+    """
+    for name in _ADAPTERS:
+        if (folder / name).is_file():
+            alone = not (folder / "config.json").is_file()
+            way = "an adapter without its model" if alone else "an adapter beside it"
+            raise ValueError(
+                f"model must be a whole model, got {folder} with {way} ({name}): merge the adapter into the weights"
+                f" (peft's merge_and_unload) and save the result{'' if alone else ', or remove it'}."
+            )
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Refuse a model folder without a tokenizer.
+
+    Raises:
+        ValueError: If it holds none.
+    """
+    if not any(file.is_file() for pattern in _VOCABULARIES for file in folder.glob(pattern)):
+        raise ValueError(
+            f"model must have a tokenizer, got {folder} without tokenizer.json: save it there with"
+            " tokenizer.save_pretrained."
+        )
 
 
 def check_safetensors(file: Path) -> None:

@@ -11,9 +11,11 @@ from bilinear_circuits.utilities.folders import (
     Fingerprint,
     by_library,
     check_model_folder,
+    check_tokenizer,
     download_model,
     fingerprint,
     read_json,
+    refuse_adapter,
 )
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ def model_path(name_or_path: str | Path) -> str:
     if str(name_or_path) in names():
         return str(FOLDER / str(name_or_path))
     if str(name_or_path) and path.is_dir():
+        refuse_adapter(path)
         if not (path / "config.json").is_file():
             raise FileNotFoundError(f"model must be a Hugging Face model folder, but {path} has no config.json.")
         return str(path)
@@ -94,6 +97,7 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL, device: str = "cpu") ->
     from transformer_lens.model_bridge import TransformerBridge
 
     folder = _checked(name_or_path)
+    check_tokenizer(folder)
     with by_library(_LOADS, folder):
         model = TransformerBridge.boot_transformers(str(folder), device=device, hf_config_overrides=_pad_id(folder))
     return _finite(model.eval(), folder)
@@ -120,6 +124,7 @@ def load_tokenizer(name_or_path: str | Path = DEFAULT_MODEL) -> Any:
     from transformers import AutoTokenizer
 
     folder = model_folder(name_or_path)
+    check_tokenizer(folder)
     with by_library("tokenizer must be one that transformers can load", folder):
         return AutoTokenizer.from_pretrained(folder)
 
@@ -225,6 +230,17 @@ def dictionary_layers(name_or_path: str | Path) -> list[int]:
         for one in folder.glob("blocks.*.mlp.hook_in")
         if one.name.split(".")[1].isdecimal() and (folder / one.name.replace("hook_in", "hook_out")).is_dir()
     ]
+    lone = sorted(
+        one.name
+        for side, other in (("hook_in", "hook_out"), ("hook_out", "hook_in"))
+        for one in folder.glob(f"blocks.*.mlp.{side}")
+        if not (folder / one.name.replace(side, other)).is_dir()
+    )
+    if not layers and lone:
+        raise FileNotFoundError(
+            f"saes must hold pairs of SAELens folders blocks.L.mlp.hook_in and blocks.L.mlp.hook_out, got {folder} with"
+            f" {_some(lone)} alone."
+        )
     if not layers:
         raise FileNotFoundError(
             f"saes must hold pairs of SAELens folders blocks.L.mlp.hook_in and blocks.L.mlp.hook_out, got {folder}"

@@ -5,19 +5,21 @@ import subprocess
 from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bilinear_circuits import zoo
 from bilinear_circuits.data.corpora import Corpus
 from bilinear_circuits.dictionaries import names as feature_names
-from bilinear_circuits.dictionaries.dictionary import Dictionary
 from bilinear_circuits.utilities.folders import Fingerprint, file_hash
+
+if TYPE_CHECKING:
+    from bilinear_circuits.dictionaries.dictionary import Dictionary
 
 _PACKAGES = ("bilinear-circuits", "torch", "transformers", "transformer-lens", "sae-lens", "tokenizers")
 
 
 def provenance(
-    model: str, saes: str, dictionaries: Sequence[Dictionary], corpus: Corpus | None, n_stories: int
+    model: str, saes: str, dictionaries: "Sequence[Dictionary]", corpus: Corpus | None, n_stories: int
 ) -> dict[str, Any]:
     """Gather versions, commit, and hashes of model, dictionaries and data.
 

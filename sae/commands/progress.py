@@ -14,7 +14,8 @@ from simple_parsing import field
 
 from bilinear_circuits import zoo
 from bilinear_circuits.commands import common, records
-from bilinear_circuits.commands.corpus import CorpusArguments, corpus_of, tokenized
+from bilinear_circuits.commands.arguments import CorpusArguments
+from bilinear_circuits.commands.corpus import corpus_of, tokenized
 from bilinear_circuits.commands.outputs import Outputs
 from bilinear_circuits.data.corpora import Corpus
 

@@ -17,10 +17,11 @@ from simple_parsing import field
 
 from bilinear_circuits import zoo
 from bilinear_circuits.commands import common, records
+from bilinear_circuits.commands.arguments import CorpusArguments
 from bilinear_circuits.commands.changes import with_changes
 from bilinear_circuits.commands.claims import HALF_WRITTEN
 from bilinear_circuits.commands.configs import config_file
-from bilinear_circuits.commands.corpus import CorpusArguments, chosen_corpus, tokenized
+from bilinear_circuits.commands.corpus import chosen_corpus, tokenized
 from bilinear_circuits.commands.run_folder import RunFolder
 from bilinear_circuits.utilities.folders import file_hash
 from sae.settings import Recipe

@@ -159,10 +159,10 @@ def _feed(book: Book, feed: Feed) -> dict[str, Any]:
 
 def _histogram_text(card: FeatureCard) -> str:
     """The histogram in words."""
-    return (
-        f"Histogram of {number(card.n_active)} activations between {number(card.histogram.low)} and"
-        f" {number(card.histogram.high)}, mean {number(card.mean)}"
-    )
+    least = min((band.least for band in card.bands), default=card.histogram.low)
+    most = max((band.most for band in card.bands), default=card.histogram.high)
+    between = f"between {number(least)} and {number(most)}"
+    return f"Histogram of {number(card.n_active)} activations {between}, mean {number(card.mean)}"
 
 
 def front_page(sides: Sequence[Mapping[str, Any]]) -> str:

@@ -23,7 +23,7 @@ def circuit(name, labels):
     ]  # fmt: skip
     layer, feature = map(int, name.split("/"))
     return {
-        "name": name, "layer": layer, "feature": feature, "members": members, "weights": weights,
+        "name": name, "label": HOSTILE, "layer": layer, "feature": feature, "members": members, "weights": weights,
         "everywhere": together, "active": together, "cloud": [[0.1, 0.2, 7], [1.5, -0.3, 8]],
         "orders": {"cluster": [*range(N)], "group": [*range(N)], "usage": [*range(N)][::-1], "name": [2, 0, 1, 5, 4, 3],
                    "v1": [*range(N)][::-1], "v2": [*range(N)]},

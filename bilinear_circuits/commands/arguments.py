@@ -1,0 +1,76 @@
+"""Options that verbs share."""
+
+from dataclasses import dataclass
+
+from bilinear_circuits import zoo
+from bilinear_circuits.data.corpora import Corpus
+
+
+@dataclass(kw_only=True)
+class CorpusArguments:
+    """Which stories are read, and how they are found in a file."""
+
+    corpus: str | None = None
+    """Stories: a file of text, CSV, JSON lines or parquet, or a Hub id; by default those of the query or recipe, or
+    those shipped with the model."""
+
+    separator: str | None = None
+    """How the stories of a text are separated: line (one story a line), blank-line (blank lines between stories), or
+    the text between them; by default <|endoftext|>."""
+
+    column: str | None = None
+    """Column of CSV, JSON lines, parquet or a Hub dataset that holds the stories; by default text."""
+
+    def __post_init__(self) -> None:
+        if self.corpus is not None and not self.corpus.strip():
+            raise ValueError(f"corpus must be a file or a Hub id, got {self.corpus!r}. Leave it out for the default.")
+        Corpus("", self.separator, self.column)  # refuses what no corpus can have
+
+
+@dataclass(kw_only=True)
+class ModelArguments:
+    """Model and dictionaries."""
+
+    model: str = zoo.DEFAULT_MODEL
+    """A shipped model, a Hugging Face model folder, or a Hub id."""
+
+    saes: str | None = None
+    """Folder of SAELens folders blocks.L.mlp.hook_in and hook_out; by default those shipped with the model."""
+
+
+@dataclass(kw_only=True)
+class CommonArguments(CorpusArguments, ModelArguments):
+    """Model, dictionaries and corpus."""
+
+    device: str = "cpu"
+    """Where to compute: cpu, cuda, cuda:1."""
+
+    seed: int = 0
+    """Seed of everything random."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_seed(self.seed)
+        n_stories = getattr(self, "n_stories", None)  # of the verbs that count them
+        if n_stories is not None and n_stories < 1:
+            raise ValueError(f"n_stories must be at least 1, got {n_stories}.")
+
+
+@dataclass(kw_only=True)
+class LabelArguments(CommonArguments):
+    """The same of verbs that name features."""
+
+    labels: str | None = None
+    """YAML or JSON file of names of features, under the keys in and out: layer/feature: name, such as 4/143: negation,
+    or feature: name where there is one layer. The others have the names stored with their dictionary, or are named by
+    the tokens they are active at."""
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that torch does not take.
+
+    Raises:
+        ValueError: If it is negative or does not fit 63 bits.
+    """
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"seed must be between 0 and 2**63 - 1, got {seed}.")
