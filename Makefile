@@ -5,13 +5,14 @@ BIN := $(VENV)/bin
 # Everything here works without the Hugging Face Hub.
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help install demo test test-all wheel bench bench-gpu lint type check clean
+.PHONY: help install demo test test-all wheel docs bench bench-gpu lint type check clean
 
 help:
 	@echo "make demo      find the negation circuit of the shipped model: out/negation/report.html"
 	@echo "make test      lint, types and the fast tests"
 	@echo "make test-all  the slow tests too"
 	@echo "make wheel     build the wheel, install it and run it away from this folder"
+	@echo "make docs      build the documents as a site: out/site/index.html"
 	@echo "make bench     time the sweep over all interactions against the reference: out/bench"
 	@echo "make bench-gpu the same on an NVIDIA GPU"
 	@echo "make install   only set up $(VENV)"
@@ -42,6 +43,11 @@ test: install check
 # Built offline by the setuptools of .venv, installed in an environment of its own, run in an empty folder.
 wheel: install
 	$(BIN)/pytest -n 0 -m slow tests/test_wheel.py
+
+# Every warning, such as a link that leads nowhere, is an error.
+docs: export NO_MKDOCS_2_WARNING = 1
+docs: install
+	$(BIN)/mkdocs build --strict --quiet
 
 test-all: install check
 	$(BIN)/pytest -n auto --dist loadfile -m "not gpu"
