@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from bilinear_circuits.commands import images
 from bilinear_circuits.commands.failures import MISTAKE, TRACEBACK, explain
+from bilinear_circuits.commands.outputs import check_apart
 from bilinear_circuits.commands.usage import with_usage
 from bilinear_circuits.commands.values import check_given_once, check_values, take_values, with_typos
 from bilinear_circuits.utilities import processes
@@ -88,6 +89,8 @@ def _main(argv: list[str]) -> int:
         if getattr(verb, "DISTRIBUTED", False) and not processes.is_first():
             claim = None  # the first of the processes that share the run holds its folder
         out = claim or out
+        if getattr(arguments, "out", None) is not None:
+            check_apart(arguments, Path(arguments.out))
         with _claimed(claim):
             if claim is not None and hasattr(verb, "OUTPUTS"):
                 verb.OUTPUTS.check(claim, [images.FOLDER] if getattr(arguments, "images", None) else [])

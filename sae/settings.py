@@ -92,6 +92,8 @@ class TrainSettings:
         for name in (*_WHOLE, "checkpoints", "snapshots", "seed"):
             if not _is_whole(getattr(self, name)):
                 raise ValueError(f"{name} must be a whole number, got {getattr(self, name)!r}.")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed must be between 0 and 2**63 - 1, got {self.seed}.")
         for name in ("lr", "decay"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float):

@@ -294,3 +294,14 @@ def test_records_that_all_have_a_text_are_read_in_silence(tmp_path, recwarn):
     path.write_text('{"text": "one"}\n{"text": "two"}\n')
     assert read_stories(path) == ["one", "two"]
     assert not recwarn.list
+
+
+@pytest.mark.parametrize("separator", ["|", "end", "<", "line"])
+def test_a_separator_that_would_cut_the_usual_mark_apart_is_refused(tmp_path, separator, monkeypatch):
+    from bilinear_circuits.data import text_files
+
+    monkeypatch.setattr(text_files, "_CHUNK", 7)  # the mark lies across chunks
+    path = tmp_path / "stories.txt"
+    path.write_text("one\n<|endoftext|>\ntwo\n<|endoftext|>\n")
+    with refused(ValueError, r"separator must be left out for a corpus with <\|endoftext\|>, got "):
+        read_stories(path, separator=separator)

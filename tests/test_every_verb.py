@@ -54,6 +54,16 @@ def test_a_verb_writes_no_path_of_the_machine_and_leaves_nothing_beside(verb, wo
         shutil.rmtree(tmp_path / "mine")
 
 
+@pytest.mark.parametrize("verb", [verb for verb, line in VERBS.items() if "PLACE" in line])
+@pytest.mark.parametrize("folder", ["model", "saes", "saes/blocks.1.mlp.hook_in"])
+def test_no_verb_writes_into_what_it_reads(verb, folder, world, capsys):
+    root, places = world
+    before = files_of(root / folder)
+    assert main(asked(verb, places, root / folder)) == 2
+    assert f"out must be another folder than those of {folder.split('/')[0]}, got" in capsys.readouterr().err
+    assert files_of(root / folder) == before
+
+
 @pytest.mark.parametrize("verb", ["inspect", "evaluate-sae"])
 def test_a_verb_replaces_its_own_earlier_result_and_leaves_other_files(verb, world, tmp_path, capsys):
     out = tmp_path / "results"

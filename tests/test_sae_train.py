@@ -503,6 +503,7 @@ VALUES = {
     "layers must name at least one layer, got none": {"layers": []},
     "tokens must be a whole number, got 1.5": {"tokens": 1.5},
     "seed must be a whole number, got True": {"seed": True},
+    "seed must be between 0 and 2\\*\\*63 - 1, got -1": {"seed": -1},
     "expansion must be at least 1, got 0": {"expansion": 0},
     "checkpoints must not be negative, got -1. 0 saves none": {"checkpoints": -1},
     "snapshots must not be negative, got -1. 0 saves none": {"snapshots": -1},

@@ -5,6 +5,28 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+
+def check_apart(arguments: Any, out: Path) -> None:
+    """Refuse results in the folder of the model or of a dictionary they are made of: they would make it another.
+
+    Args:
+        arguments: Arguments of a verb.
+        out: The folder it writes.
+
+    Raises:
+        ValueError: If it is one of them.
+    """
+    for option in ("model", "models", "saes"):
+        given = getattr(arguments, option, None)
+        for name in given if isinstance(given, list) else [given]:
+            folder = None if name is None else Path(name)
+            if folder is None or not folder.is_dir():
+                continue
+            own = [folder, *(folder.glob("blocks.*") if option == "saes" else ())]
+            if any(one.resolve() == out.resolve() for one in own):
+                raise ValueError(f"out must be another folder than those of {option}, got {out} for both.")
 
 
 @dataclass(frozen=True)

@@ -97,16 +97,17 @@ def separated_texts(path: str | Path, separator: str | None = None) -> Iterator[
     """
     mark = STORY_END if separator is None else separator
     pattern = re.compile(_PATTERNS.get(mark, re.escape(mark)))
-    rest, n_marks, n_lines = "", 0, 0
+    rest, before, n_marks, n_lines = "", "", 0, 0
     with opened_text(path) as text:
         while chunk := text.read(_CHUNK):
+            # Looked for before the split, which may go through the middle of it.
+            if mark != STORY_END and STORY_END in before + chunk:
+                raise ValueError(
+                    f"separator must be left out for a corpus with {STORY_END}, got {separator!r} for {path}."
+                )
+            before = chunk[1 - len(STORY_END) :]
             *pieces, rest = pattern.split(rest + chunk)
             n_marks += len(pieces)
-            for piece in (*pieces, rest):
-                if mark != STORY_END and STORY_END in piece:
-                    raise ValueError(
-                        f"separator must be left out for a corpus with {STORY_END}, got {separator!r} for {path}."
-                    )
             n_lines += sum(map(_n_lines, pieces))
             yield from pieces
             if not n_marks and len(rest) > _LONGEST:
