@@ -149,3 +149,14 @@ def test_a_feature_is_named_by_the_tokens_that_hold_its_activation():
     token_ids = torch.tensor([7, 8, 9, 7, 9])
     assert top_token_ids(active, token_ids, 0) == [8, 9, 7]
     assert top_token_ids(active, token_ids, 0, n=1) == [8]
+
+
+def test_columns_are_dense_where_one_of_their_features_is_active():
+    z = torch.tensor([[0.0, 2, 0, 0], [0, 0, 0, 0], [1, 3, 0, 0], [0, 0, 5, 0], [0, 4, 0, 0]])
+    dictionary = Dictionary.from_readouts(torch.eye(4))
+    active = active_tokens(dictionary, z)
+    tokens, dense = active.columns_where_active(torch.tensor([1, 0]))
+    assert tokens.tolist() == [0, 2, 4]
+    assert dense.tolist() == [[2, 0], [3, 1], [4, 0]]
+    tokens, dense = active.columns_where_active(torch.tensor([3]))
+    assert (len(tokens), dense.shape) == (0, (0, 1))

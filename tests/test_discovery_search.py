@@ -24,6 +24,7 @@ from bilinear_circuits.discovery import (
     score_layer,
 )
 from bilinear_circuits.discovery.echoes import echoes
+from bilinear_circuits.discovery.motifs import leading_plane, motif_scores
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 from bilinear_circuits.utilities.saving import load_result, save_result
 
@@ -288,3 +289,25 @@ def test_too_little_text_and_too_many_circuits_are_refused(planted):
         PlantedSettings(d_model=32)
     with refused(ValueError, "frequency must lie between 0 and 1"):
         PlantedSettings(frequency=0.0)
+
+
+def test_a_plane_has_either_sign_however_many_pairs_of_one_are_larger():
+    """Five positive eigenvalues above the only negative one; a form without a negative one has none."""
+    d = 12
+    basis, _ = torch.linalg.qr(torch.randn(d, d, generator=torch.Generator().manual_seed(0), dtype=torch.double))
+    values = torch.tensor([9.0, 8, 7, 6, 5, -4, 3, 2, 1, 0.5, 0.2, 0.1]).double()
+    mixed, positive = ((basis * some) @ basis.T for some in (values, values.abs()))
+    largest, vectors, norm = leading_plane(torch.stack([mixed, positive]))
+    torch.testing.assert_close(largest, torch.tensor([[9.0, -4], [9, 0]]).double())
+    torch.testing.assert_close((vectors[0] * basis[:, [0, 5]]).sum(0).abs(), torch.ones(2).double())
+    assert (vectors[1, :, 1] == 0).all()
+    torch.testing.assert_close(norm, torch.stack([mixed.norm(), positive.norm()]))
+
+
+def test_a_known_plane_changes_no_score():
+    small = plant(SMALL).interactions
+    Q = torch.stack([small.form(feature).matrix.to_dense() for feature in range(5)])
+    rows = torch.nn.functional.normalize(small.sae_in.W_dec, dim=1)
+    alone, given = motif_scores(Q, rows), motif_scores(Q, rows, leading_plane(Q))
+    assert torch.equal(alone.score, given.score)
+    assert torch.equal(alone.template, given.template)

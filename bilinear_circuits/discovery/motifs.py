@@ -13,15 +13,19 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bilinear_circuits.algebra.leading import leading_spectra
+from bilinear_circuits.algebra.spectra import Spectrum
 from bilinear_circuits.discovery.groups import Groups, group_directions
 from bilinear_circuits.utilities.display import Brief
 
 Motif = Literal["and", "flip", "xor", "contrast", "square", "suppression"]
 MOTIFS: tuple[Motif, ...] = ("and", "flip", "xor", "contrast", "square", "suppression")
 ENDS = ("+v+", "-v+", "+v-", "-v-", "+a", "-a", "+b", "-b")
-_N_LEADING = 8
+_N_LEADING, _MOST_LEADING = 4, 8  # eigenpairs looked through for one of either sign: of most forms, and of the others
 _BALANCE = 0.5
 _SAME = 0.5
+
+Plane = tuple[Tensor, Tensor, Tensor]
+"""Largest eigenvalue of either sign, their eigenvectors, and the norm of some forms: see `leading_plane`."""
 
 Block = tuple[int, int, int]
 """Two ends, by their place in ENDS, and the sign of the interactions between their groups."""
@@ -65,37 +69,41 @@ class MotifScores(Brief):
         template: That template, by its place in TEMPLATES.
         groups: Groups of input features at the ends of each form's axes, in the order of ENDS.
         outliers: Leading eigenvalue of either sign, positive first, over the norm of the form.
-        plane: Their eigenvectors, as columns; zero where a form has none of a sign.
+        plane: The leading plane of each form; see `leading_plane`.
     """
 
     score: Float[Tensor, "feature motif"]
     template: Int[Tensor, "feature motif"]
     groups: Groups
     outliers: Float[Tensor, "feature 2"]
-    plane: Float[Tensor, "feature d 2"]
+    plane: Plane
 
     @classmethod
     def cat(cls, parts: "list[MotifScores]") -> "MotifScores":
         """Those of several sets of forms as one."""
         names = ("direction", "feature", "weight")
         groups = Groups(*(torch.cat([getattr(part.groups, name) for part in parts]) for name in names))
-        columns = [
-            torch.cat([getattr(part, name) for part in parts]) for name in ("score", "template", "outliers", "plane")
-        ]
-        return cls(columns[0], columns[1], groups, columns[2], columns[3])
+        score, template, outliers = (
+            torch.cat([getattr(part, name) for part in parts]) for name in ("score", "template", "outliers")
+        )
+        values, vectors, norm = (torch.cat(column) for column in zip(*(part.plane for part in parts), strict=True))
+        return cls(score, template, groups, outliers, (values, vectors, norm))
 
 
 @torch.no_grad()
-def motif_scores(Q: Float[Tensor, "feature d d"], rows: Float[Tensor, "n_features d"]) -> MotifScores:
+def motif_scores(
+    Q: Float[Tensor, "feature d d"], rows: Float[Tensor, "n_features d"], plane: Plane | None = None
+) -> MotifScores:
     """Score some forms against all motifs.
 
     Args:
         Q: Forms of output features on the MLP input, symmetric.
         rows: Unit decoder rows of the input features, zero for those left out.
+        plane: What `leading_plane` finds in the forms, where it is known.
 
     Cost: the leading eigenpairs of each form, and 8 pursuits, of 16 n_features d operations a step.
     """
-    values, vectors, norm = leading_plane(Q)
+    values, vectors, norm = leading_plane(Q) if plane is None else plane
     groups = group_directions(_ends(values, vectors), rows.to(Q))
     g = groups.direction
     blocks = torch.einsum("fid,fde,fje->fij", g, Q, g) / norm[:, None, None]
@@ -106,14 +114,30 @@ def motif_scores(Q: Float[Tensor, "feature d d"], rows: Float[Tensor, "n_feature
         best, which = cosines[:, own].max(1)
         score.append(best)
         place.append(own[which])
-    return MotifScores(torch.stack(score, 1), torch.stack(place, 1), groups, values / norm[:, None], vectors)
+    return MotifScores(
+        torch.stack(score, 1), torch.stack(place, 1), groups, values / norm[:, None], (values, vectors, norm)
+    )
 
 
-def leading_plane(
-    Q: Float[Tensor, "feature d d"],
-) -> tuple[Float[Tensor, "feature 2"], Float[Tensor, "feature d 2"], Float[Tensor, " feature"]]:
-    """The largest eigenvalue of either sign and its eigenvector, zero where there is none; the norm of each form."""
-    spectrum = leading_spectra(Q, min(_N_LEADING, Q.shape[-1])).spectrum
+def leading_plane(Q: Float[Tensor, "feature d d"]) -> Plane:
+    """Find the largest eigenvalue of either sign and its eigenvector, zero where there is none; and the norm of forms.
+
+    Nearly every form has one of either sign among its four leading pairs; eight are looked through in the others.
+
+    Returns:
+        Values (feature, 2), positive first, vectors (feature, d, 2) and norms (feature).
+    """
+    d = Q.shape[-1]
+    values, vectors, norm = _of_either_sign(leading_spectra(Q, min(_N_LEADING, d)).spectrum)
+    lacking = (values == 0).any(1)
+    if d > _N_LEADING and lacking.any():
+        more = _of_either_sign(leading_spectra(Q[lacking], min(_MOST_LEADING, d)).spectrum)
+        values[lacking], vectors[lacking], norm[lacking] = more
+    return values, vectors, norm
+
+
+def _of_either_sign(spectrum: Spectrum) -> Plane:
+    """The largest pair of either sign among leading ones."""
     values, vectors = [], []
     for sign in (1, -1):
         signed = (sign * spectrum.eigenvalues).clamp_min(0)
@@ -123,7 +147,7 @@ def leading_plane(
         chosen = spectrum.eigenvectors[torch.arange(len(at), device=at.device), :, at]
         values.append(sign * largest * real)
         vectors.append(chosen * real.unsqueeze(1))
-    norm = spectrum.frobenius_norm.clamp_min(torch.finfo(Q.dtype).tiny)
+    norm = spectrum.frobenius_norm.clamp_min(torch.finfo(spectrum.eigenvalues.dtype).tiny)
     return torch.stack(values, 1), torch.stack(vectors, 2), norm
 
 

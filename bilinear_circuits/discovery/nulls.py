@@ -28,6 +28,9 @@ from bilinear_circuits.interactions.activity import ActiveTokens
 
 Null = Literal["refit", "weights", "symmetric", "rotation", "dictionary"]
 NULLS: tuple[Null, ...] = ("refit", "weights", "symmetric", "rotation", "dictionary")
+SAME_FORMS: tuple[Null, ...] = ("rotation", "dictionary")
+"""Nulls that leave the forms as they are and turn what they are read with."""
+
 RIDGE = 0.1
 
 

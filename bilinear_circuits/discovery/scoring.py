@@ -1,5 +1,6 @@
 """Motif scores of all output features of a layer, beside those of its nulls."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -8,7 +9,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bilinear_circuits.discovery.motifs import MotifScores, motif_scores
-from bilinear_circuits.discovery.nulls import Null, forms_in_groups, null_forms, randomised_layer, refitted_encoders
+from bilinear_circuits.discovery.nulls import (
+    SAME_FORMS,
+    Null,
+    forms_in_groups,
+    null_forms,
+    randomised_layer,
+    refitted_encoders,
+)
 from bilinear_circuits.discovery.overlaps import PlaneOverlaps, best_overlaps
 from bilinear_circuits.discovery.results import DiscoverySettings
 from bilinear_circuits.interactions.activity import ActiveTokens
@@ -85,19 +93,21 @@ def score_layer(
     tensor, rows = interactions.mlp.tensor, unit_rows(interactions, activity.inputs)
     encoders = interactions.sae_out.W_enc[:, features]
     layer = interactions.mlp.layer
-    scores = MotifScores.cat([motif_scores(Q, rows) for Q in forms_in_groups(tensor, encoders, FORMS_TOGETHER)])
+    own = [motif_scores(Q, rows) for Q in forms_in_groups(tensor, encoders, FORMS_TOGETHER)]
+    scores, planes = MotifScores.cat(own), [one.plane for one in own]
     nulls = dict.fromkeys((*settings.nulls, OVERLAP_NULL))
     draws = [(null, draw) for null in nulls for draw in range(settings.replicates)]
     null_scores, null_overlaps = [], []
     for null, draw in progress(draws, f"nulls of layer {layer}"):
         forms = null_draws(null, interactions, activity, features, seed + draw)
-        drawn = [motif_scores(Q, directions) for Q, directions in forms]
+        known = planes if null in SAME_FORMS else itertools.repeat(None)
+        drawn = [motif_scores(Q, directions, plane) for (Q, directions), plane in zip(forms, known, strict=False)]
         if null in settings.nulls:
             null_scores.append(torch.cat([one.score for one in drawn]))
         if null == OVERLAP_NULL:
-            null_overlaps.append(best_overlaps(torch.cat([one.plane for one in drawn]))[0])
+            null_overlaps.append(best_overlaps(torch.cat([one.plane[1] for one in drawn]))[0])
     by_null = torch.stack(null_scores).view(len(settings.nulls), -1, scores.score.shape[1])
-    overlaps = PlaneOverlaps(*best_overlaps(scores.plane), torch.cat(null_overlaps))
+    overlaps = PlaneOverlaps(*best_overlaps(scores.plane[1]), torch.cat(null_overlaps))
     norms = tensor.matrix(encoders.T).frobenius_norm()
     return LayerScores(features, scores, by_null, p_values(scores.score, by_null), norms, overlaps)
 

@@ -178,7 +178,8 @@ class _Describer:
         g, h = groups.direction[place, first], groups.direction[place, second]
         strength = self._interactions.form(feature).matrix(g.unsqueeze(0), h.unsqueeze(0)) / self._layer.norms[place]
         T = self._interactions.matrix(feature).block(torch.tensor(members), torch.tensor(others))
-        z, other_z = (self._inputs.columns(torch.tensor(one), self._n_tokens) for one in (members, others))
+        _, together = self._inputs.columns_where_active(torch.tensor((*members, *others)))
+        z, other_z = together[:, : len(members)], together[:, len(members) :]
         enough = (z != 0).to(z.dtype).T @ (other_z != 0).to(z.dtype) >= self._settings.min_together
         mass = T.abs() * torch.outer(T.new_tensor(weights), T.new_tensor(other_weights))
         return Block(

@@ -68,6 +68,17 @@ class ActiveTokens(Brief):
             dense[token, index] = value.double()
         return dense
 
+    def columns_where_active(
+        self, features: Int[Tensor, " n"]
+    ) -> tuple[Int[Tensor, " token"], Float[Tensor, "token n"]]:
+        """Activations of some features, in float64, at the tokens where one of them is active, and which those are."""
+        parts = [self[feature] for feature in features.tolist()]
+        tokens = torch.cat([token for token, _ in parts]).unique()
+        dense = torch.zeros(len(tokens), len(parts), dtype=torch.double, device=self.value.device)
+        for index, (token, value) in enumerate(parts):
+            dense[torch.searchsorted(tokens, token), index] = value.double()
+        return tokens, dense
+
     @torch.no_grad()
     def weighted_sums(self, values: Float[Tensor, "token d"]) -> Float[Tensor, "d_sae d"]:
         """Sum over tokens of the activation times a vector of the token, for each feature: token d_sae d operations."""
