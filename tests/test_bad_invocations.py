@@ -82,7 +82,8 @@ def bad_values(action, name):
 def invocations(verb, actions, places):
     """What is wrong, how the refusal may name it, and the command line."""
     groups = groups_of(asked(verb, places, "OUT" if verb != "sample" else "OUT.txt")[1:])
-    yield "nothing", ("required", "must be given"), []
+    if any(action.required for action in actions):
+        yield "nothing", ("required", "must be given"), []
     yield "unknown option", ("--nonsense",), [*words_of(groups), "--nonsense", "3"]
     yield "unknown letter", ("-z",), [*words_of(groups), "-z"]
     yield "stray word", ("stray", "circuits"), [*words_of(groups), "--", "stray"]
