@@ -153,6 +153,7 @@ def _parse(name: str, verb: ModuleType, argv: Sequence[str]) -> Any:
         def _preprocessing(self, args: Sequence[str] = (), namespace: Namespace | None = None) -> None:
             super()._preprocessing(args, namespace)  # which makes the options of the dataclass
             take_values(self._actions)
+            check_given_once(argv, self._actions)
 
         def format_help(self) -> str:
             # simple-parsing heads the options with the name of the dataclass, and names defaults of None.
@@ -172,7 +173,6 @@ def _parse(name: str, verb: ModuleType, argv: Sequence[str]) -> Any:
     )
     parser.add_arguments(verb.Arguments, dest="arguments")
     arguments = parser.parse_args(list(argv)).arguments
-    check_given_once(argv, parser._actions)
     check_values(arguments)
     return arguments
 

@@ -180,7 +180,7 @@ MISTAKES = {
     ("--threshold", "1.5"): "threshold must be a correlation between -1 and 1, got 1.5",
     ("--n-null", "0"): "n_null must be at least 1, got 0",
     ("--n-shifts", "-2"): "n_shifts must be at least 1, got -2",
-    ("--n-stories", "0"): "limit must be at least 1, got 0",
+    ("--n-stories", "0"): "n_stories must be at least 1, got 0",
     ("--seed", "-1"): "seed must be between 0 and",
     ("--device", "cuda:9"): "device must be one that torch can use, got cuda:9",
     ("--corpus", "nowhere.txt"): "got nowhere.txt: no such file",

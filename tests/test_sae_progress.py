@@ -313,7 +313,7 @@ MISTAKES = {
     "--model must be given for .*both: its dictionaries were trained on tiny, which is not a shipped": {"model": None},
     "model must be a shipped one .* got nowhere": {"model": "nowhere"},
     "--corpus must be given for .*tiny": {"corpus": None},
-    "limit must be at least 1, got 0": {"n_stories": 0},
+    "n_stories must be at least 1, got 0": {"n_stories": 0},
     "device must be one that torch can use, got cuda:9": {"device": "cuda:9"},
     "seed must be between 0 and": {"seed": -1},
 }

@@ -25,6 +25,9 @@ class CorpusArguments:
         if self.corpus is not None and not self.corpus.strip():
             raise ValueError(f"corpus must be a file or a Hub id, got {self.corpus!r}. Leave it out for the default.")
         Corpus("", self.separator, self.column)  # refuses what no corpus can have
+        n_stories = getattr(self, "n_stories", None)  # of the verbs that count them
+        if n_stories is not None and n_stories < 1:
+            raise ValueError(f"n_stories must be at least 1, got {n_stories}.")
 
 
 @dataclass(kw_only=True)
@@ -51,9 +54,6 @@ class CommonArguments(CorpusArguments, ModelArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_seed(self.seed)
-        n_stories = getattr(self, "n_stories", None)  # of the verbs that count them
-        if n_stories is not None and n_stories < 1:
-            raise ValueError(f"n_stories must be at least 1, got {n_stories}.")
 
 
 @dataclass(kw_only=True)

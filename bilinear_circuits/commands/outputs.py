@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bilinear_circuits.commands.values import why_no_name
+
 
 def check_apart(arguments: Any, out: Path) -> None:
     """Refuse results in the folder of the model or of a dictionary they are made of: they would make it another.
@@ -18,6 +20,8 @@ def check_apart(arguments: Any, out: Path) -> None:
     Raises:
         ValueError: If it is one of them.
     """
+    if why_no_name(str(out)):
+        return  # which is said where it is made
     for option in ("model", "models", "saes"):
         given = getattr(arguments, option, None)
         for name in given if isinstance(given, list) else [given]:

@@ -65,8 +65,6 @@ def run(arguments: Arguments) -> None:
     asked.check_source(arguments)
     layers = common.check_layers(asked.layers, saes)
     corpus = asked.corpus_of(arguments)
-    if not asked.is_corpus(corpus):
-        common.note("the corpus is not that of the search: edges and sites are chosen on other stories")
 
     from bilinear_circuits.commands.prove_tables import tables
     from bilinear_circuits.interventions import prove_circuits
@@ -74,6 +72,8 @@ def run(arguments: Arguments) -> None:
     from bilinear_circuits.utilities.saving import save_result
 
     stories = corpus.read(asked.n_stories)
+    if not asked.is_corpus(corpus):
+        common.note("the corpus is not that of the search: edges and sites are chosen on other stories")
     known = [layer for layer in common.check_layers(None, saes) if layer >= layers[0]]
     model, interactions = common.load_interactions(arguments, known)
     tokens = tokenized(corpus, stories, model.tokenizer, min(asked.settings.context, context_length(model)))

@@ -72,7 +72,7 @@ _READERS: Mapping[Any, tuple[str, Callable[[str], float]]] = {int: ("int", whole
 
 
 def check_given_once(words: Sequence[str], actions: Sequence[argparse.Action]) -> None:
-    """Refuse an option of several values given again, whose first ones argparse would drop without a word.
+    """Refuse an option of several values given again, whose first ones argparse would drop, and a mark for a value.
 
     Of an option with one value the last counts, as everywhere on command lines.
 
@@ -81,11 +81,15 @@ def check_given_once(words: Sequence[str], actions: Sequence[argparse.Action]) -
         actions: Arguments and options of the verb.
 
     Raises:
-        ValueError: If one is given again that does not gather its values.
+        ValueError: If there is one.
     """
     own = {name: action for action in actions for name in action.option_strings}
     options = words[: words.index("--")] if "--" in words else words
     given = Counter(action.dest for word in options if (action := own.get(word.partition("=")[0])) is not None)
+    for word in options:
+        name, _, value = word.partition("=")
+        if name in own and value == "--":  # which argparse reads as no value at all
+            raise ValueError(f"{own[name].dest.rpartition('.')[2]} must have a value, got {word}.")
     for action in actions:
         several = action.nargs in ("+", "*") and not isinstance(action, argparse._ExtendAction)
         if given[action.dest] > 1 and several:
