@@ -60,7 +60,8 @@ def test_no_verb_writes_into_what_it_reads(verb, folder, world, capsys):
     root, places = world
     before = files_of(root / folder)
     assert main(asked(verb, places, root / folder)) == 2
-    assert f"out must be another folder than those of {folder.split('/')[0]}, got" in capsys.readouterr().err
+    what = "the model" if folder == "model" else "the dictionaries"
+    assert f"out must be another folder than {what}, got" in capsys.readouterr().err
     assert files_of(root / folder) == before
 
 

@@ -161,8 +161,6 @@ def _best_sign(asked: CircuitFile, ranking: Mapping[str, int]) -> int:
 def _check_out(arguments: Arguments) -> None:
     common.check_out(arguments.out)
     out = Path(arguments.out)
-    if out.resolve() == Path(zoo.model_path(arguments.model)).resolve():
-        raise ValueError(f"out must be another folder than the model, got {arguments.out} for both.")
     if not out.is_dir() or not any(out.iterdir()):
         return
     kind = None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bilinear_circuits import zoo
 from bilinear_circuits.commands.values import why_no_name
 
 
@@ -22,15 +23,18 @@ def check_apart(arguments: Any, out: Path) -> None:
     """
     if why_no_name(str(out)):
         return  # which is said where it is made
-    for option in ("model", "models", "saes"):
+    for option, what in (("model", "the model"), ("models", "a model"), ("saes", "the dictionaries")):
         given = getattr(arguments, option, None)
         for name in given if isinstance(given, list) else [given]:
-            folder = None if name is None else Path(name)
-            if folder is None or not folder.is_dir():
+            if name is None:
+                continue
+            shipped = zoo.FOLDER / (f"{name}-saes" if option == "saes" else name)
+            folder = shipped if name in zoo.names() else Path(name)
+            if not folder.is_dir():
                 continue
             own = [folder, *(folder.glob("blocks.*") if option == "saes" else ())]
             if any(one.resolve() == out.resolve() for one in own):
-                raise ValueError(f"out must be another folder than those of {option}, got {out} for both.")
+                raise ValueError(f"out must be another folder than {what}, got {out} for both.")
 
 
 @dataclass(frozen=True)
