@@ -8,6 +8,7 @@ from typing import Any
 
 from bilinear_circuits import zoo
 from bilinear_circuits.circuits import CircuitQuery, CircuitSearch, SearchSettings, find_circuits
+from bilinear_circuits.circuits.query_file import read_query
 from bilinear_circuits.data.corpora import Corpus
 from bilinear_circuits.data.stories import StoryTokens, tokenize_stories
 from bilinear_circuits.discovery import DiscoverySearch, DiscoverySettings, FeatureActivity, discover
@@ -20,13 +21,15 @@ from bilinear_circuits.models.running import context_length, unembedding
 from bilinear_circuits.prompts.accounts import PromptAccount, explain_prompt, prompt_tokens
 from bilinear_circuits.report import circuits_page
 from bilinear_circuits.surgery import FormEdit, edit_model
-from bilinear_circuits.utilities.display import Brief
-from bilinear_circuits.utilities.progress import Progress, silent
+from bilinear_circuits.utilities.kinds import check_kind
+from bilinear_circuits.utilities.progress import Progress, bar
 from bilinear_circuits.zoo.provenance import provenance
+
+_SEARCH = "find_circuits returns one, and its only(['4/143']) keeps some of its circuits."
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Workspace(Brief):
+class Workspace:
     """A model between dictionaries, and the stories it is read on; what is costly is done when it is first needed.
 
     Attributes:
@@ -49,17 +52,21 @@ class Workspace(Brief):
     seed: int
     progress: Progress
 
+    def __repr__(self) -> str:
+        layers = ", ".join(str(one.mlp.layer) for one in self.interactions)
+        return f"Workspace({self.model_name!r}, layers [{layers}], {len(self.stories):,} stories, seed={self.seed})"
+
     @classmethod
     def open(
         cls,
         model: str = zoo.DEFAULT_MODEL,
         saes: str | None = None,
         corpus: str | Corpus | None = None,
-        layers: Sequence[int] | None = None,
+        layers: int | Sequence[int] | None = None,
         n_stories: int = 2000,
         device: str = "cpu",
         seed: int = 0,
-        progress: Progress = silent,
+        progress: Progress = bar,
     ) -> "Workspace":
         """Load a model, dictionaries and stories.
 
@@ -67,30 +74,27 @@ class Workspace(Brief):
             model: A shipped model, a Hugging Face folder, or a Hub id.
             saes: Folder of dictionaries blocks.L.mlp.hook_in and hook_out; those shipped with the model by default.
             corpus: Stories: a file, a Hub id, or a `Corpus` that says how they are found; those shipped by default.
-            layers: Layers; all that have dictionaries by default.
+            layers: Layers, or one; all that have dictionaries by default.
             n_stories: Stories read.
             device: Where to compute.
             seed: Seed of everything random.
-            progress: Wraps the long loops, such as `tqdm`-like callables; silent by default.
+            progress: Wraps the long loops: bars on stderr by default; `utilities.progress.silent` shows nothing.
 
         Raises:
             FileNotFoundError: If the model, a dictionary or the corpus is missing.
             ValueError: If nothing is shipped for the model and dictionaries or corpus are not given, or what is given
                 does not fit together.
         """
+        zoo.model_path(model)  # an unknown model is the first thing to say
         saes, where = saes or model, corpus or model
         found = where if isinstance(where, Corpus) else Corpus(zoo.corpus_path(where))
         found.check()
         stories = tuple(found.read(n_stories))
-        known = zoo.dictionary_layers(saes)
-        if missing := sorted(set(layers or ()) - set(known)):
-            raise ValueError(
-                f"layers must have dictionaries in {saes} ({', '.join(map(str, known))}), got {missing[0]}."
-            )
+        chosen = _chosen(layers, zoo.dictionary_layers(saes), saes)
         bridge = zoo.load_model(model, device)
         interactions = tuple(
             FeatureInteractions(BilinearMLP.from_model(bridge, layer), *zoo.load_dictionaries(layer, saes, device))
-            for layer in (dict.fromkeys(layers) if layers else known)
+            for layer in chosen
         )
         return cls(model, saes, found, bridge, interactions, stories, seed, progress)
 
@@ -122,8 +126,21 @@ class Workspace(Brief):
             raise ValueError(f"layer must be one that was opened, {', '.join(map(str, known))}, got {layer}.")
         return known[layer]
 
-    def find_circuits(self, query: CircuitQuery, settings: SearchSettings | None = None) -> CircuitSearch:
-        """Find and prove the circuits that act at a query's triggers and move the model between its poles."""
+    def find_circuits(self, query: CircuitQuery | str, settings: SearchSettings | None = None) -> CircuitSearch:
+        """Find and prove the circuits that act at a query's triggers and move the model between its poles.
+
+        Args:
+            query: A query, or a shipped one's name or a YAML file, of which words and settings are taken.
+            settings: How much is measured; by default what the file says.
+
+        Raises:
+            FileNotFoundError: If there is no query of that name, and no such file.
+            TypeError: If it is neither.
+            ValueError: If words or stories are too few for it, as for `circuits.find_circuits`.
+        """
+        if isinstance(query, str):
+            file = read_query(query)
+            query, settings = file.query, settings or file.settings
         settings = settings or SearchSettings()
         context = min(settings.context, context_length(self.model))
         tokens = tokenize_stories(self.stories, self.model.tokenizer, context)
@@ -132,7 +149,13 @@ class Workspace(Brief):
         )
 
     def prove(self, search: CircuitSearch, settings: ProofSettings | None = None) -> CircuitProofs:
-        """Prove the circuits of a search edge by edge, on the stories that it held out."""
+        """Prove the circuits of a search edge by edge, on the stories that it held out.
+
+        Raises:
+            TypeError: If it is no search.
+            ValueError: If one of them is active at too few triggers, as for `interventions.prove_circuits`.
+        """
+        check_kind("search", search, CircuitSearch, _SEARCH)
         return prove_circuits(
             self.model, self.interactions, search, self.stories, settings, self.seed, progress=self.progress
         )
@@ -144,7 +167,11 @@ class Workspace(Brief):
             search: The circuits, such as `search.only(["4/143"])`.
             factor: 0 removes them, -1 inverts, 2 doubles.
             rank: Rank of the forms.
+
+        Raises:
+            TypeError: If it is no search.
         """
+        check_kind("search", search, CircuitSearch, _SEARCH)
         edits = [FormEdit.of(self.layer(one.layer), one.feature, rank, factor) for one in search.targets]
         return edit_model(self.model, edits)
 
@@ -165,6 +192,25 @@ class Workspace(Brief):
         return explain_prompt(self.model, self.interactions, features, tokens)
 
     def write_page(self, search: CircuitSearch, path: str | Path) -> Path:
-        """Write a search as one self-contained HTML file."""
-        Path(path).write_text(circuits_page(search, self.provenance), encoding="utf-8")
+        """Write a search as one self-contained HTML file; its folder is made if needed.
+
+        Raises:
+            TypeError: If it is no search.
+        """
+        check_kind("search", search, CircuitSearch, _SEARCH)
+        page = circuits_page(search, self.provenance)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        Path(path).write_text(page, encoding="utf-8")
         return Path(path)
+
+
+def _chosen(layers: int | Sequence[int] | None, known: Sequence[int], saes: str) -> list[int]:
+    """The layers asked for, each once, of those that have dictionaries."""
+    if layers is None:
+        return list(known)
+    asked = list(dict.fromkeys([layers] if isinstance(layers, int) else layers))
+    if isinstance(layers, bool) or not asked or not set(asked) <= set(known):
+        raise ValueError(
+            f"layers must be layers that have dictionaries in {saes}, {', '.join(map(str, known))}, got {layers!r}."
+        )
+    return asked

@@ -87,12 +87,28 @@ def test_stacked_directions_are_encoded_together():
 
 
 @pytest.mark.parametrize("make", [bc.Dictionary.from_directions, bc.Dictionary.from_readouts])
+def test_a_direction_of_zeros_is_never_active_and_changes_no_other(make):
+    rows, x = randn(3, 5), randn(4, 5, seed=2)
+    padded = make(torch.cat([rows[:1], torch.zeros(1, 5), rows[1:]]))
+    assert_near(padded.encode(x)[:, 1], torch.zeros(4))
+    assert_near(padded.encode(x)[:, [0, 2, 3]], make(rows).encode(x))
+    assert_near(padded.decode(padded.encode(x)), make(rows).decode(make(rows).encode(x)))
+
+
+def test_the_tokens_of_the_shipped_model_are_directions_also_the_one_that_was_never_trained():
+    model = bc.load_model()
+    tokens = bc.token_directions(model)
+    assert tokens.d_sae == model.cfg.d_vocab
+    assert int((tokens.W_dec.norm(dim=1) == 0).sum()) == 1
+
+
+@pytest.mark.parametrize("make", [bc.Dictionary.from_directions, bc.Dictionary.from_readouts])
 def test_what_is_no_direction_is_refused(make):
     rows = randn(3, 5)
     with refused(ValueError, "names must be one for each of the 3 directions, got 2"):
         make(rows, names=["a", "b"])
-    rows[1] = 0
-    with refused(ValueError, "directions must be finite and not zero, got 1 of 3"):
+    rows[1, 2] = torch.nan
+    with refused(ValueError, "directions must be finite, got 1 of 3"):
         make(rows)
     with refused(ValueError, r"directions must be rows of a matrix, one or more, got shape \(5,\)"):
         make(randn(5))

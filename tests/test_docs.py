@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from bilinear_circuits.commands.configs import config_file
+from bilinear_circuits.zoo.configs import config_file
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = ["README.md", "configs/README.md"]
@@ -83,7 +83,7 @@ def test_the_graph_of_the_readme_ends_where_its_feature_is_active_and_pairs_expl
 
 
 def test_every_query_in_configs_is_a_valid_query():
-    from bilinear_circuits.commands.circuits import read_query
+    from bilinear_circuits.circuits.query_file import read_query
 
     files = sorted((ROOT / "configs/circuits").glob("*.yaml"))
     assert files
@@ -91,6 +91,25 @@ def test_every_query_in_configs_is_a_valid_query():
         asked = read_query(str(file))
         assert asked.query.triggers
         assert file.name in (ROOT / "configs/README.md").read_text()
+
+
+def test_every_key_of_a_recipe_is_explained():
+    from dataclasses import fields
+
+    from bilinear_circuits.circuits import CircuitQuery
+    from bilinear_circuits.commands import recipes
+    from bilinear_circuits.models.llama import ModelSettings
+    from bilinear_circuits.training.language_model import OptimSettings
+    from sae import settings
+
+    query, model, dictionaries = (ROOT / "configs/README.md").read_text().split("\n## ")[1:]
+    for text, *classes in (
+        (query, CircuitQuery),
+        (model, recipes.Recipe, ModelSettings, OptimSettings),
+        (dictionaries, settings.Recipe),
+    ):
+        explained = set(re.findall(r"`(\w+)`", text))
+        assert {field.name for one in classes for field in fields(one)} - explained == set()
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

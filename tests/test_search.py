@@ -114,7 +114,7 @@ def test_settings_must_be_positive():
 @pytest.mark.slow
 def test_negation_is_found_on_the_shipped_model_and_controls_do_nothing():
     import bilinear_circuits as bc
-    from bilinear_circuits.commands.circuits import read_query
+    from bilinear_circuits.circuits.query_file import read_query
     from bilinear_circuits.data.corpora import read_stories
 
     asked = read_query(str(Path(__file__).parents[1] / "configs/circuits/sentiment_negation.yaml"))

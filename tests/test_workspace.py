@@ -77,9 +77,44 @@ def test_layers_features_and_prompts_are_asked_of_what_was_opened(workspace):
         workspace.layer(0)
 
 
-def test_a_page_is_written(workspace, search, tmp_path):
-    page = workspace.write_page(search, tmp_path / "circuits.html")
+def test_a_page_is_written_where_there_was_no_folder(workspace, search, tmp_path):
+    page = workspace.write_page(search, tmp_path / "pages/circuits.html")
     assert search.circuits[0].name in page.read_text()
+
+
+def test_a_query_is_asked_by_its_file(world, workspace, search):
+    root, _ = world
+    file = root / "asked.yaml"
+    file.write_text(json.dumps(QUERY))
+    found = workspace.find_circuits(str(file))
+    assert (found.query, found.settings) == (search.query, search.settings)
+    assert [one.proof.removal for one in found.circuits] == [one.proof.removal for one in search.circuits]
+    with refused(FileNotFoundError, "query must be .*, got sentiment_negatio: no such file. Did you mean sentiment_ne"):
+        workspace.find_circuits("sentiment_negatio")
+
+
+def test_results_of_another_kind_are_refused_by_name(workspace, search):
+    circuit = search.circuits[0]
+    for ask, of_what in ((workspace.prove, circuit), (workspace.edit, search.targets), (workspace.edit, circuit)):
+        with refused(TypeError, f"search must be a CircuitSearch, got a {type(of_what).__name__}. find_circuits"):
+            ask(of_what)
+    with refused(TypeError, "search must be a CircuitSearch, got a int"):
+        workspace.write_page(3, "page.html")
+    with refused(TypeError, "query must be a CircuitQuery, got a list"):
+        workspace.find_circuits(["not"])
+    with refused(TypeError, "search must be a Searched, got a Circuit"):
+        bc.prove_circuits(workspace.model, workspace.interactions, circuit, workspace.stories)
+
+
+def test_one_layer_is_opened_and_the_text_of_all_is_short(world, search):
+    _, places = world
+    one = bc.Workspace.open(places["MODEL"], places["SAES"], places["CORPUS"], layers=2, n_stories=3)
+    assert repr(one).endswith("layers [2], 3 stories, seed=0)")
+    assert len(repr(one)) < 200
+    name = search.circuits[0].name
+    assert repr(search.circuits[0]).startswith(f"Circuit({name}, ")
+    assert f"circuits=tuple[{len(search.circuits)}: {name}, " in repr(search)
+    assert search.only(name).targets == search.only([name]).targets
 
 
 def test_motifs_are_those_of_the_function(workspace):
@@ -91,7 +126,10 @@ def test_motifs_are_those_of_the_function(workspace):
 
 def test_what_cannot_be_opened_is_refused(world, tmp_path):
     _, places = world
-    with refused(ValueError, "layers must have dictionaries in .* \\(1, 2\\), got 0"):
-        bc.Workspace.open(places["MODEL"], places["SAES"], places["CORPUS"], layers=[0, 1])
+    for layers, said in (([0, 1], r"\[0, 1\]"), ("1", "'1'"), ([], r"\[\]"), (True, "True")):
+        with refused(ValueError, f"layers must be layers that have dictionaries in .*, 1, 2, got {said}"):
+            bc.Workspace.open(places["MODEL"], places["SAES"], places["CORPUS"], layers=layers)
+    with refused(FileNotFoundError, "model must be a shipped one .*, got ts-17. Did you mean ts-17m"):
+        bc.Workspace.open("ts-17")
     with refused(FileNotFoundError, "saes|dictionar"):
         bc.Workspace.open(places["MODEL"], corpus=places["CORPUS"])

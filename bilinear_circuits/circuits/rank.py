@@ -20,8 +20,8 @@ from bilinear_circuits.utilities.progress import Progress, silent
 MIN_TRIGGER_TOKENS = 10
 
 
-@dataclass(frozen=True)
-class Evidence:
+@dataclass(frozen=True, repr=False)
+class Evidence(Brief):
     """Why an output feature is, or is not, a candidate for a query.
 
     Attributes:

@@ -26,6 +26,7 @@ from bilinear_circuits.interactions.profiles import FeatureProfile, profile_feat
 from bilinear_circuits.models.running import context_length, unembedding
 from bilinear_circuits.runs import CrossEntropy, Runs, Sites
 from bilinear_circuits.utilities.display import Drawn, Tabled
+from bilinear_circuits.utilities.kinds import check_kind
 from bilinear_circuits.utilities.progress import Progress, silent
 
 
@@ -83,8 +84,8 @@ class CircuitSearch(Drawn, Tabled):
         """The circuits by name, for a proof or an edit."""
         return tuple(circuit.target for circuit in self.circuits)
 
-    def only(self, names: Sequence[str]) -> "CircuitSearch":
-        """Keep some of the circuits, by their names (4/143).
+    def only(self, names: str | Sequence[str]) -> "CircuitSearch":
+        """Keep some of the circuits, by their names (4/143), or one.
 
         Raises:
             ValueError: If there is none of that name, or none is asked for.
@@ -118,9 +119,11 @@ def find_circuits(
         progress: Wraps the loops.
 
     Raises:
+        TypeError: If the query is none.
         ValueError: If words or stories are too few for the query: no single-token word, no feature active at the
             triggers, no trigger in the stories kept for the proof.
     """
+    check_kind("query", query, CircuitQuery, "circuits.query_file.read_query reads one from a file, or by its name.")
     settings = settings or SearchSettings()
     tokenizer = tokenizer if tokenizer is not None else getattr(model, "tokenizer", None)
     if tokenizer is None:

@@ -68,13 +68,14 @@ class Named(Protocol):
 T = TypeVar("T", bound=Named)
 
 
-def named(circuits: Sequence[T], names: Sequence[str]) -> tuple[T, ...]:
-    """Pick circuits by their names (4/143), in the order asked for, each once.
+def named(circuits: Sequence[T], names: str | Sequence[str]) -> tuple[T, ...]:
+    """Pick circuits by their names (4/143), or one by its name, in the order asked for, each once.
 
     Raises:
         ValueError: If there is none of that name, or none is asked for.
     """
     known = {one.name: one for one in circuits}
+    names = [names] if isinstance(names, str) else names
     for name in names:
         if name not in known:
             raise ValueError(f"features must be circuits of the search ({', '.join(known)}), got {name}.")

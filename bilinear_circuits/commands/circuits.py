@@ -14,13 +14,11 @@ from typing import TYPE_CHECKING, Any
 from simple_parsing import field
 
 from bilinear_circuits.commands import common, images, records, tables
-from bilinear_circuits.commands.configs import config_file
 from bilinear_circuits.commands.corpus import corpus_of, tokenized
 from bilinear_circuits.commands.outputs import Outputs
-from bilinear_circuits.data.corpora import Corpus
 
 if TYPE_CHECKING:
-    from bilinear_circuits.circuits import CircuitQuery, CircuitSearch, SearchSettings
+    from bilinear_circuits.circuits import CircuitSearch
 
 
 OUTPUTS = Outputs("circuit.json", "circuit search", ("report.html", "ranking.csv", "ranking.parquet"))
@@ -46,48 +44,10 @@ class Arguments(common.LabelArguments):
     """Write the figures to OUT/images, too: png, svg or both."""
 
 
-@dataclass(frozen=True)
-class QueryFile:
-    """A query file: the query itself, its corpus, and how much is measured."""
-
-    query: "CircuitQuery"
-    settings: "SearchSettings"
-    corpus: Corpus | None
-    n_stories: int
-
-
-def read_query(path: str) -> QueryFile:
-    """Read a query, given by its file or by the name of a shipped one.
-
-    Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is not YAML, or a key is unknown, missing or of the wrong kind.
-    """
-    from bilinear_circuits.circuits import CircuitQuery, SearchSettings
-
-    content = common.read_yaml(config_file(path, "query", "circuits"), "query")
-    settings = content.pop("settings", None) or {}
-    if not isinstance(settings, dict):
-        raise ValueError(f"settings of {path} must be a mapping, got {settings!r}.")
-    settings = common.from_mapping(SearchSettings, settings, f"settings of {path}")
-    corpus, n_stories = content.pop("corpus", None), content.pop("n_stories", 2000)
-    if not isinstance(n_stories, int) or n_stories < 1:
-        raise ValueError(f"n_stories of {path} must be a positive whole number, got {n_stories!r}.")
-    if not isinstance(corpus, str | None):
-        raise ValueError(f"corpus of {path} must be a file, a Hub id or a shipped model's name, got {corpus!r}.")
-    separator, column = content.pop("separator", None), content.pop("column", None)
-    if corpus is None and (separator, column) != (None, None):
-        raise ValueError(f"corpus of {path} must be given with its separator or column, got none.")
-    query = common.from_mapping(
-        CircuitQuery, content, f"query {path} (besides corpus, separator, column, n_stories and settings)"
-    )
-    found = None if corpus is None else Corpus(corpus, separator, column)
-    return QueryFile(query, settings, found, n_stories)
-
-
 def run(arguments: Arguments) -> None:
     """Search, print the circuits, write the report."""
     from bilinear_circuits.circuits import find_circuits
+    from bilinear_circuits.circuits.query_file import read_query
     from bilinear_circuits.models.running import context_length
     from bilinear_circuits.report import circuits_page, search_payload
     from bilinear_circuits.report.figures import search_figures

@@ -13,13 +13,13 @@ from bilinear_circuits.commands.arguments import LabelArguments as LabelArgument
 from bilinear_circuits.commands.arguments import ModelArguments as ModelArguments
 from bilinear_circuits.commands.arguments import check_seed as check_seed
 from bilinear_circuits.commands.claims import half_written
-from bilinear_circuits.commands.configs import from_mapping as from_mapping
-from bilinear_circuits.commands.configs import read_yaml as read_yaml
 from bilinear_circuits.commands.labels import named, read_labels
-from bilinear_circuits.commands.terminal import bar as bar
 from bilinear_circuits.commands.terminal import note as note
 from bilinear_circuits.commands.values import short, why_no_name
 from bilinear_circuits.utilities.folders import read_json
+from bilinear_circuits.utilities.progress import bar as bar
+from bilinear_circuits.utilities.yaml_files import from_mapping as from_mapping
+from bilinear_circuits.utilities.yaml_files import read_yaml as read_yaml
 
 if TYPE_CHECKING:
     from bilinear_circuits.interactions.activity import Side

@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from bilinear_circuits.commands.configs import read_yaml
 from bilinear_circuits.dictionaries.names import checked_names
+from bilinear_circuits.utilities.yaml_files import read_yaml
 
 if TYPE_CHECKING:
     from bilinear_circuits.dictionaries.dictionary import Dictionary

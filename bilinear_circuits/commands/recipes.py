@@ -1,12 +1,14 @@
 """Recipes of language models: a YAML file that says what to train on, which model and how."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bilinear_circuits import zoo
 from bilinear_circuits.commands import common
-from bilinear_circuits.commands.configs import config_file
+from bilinear_circuits.commands.changes import with_changes
 from bilinear_circuits.data.corpora import Corpus
+from bilinear_circuits.zoo.configs import config_file
 
 if TYPE_CHECKING:
     from bilinear_circuits.models.llama import ModelSettings
@@ -62,8 +64,8 @@ class Recipe:
         return Corpus(zoo.corpus_path(self.valid), self.valid_separator, self.valid_column)
 
 
-def read_recipe(path: str) -> Recipe:
-    """Read a recipe, given by its file or by the name of a shipped one.
+def read_recipe(path: str, changes: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, given by its file or by the name of a shipped one, with some values replaced.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -72,7 +74,7 @@ def read_recipe(path: str) -> Recipe:
     from bilinear_circuits.models.llama import ModelSettings
     from bilinear_circuits.training.language_model import OptimSettings
 
-    content = common.read_yaml(config_file(path, "recipe", "train"), "recipe")
+    content = with_changes(common.read_yaml(config_file(path, "recipe", "train"), "recipe"), changes)
     for key, kind in (("model", ModelSettings), ("optim", OptimSettings)):
         if not isinstance(content.get(key), dict):
             raise ValueError(f"{key} of {path} must be a mapping, got {content.get(key)!r}.")

@@ -8,7 +8,7 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -109,10 +109,3 @@ def safe_terminal() -> Iterator[None]:
 def note(text: str) -> None:
     """Say on stderr what is going on."""
     print(text, file=sys.stderr, flush=True)
-
-
-def bar(items: Sequence[T], description: str, /) -> Iterable[T]:
-    """A progress bar on stderr, there from the first moment: 0 of so many."""
-    from tqdm import tqdm
-
-    return tqdm(items, desc=description, file=sys.stderr, leave=False)

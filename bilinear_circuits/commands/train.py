@@ -5,6 +5,7 @@ continues from its last checkpoint when the same command is given again. Several
 batches as one, by torchrun --nproc-per-node N -m bilinear_circuits.cli train RECIPE.
 """
 
+import dataclasses
 import shutil
 import sys
 from dataclasses import asdict, dataclass
@@ -43,6 +44,9 @@ class Arguments(CorpusArguments):
 
     out: str | None = None
     """Folder of the model; by default out/NAME, with the recipe's name."""
+
+    set: list[str] = dataclasses.field(default_factory=list)
+    """Values that replace those of the recipe, KEY=VALUE each: --set optim.epochs=1 model.n_layer=2"""
 
     device: str | None = None
     """cpu to stay off a GPU; by default a GPU where there is one."""
@@ -100,12 +104,12 @@ def run(arguments: Arguments) -> None:
 def results_folder(arguments: Arguments) -> Path:
     """The folder of the run."""
     common.check_out(arguments.out)
-    return Path(f"out/{read_recipe(arguments.recipe).name}" if arguments.out is None else arguments.out)
+    return Path(f"out/{read_recipe(arguments.recipe, arguments.set).name}" if arguments.out is None else arguments.out)
 
 
 def _asked(arguments: Arguments) -> tuple[Recipe, Corpus, Path]:
     """Recipe, corpus and folder of the run."""
-    recipe = read_recipe(arguments.recipe)
+    recipe = read_recipe(arguments.recipe, arguments.set)
     return recipe, chosen_corpus(arguments, recipe.stories), results_folder(arguments)
 
 

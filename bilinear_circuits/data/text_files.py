@@ -9,7 +9,6 @@ import csv
 import gzip
 import json
 import re
-import warnings
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +16,8 @@ from io import TextIOWrapper
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
+
+from bilinear_circuits.utilities.warning import warn_caller
 
 Kind = Literal["text", "json", "csv", "parquet"]
 STORY_END = "<|endoftext|>"
@@ -150,10 +151,9 @@ def column_texts(path: str | Path, column: str) -> Iterator[str]:
             yield from texts
     finally:
         if n_empty:
-            warnings.warn(
+            warn_caller(
                 f"{n_empty:,} of the {n_records:,} records read of {path} have no text in {column!r}: left out",
                 CorpusWarning,
-                stacklevel=2,
             )
 
 

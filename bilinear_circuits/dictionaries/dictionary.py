@@ -149,7 +149,8 @@ class Dictionary(Shown):
     ) -> "Dictionary":
         """Make a dictionary of directions that are written: z = (x - centre) D^+, least squares of least norm.
 
-        Decoding gives the projection of x - centre on their span back, and so all of x where they span the space.
+        Decoding gives the projection of x - centre on their span back, and so all of x where they span the space. A
+        direction of zeros, such as the embedding of a token that was never trained, is always at z = 0.
         Cost: a singular value decomposition of the directions, in float64.
 
         Args:
@@ -160,7 +161,7 @@ class Dictionary(Shown):
             name: A name for reports.
 
         Raises:
-            ValueError: If a direction is zero or not finite, or `centre` or `names` do not fit.
+            ValueError: If a direction is not finite, or `centre` or `names` do not fit.
         """
         _check_directions(directions, names)
         centre = directions.new_zeros(directions.shape[1]) if centre is None else centre
@@ -187,7 +188,7 @@ class Dictionary(Shown):
             name: A name for reports.
 
         Raises:
-            ValueError: If a direction is zero or not finite, or `names` do not fit.
+            ValueError: If a direction is not finite, or `names` do not fit.
         """
         _check_directions(readouts, names)
         d_sae, d_in = readouts.shape
@@ -329,8 +330,7 @@ def as_dictionary(sae: "Dictionary | SAE[Any]") -> Dictionary:
 def _check_directions(directions: Tensor, names: Sequence[str]) -> None:
     if directions.ndim != 2 or len(directions) == 0:
         raise ValueError(f"directions must be rows of a matrix, one or more, got shape {tuple(directions.shape)}.")
-    norms = directions.double().norm(dim=1)
-    if bad := int((~norms.isfinite() | (norms == 0)).sum()):
-        raise ValueError(f"directions must be finite and not zero, got {bad} of {len(directions)} that are not.")
+    if bad := int((~directions.isfinite().all(dim=1)).sum()):
+        raise ValueError(f"directions must be finite, got {bad} of {len(directions)} that are not.")
     if names and len(names) != len(directions):
         raise ValueError(f"names must be one for each of the {len(directions)} directions, got {len(names)}.")

@@ -19,6 +19,7 @@ from bilinear_circuits.interventions.proof import ProofPlace, prove_intervention
 from bilinear_circuits.interventions.results import CircuitProofs, InterventionProof, ProofSettings
 from bilinear_circuits.models.running import context_length, unembedding
 from bilinear_circuits.runs import Runs, Sites
+from bilinear_circuits.utilities.kinds import check_kind
 from bilinear_circuits.utilities.progress import Progress, silent
 
 
@@ -46,9 +47,11 @@ def prove_circuits(
         progress: Wraps the loops.
 
     Raises:
+        TypeError: If it is no search.
         ValueError: If a layer is not among the interactions, there is no such feature, or the stories hold too few
             triggers at which it is active.
     """
+    check_kind("search", search, Searched, "find_circuits returns one: a query, settings, a seed and targets.")
     tokenizer = tokenizer if tokenizer is not None else getattr(model, "tokenizer", None)
     if tokenizer is None:
         raise ValueError(f"tokenizer must be given for a {type(model).__name__}, which carries none.")

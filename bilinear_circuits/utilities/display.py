@@ -7,22 +7,33 @@ import dataclasses
 import importlib
 import reprlib
 from collections.abc import Collection
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 _BACKEND = "bilinear_circuits.report.notebook"
+_N_NAMES = 4
 
 
 class Brief:
-    """A dataclass of tensors that is one short line as text: sizes in place of numbers."""
+    """A dataclass of tensors that is one short line as text: sizes in place of numbers; its own name first."""
 
     __slots__ = ()
 
     def __repr__(self) -> str:
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}  # type: ignore[arg-type]
-        return f"{type(self).__name__}({', '.join(f'{name}={_brief(value)}' for name, value in values.items())})"
+        shown = [field.name for field in dataclasses.fields(self) if field.repr]  # type: ignore[arg-type]
+        values = [f"{name}={_brief(getattr(self, name))}" for name in shown]
+        if "name" not in shown and (name := _name(self)):
+            values = [name, *values]
+        return f"{type(self).__name__}({', '.join(values)})"
+
+
+def _name(value: Any) -> str | None:
+    """The name of something that has one, such as 4/143 of a circuit, on one line."""
+    name = getattr(value, "name", None)
+    return repr(name)[1:-1] if isinstance(name, str) else None
 
 
 def _brief(value: Any) -> str:
@@ -32,9 +43,11 @@ def _brief(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     if dataclasses.is_dataclass(value):
-        return type(value).__name__
+        return f"{type(value).__name__} {name}" if (name := _name(value)) else type(value).__name__
     if isinstance(value, Collection) and not isinstance(value, str):
-        return f"{type(value).__name__}[{len(value)}]"
+        names = [name for one in islice(value, _N_NAMES) if dataclasses.is_dataclass(one) and (name := _name(one))]
+        more = ", ..." if len(value) > len(names) else ""
+        return f"{type(value).__name__}[{len(value)}{': ' + ', '.join(names) + more if names else ''}]"
     return " ".join(reprlib.repr(value).split())
 
 

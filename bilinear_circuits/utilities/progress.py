@@ -1,5 +1,6 @@
 """The one way analyses report progress: a callable that wraps an iterable. They never print."""
 
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -18,3 +19,10 @@ class Progress(Protocol):
 def silent(items: Sequence[Any], description: str, /) -> Iterable[Any]:
     """Report nothing."""
     return items
+
+
+def bar(items: Sequence[T], description: str, /) -> Iterable[T]:
+    """Show a progress bar on stderr, there from the first moment: 0 of so many."""
+    from tqdm import tqdm
+
+    return tqdm(items, desc=description, file=sys.stderr, leave=False)

@@ -20,10 +20,10 @@ from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.arguments import CorpusArguments
 from bilinear_circuits.commands.changes import with_changes
 from bilinear_circuits.commands.claims import HALF_WRITTEN
-from bilinear_circuits.commands.configs import config_file
 from bilinear_circuits.commands.corpus import chosen_corpus, tokenized
 from bilinear_circuits.commands.run_folder import RunFolder
 from bilinear_circuits.utilities.folders import file_hash
+from bilinear_circuits.zoo.configs import config_file
 from sae.settings import Recipe
 
 if TYPE_CHECKING:

@@ -27,11 +27,12 @@ def effect_forest(circuits: Sequence[Circuit]) -> Spec:
 
 
 def proof_forest(proofs: Sequence[tuple[str, str, CausalProof]]) -> Spec:
-    """The same of bare proofs, each with a name and what is said beside it."""
+    """Causal effects of proofs, each with a name such as 4/143 and what is said beside it, and their controls."""
     ticks: list[str] = []
     effects: list[tuple[int, str, Effect]] = []
     dots: list[tuple[int, str, float]] = []
     for name, said, proof in proofs:
+        place = f"{name.partition('/')[0]}/" if "/" in name else "feature "
         ticks.append(f"<b>{name}</b>, {said}")
         for label, effect in (
             ("removal", proof.removal),
@@ -44,7 +45,7 @@ def proof_forest(proofs: Sequence[tuple[str, str, CausalProof]]) -> Spec:
             ticks.append(label)
         ticks.append("controls at triggers")
         for row, controls in ((len(ticks) - 2, proof.controls), (len(ticks) - 1, proof.trigger_controls)):
-            dots += [(row, f"{name} control: feature {one.feature}", one.effect.mean) for one in controls]
+            dots += [(row, f"{name} control: {place}{one.feature}", one.effect.mean) for one in controls]
     rows = {"tickvals": list(range(len(ticks))), "ticktext": ticks, "range": [len(ticks) - 0.3, -0.7]}
     return base_figure(
         [_control_dots(dots), _effect_points(effects)],
