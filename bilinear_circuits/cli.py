@@ -159,7 +159,7 @@ def _parse(name: str, verb: ModuleType, argv: Sequence[str]) -> Any:
             # simple-parsing heads the options with the name of the dataclass, and names defaults of None.
             text = re.sub(r"\nArguments \['arguments'\]:\n.*\n", "", super().format_help(), count=1)
             text = re.sub(r"(--([\w-]+)) bool, --no\2 bool", r"\1", text)
-            return with_usage(re.sub(r"\s+\(default:\s+None\)", "", text), self.prog, self._actions)
+            return with_usage(re.sub(r"\s+\(default:\s+(None|\[\])\)", "", text), self.prog, self._actions)
 
         def error(self, message: str) -> NoReturn:
             message = with_typos(message, argv, self._actions)

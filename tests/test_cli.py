@@ -158,6 +158,7 @@ def test_the_usage_line_puts_what_is_needed_first_and_the_rest_in_brackets(verb,
     options = {f"--{name.replace('_', '-')}" for name in names}
     assert set(re.findall(r"--[\w-]+", needed)) == {name for name in options if name in usage}
     assert set(re.findall(r"--[\w-]+", text)) >= set(re.findall(r"--[\w-]+", usage))
+    assert not re.search(r"--[\w-]+ list|default:\s+\[\]", text), "what a list holds"
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,10 @@ are listed apart.
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+
+from simple_parsing import field
 
 from bilinear_circuits.commands import common, records, tables
 from bilinear_circuits.commands.corpus import corpus_of, tokenized
@@ -40,7 +42,7 @@ class Arguments(common.LabelArguments):
     fdr: float = 0.05
     """False-discovery rate over all features, motifs and layers."""
 
-    nulls: list[str] = field(default_factory=lambda: ["refit", "rotation"])
+    nulls: list[str] = field(default_factory=lambda: ["refit", "rotation"], metavar="NULL")  # noqa: RUF009
     """What scores are compared with, the strictest of: refit, weights, symmetric, rotation, dictionary."""
 
     replicates: int = 2

@@ -47,7 +47,7 @@ class Arguments(common.LabelArguments):
     layer: int
     """Layer of the MLP."""
 
-    feature: list[int] = field(action="extend", nargs="+")  # noqa: RUF009
+    feature: list[int] = field(action="extend", nargs="+", metavar="int")  # noqa: RUF009
     """Output features, one or more; also given several times."""
 
     out: str

@@ -5,7 +5,6 @@ continues from its last checkpoint when the same command is given again. Several
 batches as one, by torchrun --nproc-per-node N -m bilinear_circuits.cli train RECIPE.
 """
 
-import dataclasses
 import shutil
 import sys
 from dataclasses import asdict, dataclass
@@ -45,7 +44,7 @@ class Arguments(CorpusArguments):
     out: str | None = None
     """Folder of the model; by default out/NAME, with the recipe's name."""
 
-    set: list[str] = dataclasses.field(default_factory=list)
+    set: list[str] = field(default_factory=list, metavar="KEY=VALUE")  # noqa: RUF009
     """Values that replace those of the recipe, KEY=VALUE each: --set optim.epochs=1 model.n_layer=2"""
 
     device: str | None = None

@@ -30,6 +30,8 @@ def take_values(actions: Sequence[argparse.Action]) -> None:
         if not action.option_strings or action.nargs == 0 or isinstance(action.default, bool):
             continue
         action.nargs = {"?": None, "*": "+"}.get(str(action.nargs), action.nargs)
+        if action.metavar == "[list]":  # simple-parsing's; what the list holds says more
+            action.metavar = getattr(action.type, "__name__", "value")
         if reader := _READERS.get(action.type):
             shown, action.type = reader
             action.metavar = action.metavar or shown

@@ -4,7 +4,6 @@ A recipe is a YAML file: model, corpus, layers, a SAELens architecture and how t
 on from its last checkpoint when the same command is given again.
 """
 
-import dataclasses
 import json
 import shutil
 import time
@@ -53,7 +52,7 @@ class Arguments(CorpusArguments):
     out: str | None = None
     """Folder of the dictionaries; by default out/NAME, with the recipe's name."""
 
-    set: list[str] = dataclasses.field(default_factory=list)
+    set: list[str] = field(default_factory=list, metavar="KEY=VALUE")  # noqa: RUF009
     """Values that replace those of the recipe, KEY=VALUE each: --set tokens=1000000 sae.k=15"""
 
     device: str = "cpu"
