@@ -64,6 +64,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         except UnwrittenError as error:
             return _fail(str(error))
+        except BrokenPipeError:  # the reader of our output, such as head, has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
     return code
 
 
@@ -98,9 +101,8 @@ def _main(argv: list[str]) -> int:
     except KeyboardInterrupt:
         print(f"interrupted: {_kept(out)}", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except BrokenPipeError:
+        raise
     except Exception as error:
         if os.environ.get(TRACEBACK):
             traceback.print_exc()  # here, where no control sequence of its message gets through

@@ -258,6 +258,8 @@ def leading_spectrum(matrix: InteractionMatrix, k: int) -> Spectrum:
         matvec=lambda column: (work @ torch.from_numpy(column).reshape(-1)).numpy(),
         dtype=start.dtype,
     )
+    if not bool(work.frobenius_norm() > 0):  # from which ARPACK cannot start
+        return Spectrum(torch.zeros(k, dtype=dtype), torch.eye(work.dim, k, dtype=dtype))
     eigenvalues, eigenvectors = eigsh(product, k, which="LM", v0=start, tol=_EIGSH_TOLERANCE)
     norm = matrix.frobenius_norm().to("cpu", dtype)
     return Spectrum(torch.from_numpy(eigenvalues), torch.from_numpy(eigenvectors), norm)

@@ -206,7 +206,7 @@ class InteractionTensor(Shown):
         b_out = offset if self.b_out is None else self.b_out @ basis + (0 if offset is None else offset)
         return replace(self, W_out=self.W_out @ basis, b_out=b_out)
 
-    def to(self, target: torch.dtype | torch.device) -> "InteractionTensor":
+    def to(self, target: torch.dtype | torch.device | str) -> "InteractionTensor":
         """The same tensor in another dtype or on another device."""
         biases = {name: None if (b := getattr(self, name)) is None else b.to(target) for name in _BIASES}
         return InteractionTensor(self.W_gate.to(target), self.W_in.to(target), self.W_out.to(target), **biases)

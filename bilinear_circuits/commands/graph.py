@@ -160,9 +160,9 @@ def _documents(
 
 
 def details_name(model_id: str, provenance: Mapping[str, Any]) -> str:
-    """Name a folder of feature details, another for every model, dictionaries and corpus; as "ts-17m-1f9c30ab"."""
-    hashes = [one["sha256"] for one in (provenance["model"], *provenance["dictionaries"], provenance["corpus"])]
-    digest = hashlib.sha256(json.dumps([*hashes, provenance["corpus"]["n_stories"]]).encode()).hexdigest()
+    """Name a folder of feature details, another for every model, dictionaries and stories; as "ts-17m-1f9c30ab"."""
+    decisive = [provenance["model"]["sha256"], provenance["dictionaries"], provenance["corpus"]]
+    digest = hashlib.sha256(json.dumps(decisive, sort_keys=True).encode()).hexdigest()
     return f"{re.sub('[^A-Za-z0-9._-]+', '-', model_id)}-{digest[:_DIGEST]}"
 
 

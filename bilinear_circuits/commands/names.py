@@ -83,14 +83,17 @@ def _check(folders: list[Path], corpus: Corpus, arguments: Arguments) -> None:
     Raises:
         ValueError: If a folder has other names, and they are not to be replaced.
     """
-    asked = {"model": records.model_source(arguments.model)["sha256"], "corpus": file_hash(corpus.path)}
+    decisive = {"sha256": file_hash(corpus.path), "separator": corpus.separator, "column": corpus.column}
+    asked = {"model": records.model_source(arguments.model)["sha256"], "corpus": decisive}
     for folder in folders:
         path = folder / FILE
         if not path.is_file() or arguments.replace:
             continue
         source = read_json(path, FILE).get("provenance") or {}
-        made_of = {name: (source.get(name) or {}).get("sha256") for name in asked}
-        stories = (source.get("corpus") or {}).get("n_stories", 0)
+        corpus_made = source.get("corpus") or {}
+        made_of = {"model": (source.get("model") or {}).get("sha256")}
+        made_of |= {"corpus": {name: corpus_made.get(name) for name in decisive}}
+        stories = corpus_made.get("n_stories", 0)
         if made_of != asked or stories > arguments.n_stories or all((one / FILE).is_file() for one in folders):
             raise ValueError(
                 f"names of features are fixed once, and {folder} has a {FILE} already. Leave them, choose other"

@@ -21,7 +21,7 @@ from bilinear_circuits.dictionaries.folding import (
     load_sae,
     prove_folding,
 )
-from bilinear_circuits.dictionaries.names import read_names, write_names
+from bilinear_circuits.dictionaries.names import drop_names, read_names, write_names
 from bilinear_circuits.statistics.components import principal_components
 from bilinear_circuits.utilities.display import Shown
 from bilinear_circuits.utilities.folders import by_library
@@ -165,6 +165,10 @@ class Dictionary(Shown):
         """
         _check_directions(directions, names)
         centre = directions.new_zeros(directions.shape[1]) if centre is None else centre
+        if centre.shape != directions.shape[1:]:
+            raise ValueError(
+                f"centre must be of the width of the directions, {directions.shape[1]}, got {tuple(centre.shape)}."
+            )
         W_enc = torch.linalg.pinv(directions.double())
         b_enc = -(centre.double() @ W_enc)
         exact = cls(W_enc, b_enc, directions, centre, IDENTITY, hook_name, name, dict(enumerate(names)))
@@ -199,7 +203,13 @@ class Dictionary(Shown):
 
     @classmethod
     def coordinates(cls, d_in: int, hook_name: str | None = None) -> "Dictionary":
-        """Make a dictionary of the coordinates of an activation of width d_in: encode and decode change nothing."""
+        """Make a dictionary of the coordinates of an activation of width d_in: encode and decode change nothing.
+
+        Raises:
+            ValueError: If there is no coordinate.
+        """
+        if d_in < 1:
+            raise ValueError(f"d_in must be at least 1, got {d_in}.")
         names = [f"coordinate {i}" for i in range(d_in)]
         return cls.from_directions(torch.eye(d_in), names=names, hook_name=hook_name, name="coordinates")
 
@@ -279,7 +289,7 @@ class Dictionary(Shown):
 
         The decoder bias is already folded into the encoder's, and no rescaling is left to do, so that SAELens computes
         the same activation(x W_enc + b_enc) W_dec + b_dec. Names go with the rule "identity"; those of an SAE are made
-        on stories, by the command `names`.
+        on stories, by the command `names`. Names of other weights in the folder are removed.
 
         Args:
             folder: Where to write; made if missing.
@@ -293,6 +303,8 @@ class Dictionary(Shown):
         write_folder(folder, self.activation, tensors, {"hook_name": self.hook_name, **metadata}, dtype, self.name)
         if self.activation.kind == "identity" and self.names:
             write_names(folder, self.names)
+        else:
+            drop_names(folder)
 
     def unit_norm(self) -> "Dictionary":
         """Scale decoder rows to norm 1 and activations by the old norms: the function stays.
@@ -315,7 +327,7 @@ class Dictionary(Shown):
             activation=replace(self.activation, threshold=threshold),
         )
 
-    def to(self, target: torch.dtype | torch.device) -> "Dictionary":
+    def to(self, target: torch.dtype | torch.device | str) -> "Dictionary":
         """Copy the dictionary in another dtype or to another device."""
         tensors = {field: getattr(self, field).to(target) for field in ("W_enc", "b_enc", "W_dec", "b_dec")}
         threshold = None if (t := self.activation.threshold) is None else t.to(target)

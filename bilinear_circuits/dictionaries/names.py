@@ -1,5 +1,6 @@
 """Names of the features of a dictionary that are fixed: stored in its folder, the same whatever stories are read."""
 
+import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,13 +25,20 @@ def read_names(folder: str | Path, d_sae: int) -> dict[int, str]:
     document = read_json(path, FILE)
     if (document.get("kind"), document.get("schema_version")) != (KIND, VERSION):
         raise ValueError(f"{FILE} must be {KIND!r} of version {VERSION}, got {path} with something else.")
-    made_of = (document.get("provenance") or {}).get("dictionary") or {}
-    if made_of.get("sha256") not in (None, fingerprint(folder, DICTIONARY_FILES).sha256):
+    if not _fits(document, Path(folder)):
         raise ValueError(
             f"{FILE} must be of the dictionary beside it, got {path}, whose names were made of other weights."
             " Remove it."
         )
     return checked_names(document.get("names"), d_sae, str(path))
+
+
+def _fits(document: Mapping[str, Any], folder: Path) -> bool:
+    """Whether names are of the weights beside them; those that say of no weights are of any."""
+    source: Any = document
+    for key in ("provenance", "dictionary", "sha256"):
+        source = source.get(key) if isinstance(source, Mapping) else None
+    return source in (None, fingerprint(folder, DICTIONARY_FILES).sha256)
 
 
 def checked_names(content: Any, d_sae: int, where: str) -> dict[int, str]:
@@ -55,6 +63,15 @@ def names_document(names: Mapping[int, str], provenance: Mapping[str, Any]) -> s
     """The text of the file: names of all features that have one, and the stories they were made on."""
     document = {"schema_version": VERSION, "kind": KIND, "provenance": provenance, "names": dict(sorted(names.items()))}
     return json.dumps(document, indent=0, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def drop_names(folder: str | Path) -> None:
+    """Remove names beside a dictionary that were made of other weights; whatever else is there stays."""
+    path = Path(folder) / FILE
+    with contextlib.suppress(OSError, ValueError):
+        document = read_json(path, FILE)
+        if document.get("kind") == KIND and not _fits(document, Path(folder)):
+            path.unlink()
 
 
 def write_names(folder: str | Path, names: Mapping[int, str]) -> None:

@@ -36,7 +36,7 @@ class DiscoverySettings:
                 raise ValueError(f"{name} must be a whole number of at least 1, got {value!r}.")
         if isinstance(self.fdr, bool) or not isinstance(self.fdr, float) or not 0 < self.fdr < 1:
             raise ValueError(f"fdr must be a number between 0 and 1, got {self.fdr!r}.")
-        object.__setattr__(self, "nulls", tuple(self.nulls))
+        object.__setattr__(self, "nulls", tuple(dict.fromkeys(self.nulls)))  # one named twice counts once
         if not self.nulls or set(self.nulls) - set(NULLS):
             raise ValueError(
                 f"nulls must be one or more of {', '.join(NULLS)}, got {', '.join(map(str, self.nulls)) or 'none'}."

@@ -42,7 +42,7 @@ class Summary:
         """Summarise values, in float64."""
         if len(values) == 0:
             return cls(0, float("nan"), (float("nan"),) * len(QUANTILES))
-        ordered = values.double().sort().values  # torch.quantile refuses more than 2^24 entries
+        ordered = values.cpu().double().sort().values  # torch.quantile refuses more than 2^24 entries
         at = torch.tensor(QUANTILES, dtype=torch.double) * (len(ordered) - 1)
         low, high = ordered[at.floor().long()], ordered[at.ceil().long()]
         return cls(len(ordered), ordered.mean().item(), tuple((low + (high - low) * (at - at.floor())).tolist()))

@@ -34,7 +34,6 @@ class FeatureProfile(Drawn):
     Attributes:
         layer: Layer of the MLP.
         feature: Output feature.
-        label: Its name: the one fixed for it, or made of the tokens that tell most about its activation.
         frequency: Share of tokens at which it is active.
         top_tokens: Tokens that tell most about its activation.
         promoted: Tokens its decoder row raises most through the unembedding, with logits.
@@ -53,11 +52,11 @@ class FeatureProfile(Drawn):
         completeness: Median over the same sample of the share of the pre-activation that pairs of input features
             explain.
         examples: From the whole range of activation, strongest first.
+        label: Its name: the one fixed for it, or by default made of its top tokens.
     """
 
     layer: int
     feature: int
-    label: str
     frequency: float
     top_tokens: tuple[str, ...]
     promoted: tuple[tuple[str, float], ...]
@@ -73,6 +72,11 @@ class FeatureProfile(Drawn):
     terms: dict[str, float]
     completeness: float
     examples: tuple[Example, ...]
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.label:
+            object.__setattr__(self, "label", made_label(self.top_tokens))
 
 
 @torch.no_grad()

@@ -280,13 +280,12 @@ def _measured(
     effect = torch.zeros_like(delta)
     products = torch.zeros(3, len(delta), dtype=torch.double)
     centred = direct - direct.mean()
-    base, base_difference = runs.logits.double(), runs.values
+    base = runs.logits.double()
     for first in range(0, len(delta), _EDGES_PER_CHUNK):
         for edge, site, logits in runs.rerun(written(delta[first : first + _EDGES_PER_CHUNK].to(row.device), row)):
             moved = (logits.double() - base[site]).cpu()
-            difference = (runs.metric(logits) - base_difference[site]).cpu()
             edge, site = edge.cpu() + first, site.cpu()
-            effect[edge, site] = difference
+            effect[edge, site] = runs.metric(logits).cpu() - runs.values[site]
             moved = moved - moved.mean(1, keepdim=True)
             size = step[edge, site]
             products[0].index_add_(0, edge, size * (moved @ centred))

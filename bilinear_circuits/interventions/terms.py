@@ -150,6 +150,7 @@ def edges_of(
 ) -> Edges:
     """Edges between given input features, with their coefficients from the weights, in float64. Each pair once."""
     pairs = torch.stack([torch.minimum(first, second), torch.maximum(first, second)], dim=1)
+    pairs = pairs.to(interactions.sae_in.W_dec.device)
     pairs = pairs[_first_occurrences(pairs)]
     matrix = interactions.matrix(feature)
     a, b = pairs.unbind(1)

@@ -127,7 +127,7 @@ class BilinearMLP(Brief):
         """Other hook names for the MLP output."""
         return output_aliases(self.layer)
 
-    def to(self, target: torch.dtype | torch.device) -> "BilinearMLP":
+    def to(self, target: torch.dtype | torch.device | str) -> "BilinearMLP":
         """The same MLP in another dtype or on another device."""
         norm = None if self.norm is None else RMSNorm(self.norm.weight.to(target), self.norm.eps)
         return replace(self, tensor=self.tensor.to(target), norm=norm)

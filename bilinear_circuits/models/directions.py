@@ -28,7 +28,7 @@ def token_directions(model: Any, layer: int = 0, tokenizer: Any = None) -> Dicti
 
     Raises:
         NotBilinearError: If the layer is not bilinear.
-        ValueError: If it has no RMSNorm, or a token is not embedded at all.
+        ValueError: If it has no RMSNorm.
     """
     mlp = BilinearMLP.from_model(model, layer)
     rows = embedding(model) * _norm_weight(mlp)

@@ -21,6 +21,9 @@ class Sites(Brief):
         position: Position of every site in its row.
         row: Row of every site, in order; by default each row holds one.
         following: Token after every site, where it matters.
+
+    Raises:
+        ValueError: If the rows are not in order.
     """
 
     ids: Int[Tensor, "row pos"]
@@ -31,6 +34,8 @@ class Sites(Brief):
     def __post_init__(self) -> None:
         if self.row is None:
             object.__setattr__(self, "row", torch.arange(len(self.position)))
+        if bool((self.row.diff() < 0).any()):
+            raise ValueError(f"row must be in order, got {self.row.tolist()!s:.60}. Sort the sites by row.")
 
     def __len__(self) -> int:
         return len(self.position)

@@ -17,16 +17,18 @@ def principal_components(
         k: How many; d by default.
 
     Returns:
-        Components as rows, the mean of x, and the share of the variance along each component, in the dtype of x and
-        float32 at least.
+        Components as rows, the mean of x, and the share of the variance along each component, zero where there is no
+        variance, in the dtype of x and float32 at least.
 
     Raises:
-        ValueError: If there are fewer than two rows, or `k` is not between 1 and d.
+        ValueError: If there are fewer than two rows, one is not finite, or `k` is not between 1 and d.
     """
     n, d = x.shape
     k = d if k is None else k
     if n < 2:
         raise ValueError(f"x must have two rows or more, got {n}.")
+    if bad := int((~x.isfinite().all(dim=1)).sum()):
+        raise ValueError(f"x must be finite, got {bad} of {n} rows that are not.")
     if not 1 <= k <= d:
         raise ValueError(f"k must be between 1 and the {d} columns of x, got {k}.")
     mean = x.double().mean(0)
@@ -34,6 +36,7 @@ def principal_components(
     variances, vectors = torch.linalg.eigh(centred.T @ centred / n)
     rows, variances = vectors.T.flip(0)[:k], variances.clamp_min(0)
     rows = rows * rows.gather(1, rows.abs().argmax(1, keepdim=True)).sign()
-    shares = variances.flip(0)[:k] / variances.sum()
+    total = variances.sum()
+    shares = variances.flip(0)[:k] / total.where(total > 0, 1)
     dtype = torch.promote_types(x.dtype, torch.float32)
     return rows.to(dtype), mean.to(dtype), shares.to(dtype)
