@@ -58,15 +58,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
     from bilinear_circuits.commands.terminal import UnwrittenError, safe_terminal
 
+    code = 0
     with safe_terminal():
         try:
-            code = _main(list(sys.argv[1:] if argv is None else argv))
-            sys.stdout.flush()
+            try:
+                code = _main(list(sys.argv[1:] if argv is None else argv))
+            finally:  # argparse leaves by SystemExit
+                sys.stdout.flush()
         except UnwrittenError as error:
             return _fail(str(error))
         except BrokenPipeError:  # the reader of our output, such as head, has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            return 0
     return code
 
 

@@ -1,5 +1,6 @@
 """One model, its dictionaries and a corpus, loaded once and asked many things: where a notebook begins."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -21,6 +22,7 @@ from bilinear_circuits.models.running import context_length, unembedding
 from bilinear_circuits.prompts.accounts import PromptAccount, explain_prompt, prompt_tokens
 from bilinear_circuits.report import circuits_page
 from bilinear_circuits.surgery import FormEdit, edit_model
+from bilinear_circuits.utilities.devices import check_device
 from bilinear_circuits.utilities.kinds import check_kind
 from bilinear_circuits.utilities.progress import Progress, bar
 from bilinear_circuits.zoo.provenance import provenance
@@ -86,6 +88,9 @@ class Workspace:
                 does not fit together.
         """
         zoo.model_path(model)  # an unknown model is the first thing to say
+        check_device(device)
+        if isinstance(n_stories, bool) or not isinstance(n_stories, int) or n_stories < 1:
+            raise ValueError(f"n_stories must be a whole number, at least 1, got {n_stories!r}.")
         saes, where = saes or model, corpus or model
         found = where if isinstance(where, Corpus) else Corpus(zoo.corpus_path(where))
         found.check()
@@ -140,8 +145,9 @@ class Workspace:
         """
         if isinstance(query, str):
             file = read_query(query)
-            query, settings = file.query, settings or file.settings
-        settings = settings or SearchSettings()
+            query, settings = file.query, file.settings if settings is None else settings
+        settings = SearchSettings() if settings is None else settings
+        check_kind("settings", settings, SearchSettings, "Leave it out for the defaults.")
         context = min(settings.context, context_length(self.model))
         tokens = tokenize_stories(self.stories, self.model.tokenizer, context)
         return find_circuits(
@@ -199,9 +205,12 @@ class Workspace:
         """
         check_kind("search", search, CircuitSearch, _SEARCH)
         page = circuits_page(search, self.provenance)
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        Path(path).write_text(page, encoding="utf-8")
-        return Path(path)
+        file = Path(path)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        half = file.with_name(f".{file.name}.part")
+        half.write_text(page, encoding="utf-8")
+        os.replace(half, file)
+        return file
 
 
 def _chosen(layers: int | Sequence[int] | None, known: Sequence[int], saes: str) -> list[int]:

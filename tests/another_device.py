@@ -8,7 +8,7 @@ import contextlib
 
 import torch
 from torch.overrides import TorchFunctionMode
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_flatten, tree_map
 
 DEVICE = torch.device("lazy")  # the one besides "meta" that torch knows on every machine
@@ -109,6 +109,16 @@ def another_device():
             yield DEVICE
     finally:
         torch.__future__.set_swap_module_params_on_conversion(before)
+
+
+@contextlib.contextmanager
+def on_the_cpu():
+    """Leave the other device out of it for a while, as where a library loads a model."""
+    with contextlib.ExitStack() as stack:
+        if torch.overrides._get_current_function_mode() is not None:
+            stack.enter_context(torch.overrides._pop_mode_temporarily())
+        stack.enter_context(_disable_current_modes())
+        yield
 
 
 def _run(function, args, kwargs):

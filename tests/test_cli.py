@@ -183,8 +183,8 @@ def test_a_value_of_the_wrong_kind_is_named(tmp_path):
     wrong = {
         'Quote words such as "no" in YAML': {"triggers": [False]},
         "triggers must be a list of words, got 3": {"triggers": 3},
-        "allow_missing must be true or false, got 'perhaps'": {"allow_missing": "perhaps"},
-        "sites must be a whole number of at least 1, got 'many'": {"settings": {"sites": "many"}},
+        "must be true or false, got 'perhaps'": {"allow_missing": "perhaps"},
+        "must be a whole number, got 'many'": {"settings": {"sites": "many"}},
         "settings": {"settings": 3},
     }
     queries = []

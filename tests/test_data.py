@@ -289,6 +289,17 @@ def test_records_without_a_text_are_counted(tmp_path):
         assert read_stories(path, limit=1) == ["one"]
 
 
+def test_records_of_the_hub_without_a_text_are_counted_too(monkeypatch):
+    import datasets
+
+    from bilinear_circuits.data.text_files import CorpusWarning
+
+    records = datasets.Dataset.from_dict({"other": [1, 2, 3], "text": ["one", None, "two"]})
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: records)
+    with pytest.warns(CorpusWarning, match="1 of the 3 records read of owner/name have no text in 'text': left out"):
+        assert read_stories("owner/name") == ["one", "two"]
+
+
 def test_records_that_all_have_a_text_are_read_in_silence(tmp_path, recwarn):
     path = tmp_path / "stories.jsonl"
     path.write_text('{"text": "one"}\n{"text": "two"}\n')

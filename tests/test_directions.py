@@ -114,6 +114,26 @@ def test_what_is_no_direction_is_refused(make):
         make(randn(5))
 
 
+def test_what_no_directions_can_be_made_of_is_refused():
+    with refused(ValueError, r"centre must be of the width of the directions, 5, got \(4,\)"):
+        bc.Dictionary.from_directions(randn(3, 5), randn(4))
+    with refused(ValueError, "d_in must be at least 1, got -1"):
+        bc.Dictionary.coordinates(-1)
+    with refused(ValueError, "x must be finite, got 1 of 2 rows that are not"):
+        bc.Dictionary.pca(torch.tensor([[1.0, 2.0], [torch.inf, 1.0]]))
+    assert bc.Dictionary.pca(torch.ones(4, 3)).names[0] == "component 0 (0 of the variance)"
+
+
+def test_names_of_other_weights_go_when_a_dictionary_is_saved(tmp_path):
+    bc.Dictionary.from_directions(randn(3, 5), names=["a", "b", "c"]).save(tmp_path)
+    other = bc.Dictionary.from_directions(randn(3, 5, seed=1))
+    other.save(tmp_path)
+    assert bc.Dictionary.load(tmp_path).names == {}
+    (tmp_path / "names.json").write_text("notes of mine")
+    other.save(tmp_path)
+    assert (tmp_path / "names.json").read_text() == "notes of mine"
+
+
 def test_without_dictionaries_a_layer_is_read_in_its_coordinates():
     mlp = random_mlp(("b_gate", "b_out"))
     interactions = bc.FeatureInteractions(mlp, None, None)

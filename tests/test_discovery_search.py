@@ -282,6 +282,10 @@ def test_settings_that_make_no_sense_are_refused(change, message):
         DiscoverySettings(**change)
 
 
+def test_a_null_named_twice_counts_once():
+    assert DiscoverySettings(nulls=("refit", "rotation", "refit")).nulls == ("refit", "rotation")
+
+
 def test_too_little_text_and_too_many_circuits_are_refused(planted):
     with refused(ValueError, "outputs must hold features active on more than 5000 tokens, got none. Use more text"):
         discover([planted.interactions], [planted.activity], DiscoverySettings(min_active=5000))

@@ -54,6 +54,19 @@ def test_a_verb_writes_no_path_of_the_machine_and_leaves_nothing_beside(verb, wo
         shutil.rmtree(tmp_path / "mine")
 
 
+def test_no_verb_writes_into_the_dictionaries_that_are_shipped_or_followed(world, capsys):
+    from bilinear_circuits import zoo
+
+    root, places = world
+    for place in (zoo.FOLDER / "ts-17m-saes", zoo.FOLDER / "ts-17m-saes/blocks.4.mlp.hook_in"):
+        before = {one.name for one in place.iterdir()}
+        assert main(["inspect", "--layer", "4", "--feature", "350", "--out", str(place)]) == 2
+        assert "out must be another folder than the dictionaries" in capsys.readouterr().err
+        assert {one.name for one in place.iterdir()} == before
+    assert main(asked("sae-progress", places, root / "dictionaries")) == 2
+    assert "out must be another folder than the dictionaries" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("verb", [verb for verb, line in VERBS.items() if "PLACE" in line])
 @pytest.mark.parametrize("folder", ["model", "saes", "saes/blocks.1.mlp.hook_in"])
 def test_no_verb_writes_into_what_it_reads(verb, folder, world, capsys):

@@ -10,7 +10,7 @@ from helpers import refused
 from jsonschema import Draft7Validator
 from planted import interactions_of, random_stories, save_between_dictionaries, tiny_llama, word_tokenizer
 
-from bilinear_circuits.commands.graph import default_slug
+from bilinear_circuits.commands.graph import default_slug, details_name
 from bilinear_circuits.commands.graph_folder import LIST, GraphFolder
 from bilinear_circuits.prompts.accounts import prompt_tokens
 from bilinear_circuits.prompts.attribution import attribute_prompt
@@ -215,3 +215,13 @@ def test_a_mistake_of_the_verb_is_one_line_and_leaves_nothing(change, message, o
     assert captured.out == ""
     assert message in captured.err.splitlines()[-1]
     assert not (tmp_path / "out").exists()
+
+
+def test_details_are_named_by_all_that_decides_the_stories():
+    corpus = {"sha256": "c", "n_stories": 5, "separator": None, "column": None}
+    source = {"model": {"sha256": "a"}, "dictionaries": [{"sha256": "b"}], "corpus": corpus}
+    names = {
+        details_name("m", source | {"corpus": corpus | change})
+        for change in ({}, {"separator": "line"}, {"column": "story"}, {"n_stories": 6})
+    }
+    assert len(names) == 4

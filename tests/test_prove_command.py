@@ -257,7 +257,7 @@ WRONG = [
     (("query", "trigers"), ["not"], "got 'trigers'. Did you mean triggers"),
     (("query", "triggers"), ["flabbergasted"], "got flabbergasted, which are not"),
     (("settings", "sites"), 0, "sites must be a whole number of at least 1, got 0"),
-    (("settings", "sites"), "many", "sites must be a whole number of at least 1, got 'many'"),
+    (("settings", "sites"), "many", "sites of .* must be a whole number, got 'many'"),
     (("settings", "sits"), 3, "got 'sits'. Did you mean sites"),
     (("settings", "ranking_stories"), 500, "stories must be more than 504"),
     (("seed",), -1, "seed must be between 0 and"),

@@ -38,6 +38,7 @@ def test_a_pole_left_empty_is_refused_even_so():
     ("change", "message"),
     [
         ({"triggers": ()}, "triggers must hold at least one word"),
+        ({"triggers": ("not", " ")}, r"triggers must hold words, got one without a letter in \['not', ' '\]"),
         ({"triggers": "not"}, "triggers must be a list of words, got 'not'"),
         ({"negative": ("good",)}, "must not share words, got good in both"),
     ],

@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from helpers import linear_activation, n_hooks, randn, save_tiny_llama, tiny_hooked_transformer
+from helpers import linear_activation, n_hooks, randn, refused, save_tiny_llama, tiny_hooked_transformer
 from helpers import tiny_llama as helpers_llama
 
 from bilinear_circuits.circuits.query import QueryTokens
@@ -324,3 +324,9 @@ def test_nothing_is_left_attached_after_tokens_out_of_range(models, kind):
         with pytest.raises(IndexError):
             run()
     assert n_hooks(model) == before
+
+
+@pytest.mark.parametrize("row", [[1, 0, 2], [0, 1], [0, 1, 3]])
+def test_sites_of_rows_out_of_order_or_out_of_range_are_refused(row):
+    with refused(ValueError, "row must (be in order|name one of the 3 rows of ids for each of the 3 positions), got"):
+        Sites(torch.zeros(3, 4, dtype=torch.long), torch.tensor([1, 2, 3]), torch.tensor(row))

@@ -534,7 +534,7 @@ def test_settings_that_cannot_work_are_refused_at_once(message):
 FILES = {
     "must hold only the keys .*, got 'layer'. Did you mean layers": {"layer": 3},
     "must hold the key corpus": {"corpus": None},
-    "name must be a text, got 3": {"name": 3},
+    "name of .* must be a text, got 3": {"name": 3},
     "n_stories must be a whole number of at least 1, got 0": {"n_stories": 0},
     "save_dtype must be one of float16, float32, got 'int8'": {"save_dtype": "int8"},
     "architecture must be one of abstopk, batchtopk, gated, .*, topk, got top-k": {"architecture": "top-k"},

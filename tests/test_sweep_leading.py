@@ -3,6 +3,8 @@ import torch
 from helpers import assert_near, randn, refused
 
 import bilinear_circuits.algebra.leading as leading_module
+from bilinear_circuits.algebra.leading import leading_spectrum
+from bilinear_circuits.algebra.matrix import InteractionMatrix
 from bilinear_circuits.sweep import leading_spectra
 
 D = 200  # enough for iterations
@@ -228,6 +230,18 @@ def test_no_matrices_have_no_spectra():
     found = leading_spectra(torch.zeros(0, D, D), 3)
     assert found.spectrum.eigenvectors.shape == (0, D, 3)
     assert found.residuals.shape == (0, 3)
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+def test_a_factored_matrix_of_low_rank_has_its_pairs(rank):
+    left, right = torch.randn(2, 100, 3, generator=torch.Generator().manual_seed(0), dtype=torch.double)
+    matrix = InteractionMatrix(left, right, torch.tensor([1.0, -2.0, 3.0], dtype=torch.double) * (rank > 0))
+    found = leading_spectrum(matrix, 4)
+    dense = torch.linalg.eigvalsh(matrix.to_dense())
+    expected = dense[dense.abs().argsort(descending=True)][:4]
+    torch.testing.assert_close(found.eigenvalues, expected, rtol=1e-5, atol=1e-10)
+    vectors = found.eigenvectors
+    torch.testing.assert_close(vectors.T @ vectors, torch.eye(4, dtype=torch.double), rtol=1e-8, atol=1e-8)
 
 
 @pytest.mark.parametrize("k", [0, -1, 8])

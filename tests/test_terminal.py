@@ -1,6 +1,7 @@
 """Control sequences of tokens, files and errors reach a terminal as text."""
 
 import io
+import os
 import subprocess
 import sys
 import warnings
@@ -70,6 +71,17 @@ def test_a_verb_whose_output_cannot_be_written_says_so_in_one_line():
     assert done.returncode == 2
     said = "stdout must be a place that can be written, got an error: No space left on device."
     assert done.stderr == f"bilinear-circuits: error: {said}\n"
+
+
+@pytest.mark.parametrize("verb", ["--help", "--version", "circuits --help"])
+def test_a_reader_that_has_gone_is_no_failure(verb):
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "bilinear_circuits.cli", *verb.split()], stdout=write, stderr=subprocess.PIPE, cwd=ROOT
+    )
+    os.close(write)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_what_a_corpus_leaves_out_is_a_note_and_other_warnings_stay_their_own(capsys, recwarn):

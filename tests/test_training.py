@@ -196,6 +196,8 @@ def test_every_evaluation_has_the_training_loss_before_it():
         (OptimSettings, {"lr": "fast"}, "lr must be a number above 0, got 'fast'"),
         (OptimSettings, {"dropout": 1}, "dropout must be at least 0 and below 1, got 1"),
         (OptimSettings, {"schedule": "steps"}, "schedule must be one of linear, cosine, got 'steps'"),
+        (OptimSettings, {"rows_per_device": 0}, "rows_per_device must be a number above 0, got 0"),
+        (OptimSettings, {"weight_decay": -1}, "weight_decay must be 0 or more, got -1"),
         (OptimSettings, {"rows_per_device": 3}, "rows_per_device must divide batch_rows=8, got 3"),
     ],
 )
@@ -298,6 +300,12 @@ def test_the_shipped_recipes_are_valid_and_named_after_their_file(path):
         ({"modle": 1}, "got 'modle'. Did you mean model?"),
         ({"vocab_size": "big"}, "vocab_size of .* must be a whole number, got 'big'"),
         ({"name": 3}, "name of .* must be a text, got 3"),
+        ({"tokenizer": 3}, "tokenizer of .* must be a text, got 3"),
+        ({"valid_share": "abc"}, "valid_share of .* must be a finite number, got 'abc'"),
+        ({"valid_share": 2}, "valid_share of .* must be between 0 and 1, got 2"),
+        ({"seed": 10**20}, r"seed must be between 0 and 2\*\*63 - 1, got 100000000000000000000"),
+        ({"n_stories": 0}, "n_stories of .* must be at least 1, got 0"),
+        ({"optim": OPTIM | {"compile": 3}}, "compile of optim of .* must be true or false, got 3"),
     ],
 )
 def test_a_wrong_recipe_is_refused_by_key(change, message, tmp_path):

@@ -10,6 +10,7 @@ from verbs import QUERY, asked, write_world
 import bilinear_circuits as bc
 from bilinear_circuits.circuits.search import SearchSettings
 from bilinear_circuits.cli import main
+from bilinear_circuits.commands.prove_tables import tables
 from bilinear_circuits.discovery import DiscoverySettings
 
 NAMES = ("name", "triggers", "positive", "negative")
@@ -133,3 +134,46 @@ def test_what_cannot_be_opened_is_refused(world, tmp_path):
         bc.Workspace.open("ts-17")
     with refused(FileNotFoundError, "saes|dictionar"):
         bc.Workspace.open(places["MODEL"], corpus=places["CORPUS"])
+
+
+def test_settings_and_features_of_another_kind_are_refused_by_name(workspace, search):
+    query = bc.CircuitQuery(**{name: QUERY[name] for name in NAMES})
+    for call in (
+        lambda: workspace.find_circuits(query, 3),
+        lambda: workspace.prove(search, 3),
+        lambda: workspace.discover(3),
+    ):
+        with refused(TypeError, r"settings must be a \w+Settings, got a int. Leave it out for the defaults"):
+            call()
+    with refused(ValueError, r"features must be pairs of layer and feature, such as \(4, 143\), got '2/4'"):
+        workspace.explain("the cat", ["2/4"])
+
+
+def test_a_machine_and_a_number_that_cannot_be_are_refused_first(world):
+    _, places = world
+    with refused(ValueError, "device must be one that torch can use, got gpu: no such device; name cpu, cuda"):
+        bc.Workspace.open(places["MODEL"], places["SAES"], places["CORPUS"], device="gpu")
+    for n in (0, 1.5, True):
+        with refused(ValueError, f"n_stories must be a whole number, at least 1, got {n}"):
+            bc.Workspace.open(places["MODEL"], places["SAES"], places["CORPUS"], n_stories=n)
+
+
+def test_a_circuit_that_is_active_too_seldom_costs_no_other_its_proof(workspace, search, monkeypatch):
+    from bilinear_circuits.interventions import study
+
+    few = bc.ProofSettings(n_edges=4, n_exact=2, n_draws=1, n_controls=1, n_nonsense=3)
+    tested, other = search.circuits[-1].name, search.circuits[-2].name
+    whole = study.prove_interventions
+
+    def prove(place, target, settings, seed):
+        if target.name == other:
+            raise study.UntestableError("features must be active at two trigger sites or more. Use more stories.")
+        return whole(place, target, settings, seed)
+
+    monkeypatch.setattr(study, "prove_interventions", prove)
+    proofs = workspace.prove(search.only([other, tested]), few)
+    assert [one.name for one in proofs.proofs] == [tested]
+    assert proofs.untested == {other: "features must be active at two trigger sites or more. Use more stories."}
+    assert f"== layer/feature {other}: not tested\nfeatures must be active" in tables(proofs, workspace.model.tokenizer)
+    with refused(ValueError, f"{other}: features must be active at two trigger sites"):
+        workspace.prove(search.only([other]), few)

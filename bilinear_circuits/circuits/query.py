@@ -43,6 +43,8 @@ class CircuitQuery:
                 raise ValueError(f'{field} must be a list of words, got {words!r}. Quote words such as "no" in YAML.')
             if not words:
                 raise ValueError(f"{field} must hold at least one word, got none.")
+            if not all(map(str.strip, words)):
+                raise ValueError(f"{field} must hold words, got one without a letter in {list(words)!r}.")
             object.__setattr__(self, field, tuple(words))
         if not isinstance(self.name, str):
             raise ValueError(f"name must be a text, got {self.name!r}. Quote it.")

@@ -34,12 +34,13 @@ def read_query(path: str) -> QueryFile:
         ValueError: If it is not YAML, or a key is unknown, missing or of the wrong kind.
     """
     content = read_yaml(config_file(path, "query", "circuits"), "query")
-    settings = content.pop("settings", None) or {}
+    settings = content.pop("settings", None)
+    settings = {} if settings is None else settings
     if not isinstance(settings, dict):
         raise ValueError(f"settings of {path} must be a mapping, got {settings!r}.")
     settings = from_mapping(SearchSettings, settings, f"settings of {path}")
     corpus, n_stories = content.pop("corpus", None), content.pop("n_stories", 2000)
-    if not isinstance(n_stories, int) or n_stories < 1:
+    if isinstance(n_stories, bool) or not isinstance(n_stories, int) or n_stories < 1:
         raise ValueError(f"n_stories of {path} must be a positive whole number, got {n_stories!r}.")
     if not isinstance(corpus, str | None):
         raise ValueError(f"corpus of {path} must be a file, a Hub id or a shipped model's name, got {corpus!r}.")

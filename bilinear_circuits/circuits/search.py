@@ -124,7 +124,8 @@ def find_circuits(
             triggers, no trigger in the stories kept for the proof.
     """
     check_kind("query", query, CircuitQuery, "circuits.query_file.read_query reads one from a file, or by its name.")
-    settings = settings or SearchSettings()
+    settings = SearchSettings() if settings is None else settings
+    check_kind("settings", settings, SearchSettings, "Leave it out for the defaults.")
     tokenizer = tokenizer if tokenizer is not None else getattr(model, "tokenizer", None)
     if tokenizer is None:
         raise ValueError(f"tokenizer must be given for a {type(model).__name__}, which carries none.")

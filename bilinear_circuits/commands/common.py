@@ -16,6 +16,7 @@ from bilinear_circuits.commands.claims import half_written
 from bilinear_circuits.commands.labels import named, read_labels
 from bilinear_circuits.commands.terminal import note as note
 from bilinear_circuits.commands.values import short, why_no_name
+from bilinear_circuits.utilities.devices import check_device as check_device
 from bilinear_circuits.utilities.folders import read_json
 from bilinear_circuits.utilities.progress import bar as bar
 from bilinear_circuits.utilities.yaml_files import from_mapping as from_mapping
@@ -26,22 +27,6 @@ if TYPE_CHECKING:
     from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 
 T = TypeVar("T")
-
-
-def check_device(device: str) -> None:
-    """Refuse a device that torch does not know or does not have.
-
-    Raises:
-        ValueError: If it cannot be used.
-    """
-    import torch
-
-    try:
-        torch.ones(1, device=device).item()
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0]
-        reason = "no such device; name cpu, cuda or cuda:1" if "Expected one of" in reason else reason
-        raise ValueError(f"device must be one that torch can use, got {device}: {reason}") from error
 
 
 def check_ranks(name: str, ranks: Sequence[int], model: str) -> None:

@@ -193,7 +193,6 @@ def _measure(
 ) -> "EditReport":
     """The report on the model as it stands on disk."""
     import torch
-    from transformers import AutoModelForCausalLM
 
     from bilinear_circuits.circuits.query import QueryTokens
     from bilinear_circuits.circuits.search import story_parts
@@ -202,7 +201,7 @@ def _measure(
     from bilinear_circuits.runs import Runs
     from bilinear_circuits.surgery import measure_edit
 
-    edited = AutoModelForCausalLM.from_pretrained(folder).to(arguments.device).eval()
+    edited, _ = zoo.load_plain_model(folder, arguments.device)
     tokens, settings = QueryTokens.resolve(asked.query, model.tokenizer), asked.settings
     ranking, losses, proofs = story_parts(stories, model.tokenizer, settings, stories.ids.shape[1], asked.seed)
     sites = tokens.sites(proofs, settings.sites, settings.site_position)

@@ -10,6 +10,9 @@ from typing import Any
 from bilinear_circuits import zoo
 from bilinear_circuits.commands.values import why_no_name
 
+# Options that name what a verb reads.
+_READ = {"model": "the model", "models": "a model", "saes": "the dictionaries", "folder": "the dictionaries"}
+
 
 def check_apart(arguments: Any, out: Path) -> None:
     """Refuse results in the folder of the model or of a dictionary they are made of: they would make it another.
@@ -23,18 +26,19 @@ def check_apart(arguments: Any, out: Path) -> None:
     """
     if why_no_name(str(out)):
         return  # which is said where it is made
-    for option, what in (("model", "the model"), ("models", "a model"), ("saes", "the dictionaries")):
-        given = getattr(arguments, option, None)
+    read = {option: getattr(arguments, option, None) for option in _READ}
+    if hasattr(arguments, "saes") and read["saes"] is None:
+        read["saes"] = read["model"]  # those shipped with it
+    for option, given in read.items():
         for name in given if isinstance(given, list) else [given]:
             if name is None:
                 continue
-            shipped = zoo.FOLDER / (f"{name}-saes" if option == "saes" else name)
+            of_dictionaries = option in ("saes", "folder")
+            shipped = zoo.FOLDER / (f"{name}-saes" if of_dictionaries else name)
             folder = shipped if name in zoo.names() else Path(name)
-            if not folder.is_dir():
-                continue
-            own = [folder, *(folder.glob("blocks.*") if option == "saes" else ())]
-            if any(one.resolve() == out.resolve() for one in own):
-                raise ValueError(f"out must be another folder than {what}, got {out} for both.")
+            own = [folder, *(folder.glob("blocks.*") if of_dictionaries else ())]
+            if folder.is_dir() and any(one.resolve() == out.resolve() for one in own):
+                raise ValueError(f"out must be another folder than {_READ[option]}, got {out} for both.")
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,8 @@ def tables(proofs: "CircuitProofs", tokenizer: Any) -> str:
         for part in (_places, _ablations, _doses, _complement, _controls):
             lines += part(proof)
         lines += _later(proof, tokenizer) + _weights(proof)
+    for name, why in proofs.untested.items():
+        lines += ["", f"== layer/feature {name}: not tested", why]
     for joint in proofs.joint:
         lines += ["", f"== {' + '.join(joint.names)}, circuits of one pole"]
         lines += [_line("removed together", joint.together), _line("sum of each removed alone", joint.sum)]

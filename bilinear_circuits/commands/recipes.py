@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from bilinear_circuits import zoo
 from bilinear_circuits.commands import common
+from bilinear_circuits.commands.arguments import check_seed
 from bilinear_circuits.commands.changes import with_changes
 from bilinear_circuits.data.corpora import Corpus
 from bilinear_circuits.zoo.configs import config_file
@@ -80,11 +81,10 @@ def read_recipe(path: str, changes: Sequence[str] = ()) -> Recipe:
             raise ValueError(f"{key} of {path} must be a mapping, got {content.get(key)!r}.")
         content[key] = common.from_mapping(kind, content[key], f"{key} of {path}")
     recipe = common.from_mapping(Recipe, content, path)
-    for name in ("name", "corpus"):
-        if not isinstance(getattr(recipe, name), str):
-            raise ValueError(f"{name} of {path} must be a text, got {getattr(recipe, name)!r}.")
-    for name in ("n_stories", "vocab_size", "seed"):
-        value = getattr(recipe, name)
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 0):
-            raise ValueError(f"{name} of {path} must be a whole number, got {value!r}.")
+    for name in ("n_stories", "vocab_size"):
+        if (value := getattr(recipe, name)) is not None and value < 1:
+            raise ValueError(f"{name} of {path} must be at least 1, got {value}.")
+    if not 0 < recipe.valid_share < 1:
+        raise ValueError(f"valid_share of {path} must be between 0 and 1, got {recipe.valid_share}.")
+    check_seed(recipe.seed)
     return recipe

@@ -47,7 +47,7 @@ class CircuitSet(Brief):
     Attributes:
         name: A name for tables.
         activity: The layers, each once.
-        unembedding: Unembedding of the model, with the final norm weight folded in (`running.unembedding`).
+        unembedding: Unembedding of the model, with the final norm weight folded in (`models.running.unembedding`).
         circuits: Output features, as (layer, feature), each once.
     """
 

@@ -1,9 +1,10 @@
 """A corpus: where stories are, on disk or on the Hub, and how they are found there."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from bilinear_circuits.data.text_files import BLANK_LINE, LINE, column_texts, file_kind, separated_texts, texts_of
 from bilinear_circuits.utilities.folders import reason_of
@@ -140,6 +141,9 @@ def _hub_texts(name: str, column: str) -> Iterator[str]:
             f"corpus must be a file, or a Hub dataset that can be fetched and has a training split, got {name}:"
             f" {reason_of(error)}"
         ) from error
-    for batch in records.iter(batch_size=_BATCH):
-        names = list(batch)
-        yield from texts_of(({key: batch[key][i] for key in names} for i in range(len(batch[names[0]]))), column, name)
+    yield from texts_of((_rows(batch) for batch in records.iter(batch_size=_BATCH)), column, name)
+
+
+def _rows(columns: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
+    """The records of a batch that is given column by column."""
+    return [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]

@@ -102,7 +102,7 @@ def separated_texts(path: str | Path, separator: str | None = None) -> Iterator[
     with opened_text(path) as text:
         while chunk := text.read(_CHUNK):
             # Looked for before the split, which may go through the middle of it.
-            if mark != STORY_END and STORY_END in before + chunk:
+            if STORY_END not in mark and STORY_END in before + chunk:
                 raise ValueError(
                     f"separator must be left out for a corpus with {STORY_END}, got {separator!r} for {path}."
                 )
@@ -143,30 +143,35 @@ def column_texts(path: str | Path, column: str) -> Iterator[str]:
     else:
         records = {"json": _json_records, "csv": _csv_records}[kind](path)
         batches = iter(lambda: list(islice(records, _BATCH)), [])
-    n_records = n_empty = 0
-    try:
-        for batch in batches:
-            texts = texts_of(batch, column, str(path))
-            n_records, n_empty = n_records + len(texts), n_empty + sum(not text.strip() for text in texts)
-            yield from texts
-    finally:
-        if n_empty:
-            warn_caller(
-                f"{n_empty:,} of the {n_records:,} records read of {path} have no text in {column!r}: left out",
-                CorpusWarning,
-            )
+    yield from texts_of(batches, column, str(path))
 
 
 class CorpusWarning(UserWarning):
     """Something in a corpus was left out."""
 
 
-def texts_of(records: Iterable[Mapping[str, Any]], column: str, name: str) -> list[str]:
-    """Take a column out of a batch of records.
+def texts_of(batches: Iterable[Iterable[Mapping[str, Any]]], column: str, name: str) -> Iterator[str]:
+    """Take a column out of batches of records; a record without a text is left out, and said so at the end.
 
     Raises:
-        ValueError: If none of them has it, or it holds something else than texts.
+        ValueError: If no record of a batch has it, or it holds something else than texts.
     """
+    n_records = n_empty = 0
+    try:
+        for batch in batches:
+            texts = _batch_texts(batch, column, name)
+            n_records, n_empty = n_records + len(texts), n_empty + sum(not text.strip() for text in texts)
+            yield from texts
+    finally:
+        if n_empty:
+            warn_caller(
+                f"{n_empty:,} of the {n_records:,} records read of {name} have no text in {column!r}: left out",
+                CorpusWarning,
+            )
+
+
+def _batch_texts(records: Iterable[Mapping[str, Any]], column: str, name: str) -> list[str]:
+    """A column of a batch of records."""
     records = list(records)
     columns = {key for record in records for key in record}
     if columns and column not in columns:

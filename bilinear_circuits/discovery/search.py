@@ -14,6 +14,7 @@ from bilinear_circuits.discovery.scoring import FeatureActivity, LayerScores, p_
 from bilinear_circuits.interactions.activity import ActiveTokens
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 from bilinear_circuits.statistics.false_discovery import q_values
+from bilinear_circuits.utilities.kinds import check_kind
 from bilinear_circuits.utilities.progress import Progress, silent
 
 _MAX_ENDS = 3
@@ -48,7 +49,8 @@ def discover(
     Raises:
         ValueError: If a layer has no output feature that is active often enough.
     """
-    settings = settings or DiscoverySettings()
+    settings = DiscoverySettings() if settings is None else settings
+    check_kind("settings", settings, DiscoverySettings, "Leave it out for the defaults.")
     layers = scores or [
         score_layer(one, data, settings, seed, progress) for one, data in zip(interactions, activity, strict=True)
     ]

@@ -181,7 +181,7 @@ class FeatureInteractions:
     ) -> LeadingSpectra:
         """The k leading eigenpairs of the forms on the MLP input of many output features, with their residuals.
 
-        By Lanczos iterations in step; see `sweep.leading_spectra`.
+        By Lanczos iterations in step; see `algebra.leading.leading_spectra`.
 
         Args:
             k: Eigenpairs of each, largest magnitude first, signs kept.

@@ -115,7 +115,7 @@ def low_rank_correlation(
         active: Activations of the output dictionary on the same tokens, to share work.
         progress: Wraps the loops.
 
-    Cost: the leading eigenpairs of a d_in x d_in matrix per feature (`sweep.leading_spectra`), and d_in^2 operations
+    Cost: the leading eigenpairs of a d_in x d_in matrix per feature (`algebra.leading`), and d_in^2 operations
     per activation.
 
     Raises:

@@ -28,6 +28,10 @@ _EDGES_PER_CHUNK = 64
 Along = Literal["decoder", "encoder"]
 
 
+class UntestableError(ValueError):
+    """A circuit is active at too few sites for its interventions to be measured."""
+
+
 def write_direction(
     interactions: FeatureInteractions, feature: int, along: Along = "decoder"
 ) -> Float[Tensor, " d_model"]:
@@ -129,13 +133,13 @@ def edge_exactness(
         generator: Draws them.
 
     Raises:
-        ValueError: If no edge is active at any site.
+        UntestableError: If no edge is active at any site.
     """
     z = interactions.sae_in.encode(runs.x.to(interactions.sae_in.W_enc.dtype))
     terms = edges.contributions(z)
     active = terms.nonzero()
     if len(active) == 0:
-        raise ValueError("edges must be active at one site or more, got none that is. Use more stories.")
+        raise UntestableError("edges must be active at one site or more, got none that is. Use more stories.")
     site, edge = active[torch.randperm(len(active), generator=generator)[:n].to(active.device)].unbind(1)
     predicted = -terms[site, edge]
     parts = [

@@ -31,6 +31,7 @@ from bilinear_circuits.interventions.ablations import (
 from bilinear_circuits.interventions.complement import complement_tests
 from bilinear_circuits.interventions.controls import nonsense_task, other_features
 from bilinear_circuits.interventions.edges import (
+    UntestableError,
     edge_effects,
     edge_exactness,
     random_edges,
@@ -81,8 +82,9 @@ def prove_interventions(place: ProofPlace, target: Target, settings: ProofSettin
         seed: Seed of everything random.
 
     Raises:
-        ValueError: If there is no such feature or input feature, or the output feature is active at fewer than two
-            sites, or at no token of the corpus.
+        ValueError: If there is no such feature or input feature.
+        UntestableError: If the output feature is active at fewer than two sites, or at no token of the corpus, or none
+            of its edges is active at a site.
     """
     runs, corpus, feature, groups, rank = place.runs, place.corpus, target.feature, target.groups, place.rank
     interactions, generator = corpus.interactions, torch.Generator().manual_seed(seed)
@@ -136,7 +138,7 @@ def _active_sites(runs: Runs[QueryTokens], corpus: LayerActivity, feature: int) 
     """The sites at which a feature is active."""
     active = runs.active(corpus.interactions.sae_out, feature)
     if int(active.sum()) < 2:
-        raise ValueError(
+        raise UntestableError(
             f"features must be active at two trigger sites or more, got {runs.layer}/{feature}, active at"
             f" {int(active.sum())} of {len(runs)}. Use more stories."
         )
@@ -147,7 +149,9 @@ def _reference(corpus: LayerActivity, runs: Runs[QueryTokens], feature: int) -> 
     """MLP inputs that edges are chosen at: triggers of the corpus with the feature active, else all its tokens."""
     token, _ = corpus.outputs[feature]
     if len(token) == 0:
-        raise ValueError(f"features must be active in the ranking stories, got {runs.layer}/{feature}, never active.")
+        raise UntestableError(
+            f"features must be active in the ranking stories, got {runs.layer}/{feature}, never active."
+        )
     at_triggers = token[runs.metric.is_trigger(corpus.token_ids[token])]
     return corpus.x[at_triggers if len(at_triggers) else token]
 

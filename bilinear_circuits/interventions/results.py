@@ -1,6 +1,6 @@
 """What the causal proof of one circuit holds, and how much of it is measured."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bilinear_circuits.circuits.query import CircuitQuery
 from bilinear_circuits.interactions.bounds import TruncationError
@@ -135,6 +135,7 @@ class CircuitProofs(Brief):
         joint: Circuits of the same pole removed together, where there are two or more.
         labels: Names of the input features of all edges measured, by layer and feature: the tokens that tell most about
             their activation.
+        untested: Circuits that could not be tested, and why: those active at too few sites.
     """
 
     query: CircuitQuery
@@ -144,3 +145,4 @@ class CircuitProofs(Brief):
     proofs: tuple[InterventionProof, ...]
     joint: tuple[JointRemoval, ...]
     labels: dict[str, dict[str, str]]
+    untested: dict[str, str] = field(default_factory=dict)

@@ -14,6 +14,7 @@ from bilinear_circuits.interactions.activity import LayerActivity, collect_activ
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 from bilinear_circuits.interactions.naming import input_label
 from bilinear_circuits.interventions.controls import other_sites
+from bilinear_circuits.interventions.edges import UntestableError
 from bilinear_circuits.interventions.joint import JointRemoval, joint_removal
 from bilinear_circuits.interventions.proof import ProofPlace, prove_interventions, removal_of
 from bilinear_circuits.interventions.results import CircuitProofs, InterventionProof, ProofSettings
@@ -49,13 +50,15 @@ def prove_circuits(
     Raises:
         TypeError: If it is no search.
         ValueError: If a layer is not among the interactions, there is no such feature, or the stories hold too few
-            triggers at which it is active.
+            triggers for any of the circuits; where that is so of some, they are `untested`.
     """
     check_kind("search", search, Searched, "find_circuits returns one: a query, settings, a seed and targets.")
+    settings = ProofSettings() if settings is None else settings
+    check_kind("settings", settings, ProofSettings, "Leave it out for the defaults.")
     tokenizer = tokenizer if tokenizer is not None else getattr(model, "tokenizer", None)
     if tokenizer is None:
         raise ValueError(f"tokenizer must be given for a {type(model).__name__}, which carries none.")
-    settings, plan, targets = settings or ProofSettings(), search.settings, search.targets
+    plan, targets = search.settings, search.targets
     tokens = QueryTokens.resolve(search.query, tokenizer)
     context = min(plan.context, context_length(model))
     ranking, _, held_out = story_parts(stories, tokenizer, plan, context, search.seed)
@@ -68,17 +71,23 @@ def prove_circuits(
     activity = {one.interactions.mlp.layer: one for one in _activity(model, interactions, targets, ranking, progress)}
     directions = unembedding(model).to(next(iter(activity.values())).x)
     proofs: dict[int, InterventionProof] = {}
+    untested: dict[str, str] = {}
     for layer, corpus in activity.items():
         runs, other = (Runs(model, layer, some, tokens) for some in (sites, elsewhere))
         screen = screen_features(corpus, tokens, directions)
         place = ProofPlace(runs, other, corpus, screen, tuple(interactions), directions, plan.rank)
         here = [index for index, target in enumerate(targets) if target.layer == layer]
         for index in progress(here, f"prove layer {layer}"):
-            proofs[index] = prove_interventions(place, targets[index], settings, seed)
-    ordered = tuple(proofs[index] for index in range(len(targets)))
-    joint = _joint(model, activity, sites, tokens, targets, ordered, seed)
-    n_tokens = len(next(iter(activity.values())).x)
-    return CircuitProofs(search.query, settings, seed, n_tokens, ordered, joint, _labels(activity, ordered, tokenizer))
+            try:
+                proofs[index] = prove_interventions(place, targets[index], settings, seed)
+            except UntestableError as error:  # the others are measured nevertheless
+                untested[targets[index].name] = str(error)
+    if not proofs:
+        raise ValueError("; ".join(f"{name}: {why}" for name, why in untested.items()))
+    ordered = tuple(proofs[index] for index in sorted(proofs))
+    joint = _joint(model, activity, sites, tokens, [targets[index] for index in sorted(proofs)], ordered, seed)
+    n_tokens, labels = len(next(iter(activity.values())).x), _labels(activity, ordered, tokenizer)
+    return CircuitProofs(search.query, settings, seed, n_tokens, ordered, joint, labels, untested)
 
 
 def _labels(

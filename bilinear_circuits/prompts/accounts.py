@@ -165,6 +165,9 @@ def check_prompt(
     layers = {one.mlp.layer: one for one in interactions}
     if len(layers) < len(interactions):
         raise ValueError(f"interactions must be of different layers, got {[one.mlp.layer for one in interactions]}.")
+    for name in features:
+        if not isinstance(name, tuple) or list(map(type, name)) != [int, int]:
+            raise ValueError(f"features must be pairs of layer and feature, such as (4, 143), got {name!r}.")
     if not features or len(set(features)) < len(features):
         raise ValueError(f"features must name at least one (layer, feature), each once, got {list(features)}.")
     for layer, feature in features:

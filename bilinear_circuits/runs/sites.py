@@ -23,7 +23,7 @@ class Sites(Brief):
         following: Token after every site, where it matters.
 
     Raises:
-        ValueError: If the rows are not in order.
+        ValueError: If the rows are not in order, or no rows of `ids`.
     """
 
     ids: Int[Tensor, "row pos"]
@@ -34,6 +34,11 @@ class Sites(Brief):
     def __post_init__(self) -> None:
         if self.row is None:
             object.__setattr__(self, "row", torch.arange(len(self.position)))
+        if len(self.row) != len(self.position) or not all(0 <= one < len(self.ids) for one in self.row[-1:].tolist()):
+            raise ValueError(
+                f"row must name one of the {len(self.ids)} rows of ids for each of the {len(self.position)} positions,"
+                f" got {self.row.tolist()!s:.60}."
+            )
         if bool((self.row.diff() < 0).any()):
             raise ValueError(f"row must be in order, got {self.row.tolist()!s:.60}. Sort the sites by row.")
 

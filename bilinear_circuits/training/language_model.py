@@ -74,6 +74,10 @@ class OptimSettings:
         for name in ("warmup", "dropout", "beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, got {getattr(self, name)!r}.")
+        if self.rows_per_device is not None:
+            check_positive(self, "rows_per_device")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"weight_decay must be 0 or more, got {self.weight_decay!r}.")
         for name, known in (("schedule", ("linear", "cosine")), ("precision", ("fp32", "bf16"))):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}.")

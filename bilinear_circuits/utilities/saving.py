@@ -50,6 +50,7 @@ def save_result(result: Any, folder: str | Path, provenance: Mapping[str, Any] |
     target.mkdir(parents=True, exist_ok=True)
     save_file(tensors, target / ".result.safetensors")
     (target / ".result.json").write_text(text, encoding="utf-8")
+    (target / "result.json").unlink(missing_ok=True)  # an old one is not of the new tensors
     for name in ("result.safetensors", "result.json"):
         os.replace(target / f".{name}", target / name)
 

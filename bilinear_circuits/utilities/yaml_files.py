@@ -1,12 +1,15 @@
 """YAML files read as mappings, and mappings as dataclasses; what is unknown, missing or no YAML is refused by name."""
 
 import difflib
+import math
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from types import NoneType, UnionType
+from typing import Any, TypeVar, get_args
 
 T = TypeVar("T")
+_KINDS: Mapping[type, str] = {float: "a finite number", int: "a whole number", str: "a text", bool: "true or false"}
 
 
 def read_yaml(path: str, what: str) -> dict[Any, Any]:
@@ -33,10 +36,11 @@ def read_yaml(path: str, what: str) -> dict[Any, Any]:
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
-    """A dataclass from a mapping; unknown and missing keys are refused by name.
+    """Make a dataclass of a mapping; keys that are unknown or missing and values of another kind are refused by name.
 
     Raises:
-        ValueError: If a key is unknown, or one without a default is missing.
+        ValueError: If a key is unknown, one without a default is missing, or a value is not a number, text or truth
+            value where the field is one.
     """
     known = [field.name for field in fields(cls)]  # type: ignore[arg-type]
     for key in values:
@@ -49,4 +53,20 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: str) -> T:
             raise ValueError(
                 f"{where} must hold the key {field.name}, got only {', '.join(map(str, values)) or 'none'}."
             )
+        if field.name in values and (wanted := _unlike(field.type, values[field.name])):
+            raise ValueError(f"{field.name} of {where} must be {wanted}, got {values[field.name]!r:.60}.")
     return cls(**values)
+
+
+def _unlike(annotation: Any, value: Any) -> str | None:
+    """What a field of numbers, texts or truth values must be, where a value is not; other fields check themselves."""
+    kinds = get_args(annotation) if isinstance(annotation, UnionType) else (annotation,)
+    if not set(kinds) <= {*_KINDS, NoneType} or (value is None and NoneType in kinds):
+        return None
+    if isinstance(value, bool):
+        fits = bool in kinds
+    elif isinstance(value, int | float):
+        fits = math.isfinite(value) and (float in kinds or (isinstance(value, int) and int in kinds))
+    else:
+        fits = type(value) in kinds
+    return None if fits else next(words for kind, words in _KINDS.items() if kind in kinds)
