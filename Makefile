@@ -19,10 +19,11 @@ help:
 
 install: $(VENV)/.installed
 
+# Not compiled beforehand: of the thousands of modules few are ever imported, and those compile then.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "bilinear-circuits needs Python 3.11 or later, got %d.%d as $(PYTHON). Name another: make PYTHON=python3.11" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable ".[dev]"
 	@touch $@
 
 demo: install
