@@ -43,6 +43,9 @@ def test_a_search_is_that_of_the_command(world, workspace, search):
         assert mine.proof.removal.mean == pytest.approx(theirs["proof"]["removal"]["mean"], rel=1e-5)
     for name in ("model", "dictionaries", "corpus", "versions", "commit"):
         assert workspace.provenance[name] == document["provenance"][name]
+    loaded = bc.load_result(bc.CircuitSearch, root / "found")
+    assert [one.proof.removal.mean for one in loaded.circuits] == [one.proof.removal.mean for one in search.circuits]
+    assert loaded.targets == search.targets
 
 
 def test_a_search_is_proved_and_some_of_it_too(workspace, search):

@@ -15,13 +15,13 @@ from simple_parsing import field
 
 from bilinear_circuits.commands import common, images, records, tables
 from bilinear_circuits.commands.corpus import corpus_of, tokenized
-from bilinear_circuits.commands.outputs import Outputs
+from bilinear_circuits.commands.outputs import RESULT_FILES, Outputs
 
 if TYPE_CHECKING:
     from bilinear_circuits.circuits import CircuitSearch
 
 
-OUTPUTS = Outputs("circuit.json", "circuit search", ("report.html", "ranking.csv", "ranking.parquet"))
+OUTPUTS = Outputs("circuit.json", "circuit search", ("report.html", "ranking.csv", "ranking.parquet", *RESULT_FILES))
 
 
 @dataclass(kw_only=True)
@@ -38,7 +38,8 @@ class Arguments(common.LabelArguments):
     """Stories read from the corpus; by default what the query says."""
 
     out: str = "out/circuits"
-    """Folder for report.html, circuit.json, and the ranking as ranking.csv and ranking.parquet."""
+    """Folder for report.html, circuit.json, the ranking as ranking.csv and ranking.parquet, and result.json, from which
+    Python loads the search: bc.load_result(bc.CircuitSearch, OUT)."""
 
     images: list[str] | None = None
     """Write the figures to OUT/images, too: png, svg or both."""
@@ -52,6 +53,7 @@ def run(arguments: Arguments) -> None:
     from bilinear_circuits.report import circuits_page, search_payload
     from bilinear_circuits.report.figures import search_figures
     from bilinear_circuits.report.notebook import columns_of
+    from bilinear_circuits.utilities.saving import save_result
 
     started = time.perf_counter()
     asked = read_query(arguments.query)
@@ -74,7 +76,8 @@ def run(arguments: Arguments) -> None:
     # The numbers first: a page that fails must not take them along.
     with common.written_whole(arguments.out, first=OUTPUTS.record) as folder:
         (folder / "circuit.json").write_text(common.to_json(search_payload(search, source)), encoding="utf-8")
-        files = ["report.html", "circuit.json", *tables.write(folder, "ranking", columns_of(search))]
+        save_result(search, folder, source)
+        files = ["report.html", "circuit.json", *RESULT_FILES, *tables.write(folder, "ranking", columns_of(search))]
     with common.written_whole(arguments.out) as folder:
         (folder / "report.html").write_text(circuits_page(search, source), encoding="utf-8")
     drawn = images.written(search_figures(search), arguments.out, arguments.images)

@@ -10,6 +10,8 @@ from typing import Any
 from bilinear_circuits import zoo
 from bilinear_circuits.commands.values import why_no_name
 
+RESULT_FILES = ("result.json", "result.safetensors")  # of `utilities.saving.save_result`
+
 # Options that name what a verb reads.
 _READ = {"model": "the model", "models": "a model", "saes": "the dictionaries", "folder": "the dictionaries"}
 
