@@ -12,6 +12,7 @@ from helpers import (
     tiny_llama,
 )
 
+from bilinear_circuits.models.host import LlamaHost, host_of
 from bilinear_circuits.models.running import (
     capture_mlp,
     model_blocks,
@@ -19,7 +20,6 @@ from bilinear_circuits.models.running import (
     unembedding,
     vocabulary_size,
 )
-from bilinear_circuits.runs import downstream as downstream_module
 from bilinear_circuits.runs.downstream import Downstream
 from bilinear_circuits.zoo import load_model
 
@@ -172,11 +172,8 @@ def test_a_model_that_cannot_be_entered_is_rerun():
 
 
 def test_a_short_cut_that_differs_is_not_used(models, monkeypatch):
-
-    exact = downstream_module._tail(models["llama"], 0)
-    monkeypatch.setattr(
-        downstream_module, "_tail", lambda model, layer: lambda residual, at: exact(residual, at) + 0.01
-    )
+    exact = host_of(models["llama"]).after(0)
+    monkeypatch.setattr(LlamaHost, "after", lambda host, layer: lambda residual, at: exact(residual, at) + 0.01)
     downstream = Downstream(models["llama"], TOKENS, 0)
     assert downstream.reruns_whole_model
     assert_near(downstream.logits(downstream.y), logits_of(models["llama"]))
@@ -201,3 +198,15 @@ def test_bridge_and_llama_have_the_same_unembedding(models):
 def test_a_model_of_another_kind_is_refused():
     with refused(TypeError, r"got Linear\. bilinear_circuits\.load_model\(path\) returns one"):
         model_blocks(torch.nn.Linear(2, 2))
+
+
+@EVERY_KIND
+def test_a_host_says_the_same_of_a_model_of_every_kind(models, kind):
+    host, llama = host_of(models[kind]), host_of(models["llama"])
+    assert host_of(host) is host
+    assert (host.d_vocab, host.d_model, host.n_ctx) == (llama.d_vocab, llama.d_model, llama.n_ctx)
+    assert len(host.blocks) == len(llama.blocks)
+    assert host.hook_names(1)[0] == "blocks.1.mlp.hook_in"
+    assert (host.plain() is None) == (kind == "hooked transformer")
+    assert set(host.weights(1)) == {"W_gate", "W_in", "W_out", "b_gate", "b_in", "b_out"}
+    assert host.norm(1) is not None

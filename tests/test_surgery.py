@@ -6,7 +6,16 @@ import math
 import dense
 import pytest
 import torch
-from helpers import assert_near, randn, random_matrix, random_tensor, random_tokens, refused
+from helpers import (
+    assert_near,
+    linear_activation,
+    randn,
+    random_matrix,
+    random_tensor,
+    random_tokens,
+    refused,
+    tiny_hooked_transformer,
+)
 from helpers import tiny_llama as plain_tiny_llama
 from planted import interactions_of, random_dictionary, random_stories, tiny_llama, word_tokenizer
 
@@ -240,8 +249,12 @@ def test_models_that_cannot_be_edited_are_refused():
         edit_model(model, [])
     with refused(NotBilinearError, "It applies a SiLU gate"):
         edit_model(plain_tiny_llama(hidden_act="silu"), [edit])
-    with refused(TypeError, r"model must be a Hugging Face Llama or a TransformerBridge over one.* got Linear\."):
+    with refused(TypeError, "model must be a TransformerBridge, a HookedTransformer or a .* Llama, got Linear"):
         plain_llama(torch.nn.Linear(2, 2))
+    with linear_activation():
+        other = tiny_hooked_transformer()
+    with refused(TypeError, "must be a Hugging Face Llama or a TransformerBridge over one.* got HookedTransformer"):
+        plain_llama(other)
     wrapped = plain_tiny_llama()
     wrapped.model.layers[1].mlp.up_proj = torch.nn.Sequential(wrapped.model.layers[1].mlp.up_proj)
     with refused(ValueError, r"must all have linear gate, up and down projections, got LlamaMLP in layer 1\."):

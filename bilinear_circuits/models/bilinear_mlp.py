@@ -9,14 +9,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bilinear_circuits.algebra.tensor import InteractionTensor
-from bilinear_circuits.models.running import (
-    capture_mlp,
-    full_precision,
-    hooked,
-    model_blocks,
-    model_device,
-    vocabulary_size,
-)
+from bilinear_circuits.models.host import Host, host_of
+from bilinear_circuits.models.running import capture_mlp, full_precision, hooked, model_device, vocabulary_size
 from bilinear_circuits.utilities.display import Brief
 
 _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
@@ -98,18 +92,18 @@ class BilinearMLP(Brief):
             ValueError: If there is no such layer, or its weights or what it writes on the probe batch are not finite.
             TypeError: If the model is of none of the three kinds.
         """
-        blocks = model_blocks(model)
-        if not 0 <= layer < len(blocks):
-            raise ValueError(f"layer must be between 0 and {len(blocks) - 1} (n_layers={len(blocks)}), got {layer}.")
-        block = blocks[layer]
-        tensor, norm_module = _read_weights(block.mlp, layer), _norm_module(block)
-        dtype = next(model.parameters()).dtype
+        host = host_of(model)
+        n_layers, dtype = len(host.blocks), host.dtype
+        if not 0 <= layer < n_layers:
+            raise ValueError(f"layer must be between 0 and {n_layers - 1} ({n_layers=}), got {layer}.")
+        block = host.blocks[layer]
+        tensor, norm_module = _read_weights(host, layer), host.norm(layer)
         x, y, residual = _probe(model, layer, probe_rows, norm_module)
         error = _relative_error(tensor(x), y)
         for probe in ((x, y), _large_probe(block.mlp, tensor, x, dtype)):
             if not _relative_error(tensor(probe[0]), probe[1]) < _TOLERANCE[dtype]:
                 raise NotBilinearError(_explain(model, layer, tensor, *probe, _TOLERANCE[dtype]))
-        hook_in, hook_out = mlp_hook_names(model, layer)
+        hook_in, hook_out = host.hook_names(layer)
         norm = _read_norm(norm_module, residual, x, _TOLERANCE[dtype])
         return cls(tensor, layer, hook_in, hook_out, norm, error, _input_aliases(block, layer, norm))
 
@@ -169,23 +163,12 @@ class BilinearMLP(Brief):
         return self.norm
 
 
-def mlp_hook_names(model: Any, layer: int) -> tuple[str, str]:
-    """Hook names of the MLP input (after the norm and its weight) and output, in the model's own vocabulary.
-
-    A HookedTransformer has no hook on the MLP input itself; the name is that of the bridge, for which dictionaries
-    are trained. A plain Llama has no hook names, and gets the bridge's.
-    """
-    hooked_transformer = hasattr(model, "hook_dict") and f"blocks.{layer}.mlp.hook_in" not in model.hook_dict
-    hook_out = f"blocks.{layer}.hook_mlp_out" if hooked_transformer else f"blocks.{layer}.mlp.hook_out"
-    return f"blocks.{layer}.mlp.hook_in", hook_out
-
-
 def input_aliases(model: Any, layer: int) -> tuple[str, ...]:
     """Name the other hooks of a model at which the input of an MLP, bilinear or not, is seen."""
-    block = model_blocks(model)[layer]
-    x, _, residual = _probe(model, layer, 2, _norm_module(block))
-    norm = _read_norm(_norm_module(block), residual, x, _TOLERANCE[next(model.parameters()).dtype])
-    return _input_aliases(block, layer, norm)
+    host = host_of(model)
+    x, _, residual = _probe(model, layer, 2, host.norm(layer))
+    norm = _read_norm(host.norm(layer), residual, x, _TOLERANCE[host.dtype])
+    return _input_aliases(host.blocks[layer], layer, norm)
 
 
 def output_aliases(layer: int) -> tuple[str, ...]:
@@ -193,36 +176,23 @@ def output_aliases(layer: int) -> tuple[str, ...]:
     return tuple(f"blocks.{layer}.{name}" for name in ("mlp.hook_out", "hook_mlp_out", "mlp.out.hook_out"))
 
 
-def _norm_module(block: Any) -> Any:
-    return block.ln2 if hasattr(block, "ln2") else getattr(block, "post_attention_layernorm", None)
-
-
-def _read_weights(mlp: Any, layer: int) -> InteractionTensor:
-    """Weights in x @ W orientation; a HookedTransformer's b_in, added after the product, moves into b_out."""
-    if hasattr(mlp, "gate_proj") and not hasattr(mlp, "W_gate"):
-        projections = (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
-        weights = [projection.weight.T for projection in projections]
-        biases = [projection.bias for projection in projections]
-    else:
-        weights = [getattr(mlp, name, None) for name in ("W_gate", "W_in", "W_out")]
-        biases = [getattr(mlp, name, None) for name in ("b_gate", "b_in", "b_out")]
-    if any(weight is None for weight in weights):
-        raise NotBilinearError(
-            f"layer {layer} must have the three matrices W_gate, W_in, W_out, got {type(mlp).__name__} without"
-            f" {['W_gate', 'W_in', 'W_out'][[w is None for w in weights].index(True)]}. A plain MLP has no gate:"
-            " train a gated one with hidden_act='linear'."
-        )
-    for name, weight in zip(("W_gate", "W_in", "W_out", "b_gate", "b_in", "b_out"), (*weights, *biases), strict=True):
+def _read_weights(host: Host, layer: int) -> InteractionTensor:
+    """Weights in x @ W orientation, all of them finite."""
+    weights = host.weights(layer)
+    for name in ("W_gate", "W_in", "W_out"):
+        if weights[name] is None:
+            raise NotBilinearError(
+                f"layer {layer} must have the three matrices W_gate, W_in, W_out, got"
+                f" {type(host.blocks[layer].mlp).__name__} without {name}. A plain MLP has no gate: train a gated one"
+                " with hidden_act='linear'."
+            )
+    for name, weight in weights.items():
         if weight is not None and (n_bad := int((~weight.isfinite()).sum())):
             raise ValueError(
                 f"{name} of layer {layer} must be finite, got {n_bad} infinite or undefined entries. Training may have"
                 " diverged, or the file is damaged."
             )
-    W_gate, W_in, W_out = (_read(weight) for weight in weights)
-    b_gate, b_in, b_out = (_read(bias) for bias in biases)
-    if b_in is not None and type(mlp).__module__.startswith("transformer_lens.components"):
-        b_in, b_out = None, b_in @ W_out + (0 if b_out is None else b_out)
-    return InteractionTensor(W_gate, W_in, W_out, b_gate, b_in, b_out)
+    return InteractionTensor(**{name: _read(weight) for name, weight in weights.items()})
 
 
 def _read(weight: Any) -> Any:

@@ -1,6 +1,6 @@
 """Running a model of any supported kind, and capturing what its MLPs read and write.
 
-Everything is done with torch forward hooks on modules, which all three kinds of model have, attached for one forward
+Everything is done with torch forward hooks on modules, which every kind of host has, attached for one forward
 pass and removed afterwards, also when that pass fails. The input of the MLP module is what `blocks.L.mlp.hook_in`
 sees: the activation after the norm and its weight.
 """
@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from bilinear_circuits.models.host import host_of
 from bilinear_circuits.utilities.display import Brief
 
 
@@ -35,44 +36,33 @@ class MLPActivations(Brief):
     y: Float[Tensor, "*n d_model"]
 
 
-def is_plain_llama(model: Any) -> bool:
-    """Whether the model is a plain Hugging Face model with Llama's module layout."""
-    return hasattr(getattr(model, "model", None), "layers") and not hasattr(model, "blocks")
-
-
 def model_blocks(model: Any) -> Any:
-    """The transformer blocks of any of the three kinds of model.
+    """Find the transformer blocks of a model of any kind.
 
     Raises:
-        TypeError: If the model has neither `blocks` nor `model.layers`.
+        TypeError: If the model is of none.
     """
-    blocks = model.model.layers if is_plain_llama(model) else getattr(model, "blocks", None)
-    if blocks is None:
-        raise TypeError(
-            "model must be a TransformerBridge, a HookedTransformer or a Hugging Face Llama,"
-            f" got {type(model).__name__}. bilinear_circuits.load_model(path) returns one."
-        )
-    return blocks
+    return host_of(model).blocks
 
 
 def model_device(model: Any) -> torch.device:
-    """Where the parameters of the model are."""
-    return next(model.parameters()).device
+    """Find where the parameters of the model are."""
+    return host_of(model).device
 
 
 def vocabulary_size(model: Any) -> int:
-    """Number of tokens the model knows."""
-    return model.config.vocab_size if is_plain_llama(model) else model.cfg.d_vocab
+    """Count the tokens the model knows."""
+    return host_of(model).d_vocab
 
 
 def context_length(model: Any) -> int:
-    """Longest row of tokens the model was made for."""
-    return model.config.max_position_embeddings if is_plain_llama(model) else model.cfg.n_ctx
+    """Find the length of the longest row of tokens the model was made for."""
+    return host_of(model).n_ctx
 
 
 def model_width(model: Any) -> int:
-    """Width of the residual stream, which MLPs read and write."""
-    return model.config.hidden_size if is_plain_llama(model) else model.cfg.d_model
+    """Find the width of the residual stream, which MLPs read and write."""
+    return host_of(model).d_model
 
 
 def full_precision(tensor: Tensor) -> Tensor:
@@ -81,7 +71,7 @@ def full_precision(tensor: Tensor) -> Tensor:
 
 
 def run_logits(model: Any, tokens: Int[Tensor, "story pos"]) -> Float[Tensor, "story pos d_vocab"]:
-    """Compute logits of any of the three kinds of model. Padding on the right needs no mask: attention is causal.
+    """Compute logits of a model of any kind. Padding on the right needs no mask: attention is causal.
 
     Raises:
         ValueError: If the model computes in half precision, whose logits are too coarse to measure an intervention by.
@@ -92,17 +82,12 @@ def run_logits(model: Any, tokens: Int[Tensor, "story pos"]) -> Float[Tensor, "s
             f"model must compute in float32 or float64 for its logits to be measured, got {dtype}: call model.float(),"
             " or load it with bilinear_circuits.load_model(path)."
         )
-    return _forward(model, tokens)
-
-
-def _forward(model: Any, tokens: Tensor) -> Tensor:
-    out = model(tokens)
-    return out if isinstance(out, Tensor) else out.logits
+    return host_of(model).logits(tokens)
 
 
 def embedding(model: Any) -> Float[Tensor, "d_vocab d_model"]:
     """Embedding matrix: what each token writes into the residual stream, but for a factor that all tokens share."""
-    return full_precision((model.model.embed_tokens.weight if is_plain_llama(model) else model.W_E).detach())
+    return full_precision(host_of(model).embedding.detach())
 
 
 @torch.no_grad()
@@ -115,7 +100,7 @@ def unembedding(model: Any) -> Float[Tensor, "d_model d_vocab"]:
     Raises:
         ValueError: If the final norm is neither an RMSNorm nor a LayerNorm.
     """
-    weight = full_precision(model.lm_head.weight.T if is_plain_llama(model) else model.W_U)
+    weight = full_precision(host_of(model).unembedding)
     norm = final_norm(model)
     if norm is None:
         return weight.detach()
@@ -134,8 +119,8 @@ def unembedding(model: Any) -> Float[Tensor, "d_model d_vocab"]:
 
 
 def final_norm(model: Any) -> Any:
-    """The module that normalises the residual stream before the unembedding, or None."""
-    return model.model.norm if is_plain_llama(model) else getattr(model, "ln_final", None)
+    """Find the module that normalises the residual stream before the unembedding, if there is one."""
+    return host_of(model).final_norm
 
 
 @torch.no_grad()
@@ -173,7 +158,7 @@ def capture_mlp(model: Any, tokens: Int[Tensor, "story pos"], layers: Sequence[i
 
     with hooked([(blocks[layer].mlp, keep(layer)) for layer in set(layers)]):
         try:
-            _forward(model, tokens)
+            host_of(model).logits(tokens)
         except _StopForwardError:
             pass
     return captured

@@ -1,14 +1,14 @@
 """The part of a model after one MLP, run again with another output of it."""
 
 import copy
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from bilinear_circuits.models.running import hooked, is_plain_llama, model_blocks, run_logits
+from bilinear_circuits.models.host import host_of
+from bilinear_circuits.models.running import hooked, model_blocks, run_logits
 
 _TAIL_TOLERANCE = 1e-4
 
@@ -40,7 +40,7 @@ class Downstream:
             whole = run_logits(model, tokens)
         self._model, self._tokens, self._layer = model, tokens, layer
         self._residual, self.x, self.y = seen["residual"], seen["x"], seen["y"]
-        self._tail = _tail(model, layer)
+        self._tail = host_of(model).after(layer)
         if self._tail is not None:
             difference = (self._tail(self._residual, ...) - whole).abs().max() / whole.abs().max()
             if not difference < _TAIL_TOLERANCE:
@@ -75,16 +75,3 @@ class Downstream:
             return self._tail(self._residual + (y - self.y), at)
         with hooked([(model_blocks(self._model)[self._layer].mlp, lambda module, args, output: y)]):
             return run_logits(self._model, self._tokens)[at]
-
-
-def _tail(model: Any, layer: int) -> Callable[[Tensor, Any], Tensor] | None:
-    """The model from the residual stream after a block to the logits, or None where it cannot be entered there."""
-    plain = model if is_plain_llama(model) else getattr(model, "original_model", None)
-    if plain is not None and is_plain_llama(plain) and hasattr(plain, "lm_head"):
-        body = copy.copy(plain.model)
-        body._modules = dict(plain.model._modules)
-        body.layers = plain.model.layers[layer + 1 :]
-        return lambda residual, at: plain.lm_head(body(inputs_embeds=residual, use_cache=False).last_hidden_state[at])
-    if type(model).__name__ == "HookedTransformer":
-        return lambda residual, at: model(residual, start_at_layer=layer + 1)[at]
-    return None

@@ -5,7 +5,6 @@ for every change: all at the position of the last one, each blind to it and to e
 the place of V runs of P.
 """
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bilinear_circuits.models.running import is_plain_llama
+from bilinear_circuits.models.host import host_of
 
 _TOLERANCE = 1e-4
 
@@ -31,18 +30,16 @@ class Endings:
     @classmethod
     def of_model(cls, model: Any, layer: int) -> "Endings | None":
         """The blocks after a layer; None where the model cannot be entered there."""
-        plain = model if is_plain_llama(model) else getattr(model, "original_model", None)
-        if plain is None or not is_plain_llama(plain) or not hasattr(plain, "lm_head"):
+        parts = host_of(model).later_blocks(layer)
+        if parts is None:
             return None
-        body = copy.copy(plain.model)
-        body._modules = dict(plain.model._modules)
-        body.layers = plain.model.layers[layer + 1 :]
+        body, unembed = parts
 
         def run(residual: Tensor, mask: Tensor, position: Tensor) -> Tensor:
             out = body(inputs_embeds=residual, attention_mask=mask, position_ids=position, use_cache=False)
             return out.last_hidden_state
 
-        return cls(run, plain.lm_head)
+        return cls(run, unembed)
 
     @torch.no_grad()
     def __call__(

@@ -22,7 +22,7 @@ from bilinear_circuits.algebra.spectra import Spectrum
 from bilinear_circuits.algebra.tensor import InteractionTensor
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 from bilinear_circuits.models.bilinear_mlp import BilinearMLP
-from bilinear_circuits.models.running import is_plain_llama
+from bilinear_circuits.models.host import host_of
 from bilinear_circuits.utilities.display import Brief
 
 _PROJECTIONS = {"gate_proj": "W_gate", "up_proj": "W_in", "down_proj": "W_out"}
@@ -176,10 +176,10 @@ def plain_llama(model: Any) -> Any:
         TypeError: If it is neither a Hugging Face Llama nor a TransformerBridge over one.
         ValueError: If a TransformerBridge has changed its weights (compatibility mode).
     """
-    if is_plain_llama(model):
+    wrapped = host_of(model).plain()
+    if wrapped is model:
         return copy.deepcopy(model)
-    wrapped = getattr(model, "original_model", None)
-    if wrapped is None or not hasattr(getattr(wrapped, "model", None), "layers"):
+    if wrapped is None:
         raise TypeError(
             "model must be a Hugging Face Llama or a TransformerBridge over one, to be saved as one again,"
             f" got {type(model).__name__}."
