@@ -201,11 +201,12 @@ def test_a_model_of_another_kind_is_refused():
 
 
 @EVERY_KIND
-def test_a_host_says_the_same_of_a_model_of_every_kind(models, kind):
-    host, llama = host_of(models[kind]), host_of(models["llama"])
+def test_a_host_knows_a_model_of_every_kind(models, kind):
+    host = host_of(models[kind])
     assert host_of(host) is host
-    assert (host.d_vocab, host.d_model, host.n_ctx) == (llama.d_vocab, llama.d_model, llama.n_ctx)
-    assert len(host.blocks) == len(llama.blocks)
+    assert host.logits(TOKENS).shape == (*TOKENS.shape, host.d_vocab)
+    assert host.embedding.shape == host.unembedding.T.shape == (host.d_vocab, host.d_model)
+    assert host.n_ctx >= TOKENS.shape[1]
     assert host.hook_names(1)[0] == "blocks.1.mlp.hook_in"
     assert (host.plain() is None) == (kind == "hooked transformer")
     assert set(host.weights(1)) == {"W_gate", "W_in", "W_out", "b_gate", "b_in", "b_out"}
