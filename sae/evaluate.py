@@ -5,11 +5,10 @@ All numbers are over the stories' own tokens: [BOS] and padding are neither meas
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from bilinear_circuits.data.stories import StoryTokens
 from bilinear_circuits.dictionaries.dictionary import Dictionary
@@ -113,7 +112,7 @@ class Evaluation(Brief):
 
 @torch.no_grad()
 def reconstructions(
-    model: Any, dictionaries: Sequence[Dictionary], tokens: StoryTokens, progress: Progress = silent
+    model: nn.Module, dictionaries: Sequence[Dictionary], tokens: StoryTokens, progress: Progress = silent
 ) -> tuple[Reconstruction, ...]:
     """FVU, L0 and frequencies of dictionaries at any MLPs of a model, from one forward pass over the stories.
 
@@ -133,7 +132,7 @@ def reconstructions(
 
 
 @torch.no_grad()
-def cross_entropy(model: Any, tokens: StoryTokens, progress: Progress = silent) -> float:
+def cross_entropy(model: nn.Module, tokens: StoryTokens, progress: Progress = silent) -> float:
     """Mean cross-entropy of the model over the stories' own tokens, in nats.
 
     Raises:
@@ -147,7 +146,7 @@ def cross_entropy(model: Any, tokens: StoryTokens, progress: Progress = silent) 
 
 @torch.no_grad()
 def splice_loss(
-    model: Any,
+    model: nn.Module,
     dictionary: Dictionary,
     tokens: StoryTokens,
     *,
@@ -157,7 +156,7 @@ def splice_loss(
     """Cross-entropy of the model, with the dictionary in its place, and with zero in that place.
 
     Args:
-        model: Any of the three kinds of model.
+        model: nn.Module of the three kinds of model.
         dictionary: At a side of one of its MLPs.
         tokens: Stories.
         base: Cross-entropy of the model as it is, where already known.
@@ -205,7 +204,7 @@ def duplicate_pairs(dictionary: Dictionary, threshold: float = 0.9, block: int =
 
 
 def evaluate(
-    model: Any,
+    model: nn.Module,
     dictionaries: Sequence[Dictionary],
     tokens: StoryTokens,
     *,
@@ -215,7 +214,7 @@ def evaluate(
     """Everything about some dictionaries of a model: 1 + 2 runs per dictionary over the stories, and one up to them.
 
     Args:
-        model: Any of the three kinds of model.
+        model: nn.Module of the three kinds of model.
         dictionaries: Each at a side of one of its MLPs.
         tokens: Stories.
         duplicate_threshold: Decoder cosine above which two features count as duplicates.
@@ -274,7 +273,7 @@ def batches_of(tokens: StoryTokens) -> list[StoryTokens]:
     return batches
 
 
-def _token_losses(model: Any, batch: StoryTokens) -> float:
+def _token_losses(model: nn.Module, batch: StoryTokens) -> float:
     """Sum of the cross-entropy at the tokens of the mask, each predicted from those before it."""
     ids = batch.ids.to(model_device(model))
     targets = batch.mask[:, 1:].to(ids.device)
@@ -282,7 +281,7 @@ def _token_losses(model: Any, batch: StoryTokens) -> float:
     return torch.nn.functional.cross_entropy(logits, ids[:, 1:][targets], reduction="sum").item()
 
 
-def _side(model: Any, dictionary: Dictionary) -> Side:
+def _side(model: nn.Module, dictionary: Dictionary) -> Side:
     """The side of an MLP that a dictionary sits at, if it fits there."""
     side = Side.of_model(model, dictionary.hook_name)
     if dictionary.d_in != (width := model_width(model)):

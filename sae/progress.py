@@ -6,11 +6,11 @@ once as it is, once per side with zero in its place, and once per dictionary spl
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from bilinear_circuits.data.stories import StoryTokens
 from bilinear_circuits.dictionaries.dictionary import Dictionary
@@ -80,7 +80,7 @@ class _Seen:
 
 @torch.no_grad()
 def training_progress(
-    model: Any,
+    model: nn.Module,
     stages: Mapping[str, Mapping[int, Dictionary]],
     tokens: StoryTokens,
     *,
@@ -90,7 +90,7 @@ def training_progress(
     """Measure dictionaries kept along their training.
 
     Args:
-        model: Any of the three kinds of model.
+        model: nn.Module of the three kinds of model.
         stages: For each hook name, the dictionary at each number of training tokens.
         tokens: Stories.
         ranks: Ranks at which output dictionaries are measured.
@@ -166,7 +166,7 @@ def _named(progress: Progress, name: str) -> Progress:
     return named
 
 
-def _seen(model: Any, layer: int, tokens: StoryTokens, progress: Progress) -> _Seen:
+def _seen(model: nn.Module, layer: int, tokens: StoryTokens, progress: Progress) -> _Seen:
     """One run up to a layer, on the model's device."""
     x, y = [], []
     for batch in progress(batches_of(tokens), f"run the model to layer {layer}"):
@@ -177,7 +177,7 @@ def _seen(model: Any, layer: int, tokens: StoryTokens, progress: Progress) -> _S
 
 
 def _cross_entropy_with(
-    model: Any, side: Side, replacement: Callable[[Tensor], Tensor], tokens: StoryTokens, progress: Progress
+    model: nn.Module, side: Side, replacement: Callable[[Tensor], Tensor], tokens: StoryTokens, progress: Progress
 ) -> float:
     """Cross-entropy with a replacement on one side of an MLP, [BOS] left as it is.
 

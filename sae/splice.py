@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Bool
@@ -48,7 +48,7 @@ class Side:
         return cls(int(match[1]), "hook_in" if match[2] == "hook_in" else "hook_out")
 
     @classmethod
-    def of_model(cls, model: Any, hook_name: str | None) -> "Side":
+    def of_model(cls, model: nn.Module, hook_name: str | None) -> "Side":
         """Read a hook name of a model, or another name of the same place, as `FeatureInteractions` takes them.
 
         Raises:
@@ -71,12 +71,12 @@ class Side:
 
 @contextmanager
 def spliced(
-    model: Any, side: Side, replacement: Callable[[Tensor], Tensor], where: Bool[Tensor, "story pos"]
+    model: nn.Module, side: Side, replacement: Callable[[Tensor], Tensor], where: Bool[Tensor, "story pos"]
 ) -> Iterator[None]:
     """Replace one side of an MLP at some tokens of every forward pass inside the context.
 
     Args:
-        model: Any of the three kinds of model.
+        model: nn.Module of the three kinds of model.
         side: What to replace.
         replacement: Maps activations, (story, pos, d_model), to what is put in their place.
         where: True at the tokens to replace; elsewhere, as at [BOS], the model's own activation stays.

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from sae_lens import LoggingConfig, MultiSAETrainingRunner, MultiSAETrainingRunnerConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from bilinear_circuits.data.stories import StoryTokens
 from bilinear_circuits.dictionaries.dictionary import Dictionary
@@ -86,7 +86,7 @@ def excluded_tokens(tokens: StoryTokens) -> list[int]:
 
 
 def train_dictionaries(
-    model: Any,
+    model: nn.Module,
     tokens: StoryTokens,
     settings: TrainSettings,
     *,
@@ -231,7 +231,7 @@ def _snapshot(trainer: Any, name: str) -> Dictionary:
 
 
 def _runner_config(
-    settings: TrainSettings, model: Any, model_name: str, excluded: list[int], wandb: bool
+    settings: TrainSettings, model: nn.Module, model_name: str, excluded: list[int], wandb: bool
 ) -> MultiSAETrainingRunnerConfig:
     """Our settings in SAELens' words."""
     # At least one constant step: a schedule that decays from step 0 on is none that SequentialLR can switch to.

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from bilinear_circuits.circuits.prove import CausalProof, prove
 from bilinear_circuits.circuits.query import CircuitQuery, QueryTokens
@@ -97,7 +97,7 @@ class CircuitSearch(Drawn, Tabled):
 
 @torch.no_grad()
 def find_circuits(
-    model: Any,
+    model: nn.Module,
     interactions: Sequence[FeatureInteractions],
     query: CircuitQuery,
     stories: Sequence[str] | StoryTokens,

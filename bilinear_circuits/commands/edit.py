@@ -27,6 +27,8 @@ from bilinear_circuits.data.corpora import Corpus
 from bilinear_circuits.utilities.folders import file_hash
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from bilinear_circuits.data.stories import StoryTokens
     from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
     from bilinear_circuits.surgery import EditReport, FormEdit
@@ -185,7 +187,7 @@ def _edits(interactions: "list[FeatureInteractions]", factors: Mapping[str, floa
 def _measure(
     arguments: Arguments,
     asked: CircuitFile,
-    model: Any,
+    model: "nn.Module",
     edits: "list[FormEdit]",
     interactions: "list[FeatureInteractions]",
     stories: "StoryTokens",

@@ -26,6 +26,8 @@ from bilinear_circuits.commands.graph_folder import FEATURES, LIST, NEURONPEDIA,
 from bilinear_circuits.commands.values import short
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from bilinear_circuits.interactions.activity import LayerActivity, Side
     from bilinear_circuits.prompts.attribution import Attribution, PromptAttribution
 
@@ -130,7 +132,7 @@ def _documents(
     slug: str,
     graph: "PromptAttribution",
     activity: "LayerActivity",
-    model: Any,
+    model: "nn.Module",
     provenance: dict[str, Any],
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
     """The graph, and what belongs to it by its path in the folder: details of its features, and the upload."""

@@ -3,11 +3,11 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from bilinear_circuits.algebra.precision import exact_sums
 from bilinear_circuits.data.stories import StoryTokens
@@ -207,7 +207,7 @@ class LayerActivity(Brief):
 
 @torch.no_grad()
 def collect_activity(
-    model: Any, interactions: Sequence[FeatureInteractions], tokens: StoryTokens, progress: Progress = silent
+    model: nn.Module, interactions: Sequence[FeatureInteractions], tokens: StoryTokens, progress: Progress = silent
 ) -> tuple[LayerActivity, ...]:
     """Run a model over stories once and encode both sides of some of its MLPs.
 

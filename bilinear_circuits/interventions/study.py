@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
 from bilinear_circuits.circuits.query import QueryTokens
 from bilinear_circuits.circuits.rank import screen_features
@@ -26,7 +27,7 @@ from bilinear_circuits.utilities.progress import Progress, silent
 
 @torch.no_grad()
 def prove_circuits(
-    model: Any,
+    model: nn.Module,
     interactions: Sequence[FeatureInteractions],
     search: Searched,
     stories: Sequence[str] | StoryTokens,
@@ -104,7 +105,7 @@ def _labels(
 
 
 def _joint(
-    model: Any,
+    model: nn.Module,
     activity: Mapping[int, LayerActivity],
     sites: Sites,
     tokens: QueryTokens,
@@ -135,7 +136,7 @@ def _joint(
 
 
 def _activity(
-    model: Any,
+    model: nn.Module,
     interactions: Sequence[FeatureInteractions],
     targets: Sequence[Target],
     ranking: StoryTokens,

@@ -73,7 +73,7 @@ class BilinearMLP(Brief):
     input_aliases: tuple[str, ...] = ()
 
     @classmethod
-    def from_model(cls, model: Any, layer: int, probe_rows: int = 8) -> "BilinearMLP":
+    def from_model(cls, model: nn.Module, layer: int, probe_rows: int = 8) -> "BilinearMLP":
         """Read the MLP of a layer and prove on a probe batch that it is bilinear.
 
         Random tokens (fixed seed) are run through the model; the MLP output is rebuilt from the three matrices and
@@ -163,7 +163,7 @@ class BilinearMLP(Brief):
         return self.norm
 
 
-def input_aliases(model: Any, layer: int) -> tuple[str, ...]:
+def input_aliases(model: nn.Module, layer: int) -> tuple[str, ...]:
     """Name the other hooks of a model at which the input of an MLP, bilinear or not, is seen."""
     host = host_of(model)
     x, _, residual = _probe(model, layer, 2, host.norm(layer))
@@ -228,7 +228,7 @@ def _read_norm(module: Any, residual: Tensor | None, x: Tensor, tolerance: float
 
 
 @torch.no_grad()
-def _probe(model: Any, layer: int, n_rows: int, norm: Any) -> tuple[Tensor, Tensor, Tensor | None]:
+def _probe(model: nn.Module, layer: int, n_rows: int, norm: Any) -> tuple[Tensor, Tensor, Tensor | None]:
     """MLP input and output on random tokens, as the model computes them, and what the norm module reads."""
     tokens = torch.randint(vocabulary_size(model), (n_rows, 8), generator=torch.Generator().manual_seed(0))
     seen: list[Tensor] = []
@@ -257,7 +257,7 @@ def _relative_error(got: Tensor, want: Tensor) -> float:
     return ((got - want).float().norm() / want.float().norm().clamp_min(1e-30)).item()
 
 
-def _explain(model: Any, layer: int, tensor: InteractionTensor, x: Tensor, y: Tensor, tolerance: float) -> str:
+def _explain(model: nn.Module, layer: int, tensor: InteractionTensor, x: Tensor, y: Tensor, tolerance: float) -> str:
     """Say what the layer computes instead, as far as it can be told, and what to do about it."""
     message = (
         f"layer {layer} must compute (x W_gate * x W_in) W_out, but its output differs from that by"

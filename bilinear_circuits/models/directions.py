@@ -7,6 +7,7 @@ and sizes are those of the weights; the scale of a norm, one positive number per
 from typing import Any
 
 import torch
+from torch import nn
 
 from bilinear_circuits.data.token_texts import token_text
 from bilinear_circuits.dictionaries.dictionary import Dictionary
@@ -15,7 +16,7 @@ from bilinear_circuits.models.running import embedding, unembedding
 
 
 @torch.no_grad()
-def token_directions(model: Any, layer: int = 0, tokenizer: Any = None) -> Dictionary:
+def token_directions(model: nn.Module, layer: int = 0, tokenizer: Any = None) -> Dictionary:
     """Name the directions in which the embedding writes tokens into the input of an MLP, past everything between.
 
     Args:
@@ -38,14 +39,14 @@ def token_directions(model: Any, layer: int = 0, tokenizer: Any = None) -> Dicti
 
 
 @torch.no_grad()
-def logit_directions(model: Any, tokenizer: Any = None) -> Dictionary:
+def logit_directions(model: nn.Module, tokenizer: Any = None) -> Dictionary:
     """Name the directions in which logits read the residual stream, the weight of the final norm folded in.
 
     On the output of an MLP, the pre-activation of a token is what the MLP adds to its logit past the layers after it,
     but for the scale of the final norm.
 
     Args:
-        model: Any of the three kinds of model.
+        model: nn.Module of the three kinds of model.
         tokenizer: Gives tokens their texts; the model's own by default.
 
     Returns:
@@ -59,7 +60,7 @@ def logit_directions(model: Any, tokenizer: Any = None) -> Dictionary:
 
 
 @torch.no_grad()
-def neuron_directions(model: Any, layer: int, read_by: int | None = None) -> Dictionary:
+def neuron_directions(model: nn.Module, layer: int, read_by: int | None = None) -> Dictionary:
     """Name the directions in which the neurons of an MLP write.
 
     Args:
@@ -95,7 +96,7 @@ def _norm_weight(mlp: BilinearMLP) -> torch.Tensor:
     return mlp.norm.weight
 
 
-def _texts(model: Any, tokenizer: Any, n: int) -> list[str]:
+def _texts(model: nn.Module, tokenizer: Any, n: int) -> list[str]:
     """Texts of all tokens, those of white space as Python writes them; none without a tokenizer."""
     tokenizer = getattr(model, "tokenizer", None) if tokenizer is None else tokenizer
     if tokenizer is None:

@@ -36,7 +36,7 @@ class MLPActivations(Brief):
     y: Float[Tensor, "*n d_model"]
 
 
-def model_blocks(model: Any) -> Any:
+def model_blocks(model: nn.Module) -> Any:
     """Find the transformer blocks of a model of any kind.
 
     Raises:
@@ -45,22 +45,22 @@ def model_blocks(model: Any) -> Any:
     return host_of(model).blocks
 
 
-def model_device(model: Any) -> torch.device:
+def model_device(model: nn.Module) -> torch.device:
     """Find where the parameters of the model are."""
     return host_of(model).device
 
 
-def vocabulary_size(model: Any) -> int:
+def vocabulary_size(model: nn.Module) -> int:
     """Count the tokens the model knows."""
     return host_of(model).d_vocab
 
 
-def context_length(model: Any) -> int:
+def context_length(model: nn.Module) -> int:
     """Find the length of the longest row of tokens the model was made for."""
     return host_of(model).n_ctx
 
 
-def model_width(model: Any) -> int:
+def model_width(model: nn.Module) -> int:
     """Find the width of the residual stream, which MLPs read and write."""
     return host_of(model).d_model
 
@@ -70,7 +70,7 @@ def full_precision(tensor: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
-def run_logits(model: Any, tokens: Int[Tensor, "story pos"]) -> Float[Tensor, "story pos d_vocab"]:
+def run_logits(model: nn.Module, tokens: Int[Tensor, "story pos"]) -> Float[Tensor, "story pos d_vocab"]:
     """Compute logits of a model of any kind. Padding on the right needs no mask: attention is causal.
 
     Raises:
@@ -85,13 +85,13 @@ def run_logits(model: Any, tokens: Int[Tensor, "story pos"]) -> Float[Tensor, "s
     return host_of(model).logits(tokens)
 
 
-def embedding(model: Any) -> Float[Tensor, "d_vocab d_model"]:
+def embedding(model: nn.Module) -> Float[Tensor, "d_vocab d_model"]:
     """Embedding matrix: what each token writes into the residual stream, but for a factor that all tokens share."""
     return full_precision(host_of(model).embedding.detach())
 
 
 @torch.no_grad()
-def unembedding(model: Any) -> Float[Tensor, "d_model d_vocab"]:
+def unembedding(model: nn.Module) -> Float[Tensor, "d_model d_vocab"]:
     """Unembedding matrix with the final norm folded in: logits per unit of the normalised residual stream.
 
     The weight of the norm is read off what the norm does to a random vector, so that norms that add 1 to it or centre
@@ -118,13 +118,13 @@ def unembedding(model: Any) -> Float[Tensor, "d_model d_vocab"]:
     raise ValueError(f"the final norm must be an RMSNorm or a LayerNorm, got {type(norm).__name__}.")
 
 
-def final_norm(model: Any) -> Any:
+def final_norm(model: nn.Module) -> Any:
     """Find the module that normalises the residual stream before the unembedding, if there is one."""
     return host_of(model).final_norm
 
 
 @torch.no_grad()
-def final_norm_scale(model: Any, residual: Float[Tensor, "*n d_model"]) -> Float[Tensor, "*n"]:
+def final_norm_scale(model: nn.Module, residual: Float[Tensor, "*n d_model"]) -> Float[Tensor, "*n"]:
     """What the final norm divides rows of the residual stream by, its epsilon included, in float64; 1 without a norm.
 
     Read off what the module does, like `unembedding`, so that RMSNorm and LayerNorm of any make are handled.
@@ -143,7 +143,7 @@ def final_norm_scale(model: Any, residual: Float[Tensor, "*n d_model"]) -> Float
 
 
 @torch.no_grad()
-def capture_mlp(model: Any, tokens: Int[Tensor, "story pos"], layers: Sequence[int]) -> dict[int, MLPActivations]:
+def capture_mlp(model: nn.Module, tokens: Int[Tensor, "story pos"], layers: Sequence[int]) -> dict[int, MLPActivations]:
     """Capture MLP input and output of some layers, in float32 at least, in a pass that ends after the last of them."""
     blocks = model_blocks(model)
     captured: dict[int, MLPActivations] = {}

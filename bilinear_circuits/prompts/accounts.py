@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from bilinear_circuits.data.stories import tokenize_stories
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
@@ -150,7 +150,7 @@ def in_float64(interactions: FeatureInteractions) -> FeatureInteractions:
 
 
 def check_prompt(
-    model: Any,
+    model: nn.Module,
     interactions: Sequence[FeatureInteractions],
     features: Sequence[Name],
     token_ids: Int[Tensor, " pos"],
@@ -194,7 +194,7 @@ def check_prompt(
 
 @torch.no_grad()
 def explain_prompt(
-    model: Any,
+    model: nn.Module,
     interactions: Sequence[FeatureInteractions],
     features: Sequence[Name],
     token_ids: Int[Tensor, " pos"],

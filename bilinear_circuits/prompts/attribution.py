@@ -112,7 +112,7 @@ class PromptAttribution(Brief):
 
 @torch.no_grad()
 def attribute_prompt(
-    model: Any,
+    model: nn.Module,
     interactions: Sequence[FeatureInteractions],
     features: Sequence[Name],
     token_ids: Int[Tensor, " pos"],
@@ -161,7 +161,7 @@ def attribute_prompt(
 
 
 def _capture(
-    model: Any, token_ids: Tensor, layers: Sequence[int]
+    model: nn.Module, token_ids: Tensor, layers: Sequence[int]
 ) -> tuple[dict[int, Tensor], dict[int, Tensor], Tensor, Tensor]:
     """MLP inputs and outputs by layer; the last token's residual stream before the final norm, and its logits."""
     x: dict[int, Tensor] = {}

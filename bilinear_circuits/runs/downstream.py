@@ -26,7 +26,7 @@ class Downstream:
     """
 
     @torch.no_grad()
-    def __init__(self, model: Any, tokens: Int[Tensor, "story pos"], layer: int) -> None:
+    def __init__(self, model: nn.Module, tokens: Int[Tensor, "story pos"], layer: int) -> None:
         blocks = model_blocks(model)
         seen: dict[str, Tensor] = {}
 

@@ -6,11 +6,10 @@ the place of V runs of P.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from bilinear_circuits.models.host import host_of
 
@@ -28,7 +27,7 @@ class Endings:
         self._body, self._unembed = body, unembed
 
     @classmethod
-    def of_model(cls, model: Any, layer: int) -> "Endings | None":
+    def of_model(cls, model: nn.Module, layer: int) -> "Endings | None":
         """The blocks after a layer; None where the model cannot be entered there."""
         parts = host_of(model).later_blocks(layer)
         if parts is None:

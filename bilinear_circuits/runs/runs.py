@@ -8,11 +8,11 @@ weights is; it acts at every token, at the sites alone, or everywhere but there.
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
-from typing import Any, Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from bilinear_circuits.dictionaries.dictionary import Dictionary
 from bilinear_circuits.models.running import (
@@ -38,7 +38,7 @@ M = TypeVar("M", bound=Metric)
 
 
 @torch.no_grad()
-def measure(model: Any, sites: Sites, metric: Metric) -> Float[Tensor, " site"]:
+def measure(model: nn.Module, sites: Sites, metric: Metric) -> Float[Tensor, " site"]:
     """Read a metric at every site by whole forward passes of a model."""
     values = [torch.zeros(0, dtype=torch.double)]
     for batch in sites.batches():
@@ -60,7 +60,7 @@ class Runs(Generic[M]):
     """
 
     @torch.no_grad()
-    def __init__(self, model: Any, layer: int, sites: Sites, metric: M) -> None:
+    def __init__(self, model: nn.Module, layer: int, sites: Sites, metric: M) -> None:
         self.model, self.layer, self.sites, self.metric = model, layer, sites, metric
         self._batches = sites.batches()
         self._runs = [Downstream(model, batch.ids.to(model_device(model)), layer) for batch in self._batches]

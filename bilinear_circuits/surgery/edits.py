@@ -132,7 +132,7 @@ def edited_tensor(tensor: InteractionTensor, edits: Sequence[FormEdit]) -> Inter
 
 
 @torch.no_grad()
-def edit_model(model: Any, edits: Sequence[FormEdit]) -> Any:
+def edit_model(model: nn.Module, edits: Sequence[FormEdit]) -> Any:
     """A stock Llama with the edits in its weights; the model given stays as it is.
 
     Every layer gets as many extra neurons as the layer that needs most, of zeros where it needs fewer, and the config
@@ -169,7 +169,7 @@ def edit_model(model: Any, edits: Sequence[FormEdit]) -> Any:
 
 
 @torch.no_grad()
-def plain_llama(model: Any) -> Any:
+def plain_llama(model: nn.Module) -> Any:
     """A copy of the model as plain transformers have it, without hooks of TransformerLens.
 
     Raises:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from bilinear_circuits.algebra.tensor import InteractionTensor
 from bilinear_circuits.models.bilinear_mlp import BilinearMLP
@@ -33,7 +33,7 @@ class WeightCheck:
 
 
 @torch.no_grad()
-def check_weights(model: Any, edited: Any, edits: Sequence[FormEdit]) -> WeightCheck:
+def check_weights(model: nn.Module, edited: Any, edits: Sequence[FormEdit]) -> WeightCheck:
     """Prove what an edited model holds.
 
     Raises:

@@ -19,6 +19,8 @@ from bilinear_circuits.utilities.folders import (
 )
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from bilinear_circuits.dictionaries.dictionary import Dictionary
 
 FOLDER = Path(__file__).parent
@@ -190,7 +192,7 @@ def _some(names: Sequence[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
-def _finite(model: Any, folder: Path) -> Any:
+def _finite(model: "nn.Module", folder: Path) -> Any:
     """Pass a model through whose weights are all finite."""
     for name, weight in model.state_dict().items():
         if weight.is_floating_point() and (n_bad := int((~weight.isfinite()).sum())):
