@@ -1,5 +1,6 @@
 """The local server: a tiny real model behind it, and every request that it must refuse."""
 
+import contextlib
 import html
 import json
 import re
@@ -297,12 +298,14 @@ def test_the_server_reads_no_more_than_it_must_and_ends_when_interrupted():
                 head = f"POST /api/prompt HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nContent-Type: application/json\r\n"
                 connection.sendall(f"{head}Transfer-Encoding: chunked\r\n\r\n1388\r\n".encode() + b"a" * 5000 + b"\r\n")
                 assert connection.recv(12) == b"HTTP/1.1 413"  # though the body has not ended
-            for half in (b"", b"GET / HT", f"{head}Content-Length: 20\r\n\r\n{{".encode()):
-                with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
-                    connection.sendall(half)
-                    started = time.monotonic()
-                    assert connection.recv(100) == b""  # given up by the server
-                    assert time.monotonic() - started > 1
+            started = time.monotonic()
+            with contextlib.ExitStack() as stack:
+                waiting = []
+                for half in (b"", b"GET / HT", f"{head}Content-Length: 20\r\n\r\n{{".encode()):
+                    waiting.append(stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=10)))
+                    waiting[-1].sendall(half)
+                assert [one.recv(100) for one in waiting] == [b"", b"", b""]  # given up by the server
+            assert time.monotonic() - started > 1
             with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
                 connection.sendall(f"{head}Content-Length: 20\r\n\r\n{{".encode())  # hangs up in the middle
             assert httpx.get(f"http://127.0.0.1:{port}/").text == "page"

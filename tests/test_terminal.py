@@ -12,6 +12,7 @@ from features_world import LAYER, write_world
 from planted import WORDS, random_stories, word_tokenizer
 from tokenizers import pre_tokenizers
 
+from bilinear_circuits.cli import main
 from bilinear_circuits.commands.terminal import ShownStream, note, safe_terminal
 from bilinear_circuits.data.text_files import CorpusWarning
 
@@ -91,22 +92,25 @@ def test_what_a_corpus_leaves_out_is_a_note_and_other_warnings_stay_their_own(ca
     assert capsys.readouterr().err.startswith("1 of 2 records\n")
 
 
-def raw_output(*arguments):
-    command = [sys.executable, "-m", "bilinear_circuits.cli", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, cwd=ROOT)
-    return done.returncode, done.stdout.decode(), done.stderr.decode()
+def raw_output(capfd, *arguments):
+    """What the command line writes to the two streams of the process, as it is."""
+    try:
+        code = main([*map(str, arguments)])
+    except SystemExit as stop:
+        code = stop.code
+    return code, *capfd.readouterr()
 
 
-def test_names_and_errors_are_shown(tmp_path):
+def test_names_and_errors_are_shown(capfd):
     for arguments in ((HOSTILE,), ("lowrank", "--corpus", HOSTILE), ("lowrank", f"--{HOSTILE}"), ("circuits", HOSTILE)):
-        code, out, err = raw_output(*arguments)
+        code, out, err = raw_output(capfd, *arguments)
         assert code == 2
         assert "\x1b" not in out + err
         assert "\x9b" not in out + err
         assert "\\x1b]0;owned\\x07\\x9b2J" in err
 
 
-def test_tokens_are_shown(tmp_path):
+def test_tokens_are_shown(tmp_path, capfd):
     words = [*WORDS[:8], *(f"{word}{HOSTILE}" for word in WORDS[8:])]
     world = write_world(tmp_path)
     made = word_tokenizer(words)
@@ -115,7 +119,7 @@ def test_tokens_are_shown(tmp_path):
     text = "\n<|endoftext|>\n".join(" ".join(words[WORDS.index(w)] for w in s.split()) for s in random_stories(60))
     (tmp_path / "stories.txt").write_text(text, encoding="utf-8")
     named = [part for key, value in world.items() for part in (f"--{key}", value)]
-    code, out, err = raw_output("inspect", *named, "--layer", LAYER, "--feature", 3, "--n-stories", 60)
+    code, out, err = raw_output(capfd, "inspect", *named, "--layer", LAYER, "--feature", 3, "--n-stories", 60)
     assert code == 0, err
     assert "\\x1b]0;owned\\x07\\x9b2J" in out
     assert not {"\x1b", "\x07", "\x9b"} & set(out + err.replace("\x1b[A", ""))
