@@ -73,10 +73,10 @@ class ActiveTokens(Brief):
     ) -> tuple[Int[Tensor, " token"], Float[Tensor, "token n"]]:
         """Activations of some features, in float64, at the tokens where one of them is active, and which those are."""
         parts = [self[feature] for feature in features.tolist()]
-        tokens = torch.cat([token for token, _ in parts]).unique()
+        tokens, row = torch.cat([token for token, _ in parts]).unique(return_inverse=True)
+        column = torch.arange(len(parts)).repeat_interleave(torch.tensor([len(token) for token, _ in parts]))
         dense = torch.zeros(len(tokens), len(parts), dtype=torch.double, device=self.value.device)
-        for index, (token, value) in enumerate(parts):
-            dense[torch.searchsorted(tokens, token), index] = value.double()
+        dense[row, column.to(row.device)] = torch.cat([value for _, value in parts]).double()
         return tokens, dense
 
     @torch.no_grad()
