@@ -21,6 +21,7 @@ from bilinear_circuits.circuits.search import CircuitSearch
 from bilinear_circuits.interactions.profiles import FeatureProfile
 from bilinear_circuits.report import columns, figures, text
 from bilinear_circuits.report.figures import Spec
+from bilinear_circuits.report.glossary import GLOSSARY
 from bilinear_circuits.report.payload import profile_payload, search_payload
 
 PLOTLY_ASSET = "plotly.min.js"
@@ -91,6 +92,7 @@ def render(
         policy=Markup(_policy(loaded, plotly, live)),  # quotes, and hashes in base64
         columns=columns,
         colours=_COLOURS,
+        definitions=GLOSSARY,
     )  # fmt: skip
 
 

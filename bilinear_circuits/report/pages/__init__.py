@@ -1,0 +1,5 @@
+"""Pages of the results that other verbs bring back: proofs, discoveries, edits and comparisons of circuits."""
+
+from bilinear_circuits.report.pages.proof import proof_page
+
+__all__ = ["proof_page"]

@@ -1,0 +1,162 @@
+"""Pages of the verbs that take circuits apart, edit, compare and discover: they say what the JSON beside them says."""
+
+import json
+import re
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+from reports import HOSTILE, PROVENANCE, SCRIPT, Elements
+from verbs import asked, write_world
+
+from bilinear_circuits.cli import main
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A tiny world with a circuit.json; `run(verb)` gives the folder a verb wrote there, each run once."""
+    root = tmp_path_factory.mktemp("jane-doe")
+    places = write_world(root)
+    assert main(asked("circuits", places, root / "found")) == 0
+    done = {}
+
+    def run(verb):
+        if verb not in done:
+            assert main(asked(verb, places, root / verb)) == 0
+            done[verb] = root / verb
+        return done[verb]
+
+    return SimpleNamespace(root=root, run=run)
+
+
+def read(folder, name):
+    return json.loads((folder / name).read_text(encoding="utf-8"))
+
+
+def page_of(folder):
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def words_of(page):
+    return " ".join(Elements(page).text.split())
+
+
+def rows_of(page):
+    """Every row of every table as the texts of its cells."""
+    rows = re.findall(r"<tr>(.*?)</tr>", page, re.DOTALL)
+    cells = [re.findall(r"<td[^>]*>(.*?)</td>", row, re.DOTALL) for row in rows]
+    return [[" ".join(Elements(cell).text.split()) for cell in row] for row in cells if row]
+
+
+def shown(value, decimals=3):
+    """A number as pages show a change."""
+    return f"{value:+.{decimals}f}".replace("-", "−")
+
+
+def interval(effect, decimals=3):
+    if effect["low"] is None:
+        return "–" if effect["mean"] is None else shown(effect["mean"], decimals)
+    mean, low, high = (shown(effect[key], decimals) for key in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
+
+
+def check_page(page):
+    """What holds for every page: it nests, asks for nothing, leads nowhere else, runs no script of others."""
+    parsed = Elements(page)
+    assert parsed.opened == []
+    ids = [attributes["id"] for _, attributes in parsed.elements if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    for tag, attributes in parsed.elements:
+        assert not [name for name in attributes if name.startswith("on")]
+        assert not {"src", "srcset", "action", "data", "poster"} & set(attributes), tag
+        if (link := attributes.get("href", "data:,")) != "data:,":
+            assert link[0] == "#"
+            assert link[1:] in ids
+        if "data-figure" in attributes:
+            assert f"figure-{attributes['data-figure']}" in ids
+            assert attributes["aria-label"]
+    assert not re.search(r"@import|url\(|https?://", page)
+    assert "img" not in {tag for tag, _ in parsed.elements}
+    assert re.search(r"Content-Security-Policy\" content=\"default-src 'none'", page)
+    assert not re.search(r"\b(nan|inf|None|tensor)\b", parsed.text)
+    return parsed
+
+
+def check_hostile(page):
+    """No token of `HOSTILE` is markup, and each can be read."""
+    parsed = check_page(page)
+    for token in (SCRIPT, "<!--", "\u2028", "\u202e", "<b>"):
+        assert token not in page
+    text = " ".join(parsed.text.split())
+    for token in (SCRIPT, "<!--", "{{7*7}}", "a⟨U+2028⟩b", "<b>bold</b>", "⟨U+202E⟩reversed"):
+        assert token in text
+
+
+@pytest.mark.parametrize("verb", ["prove"])
+def test_a_page_is_whole_and_tells_of_no_folder(verb, world):
+    page = page_of(world.run(verb))
+    parsed = check_page(page)
+    assert str(world.root) not in page
+    assert "jane-doe" not in page
+    assert {"provenance", "glossary"} <= {attributes.get("id") for _, attributes in parsed.elements}
+    sizes = len(re.findall(r'id="plotly-bundle"', page)), sum("data-figure" in one for _, one in parsed.elements)
+    assert sizes[0] == min(1, sizes[1])  # plotly only where something is drawn
+    assert sizes[1] <= 1
+
+
+def test_the_proof_page_says_what_was_measured(world):
+    folder = world.run("prove")
+    page, proof = page_of(folder), read(folder, "proof.json")
+    rows, text = rows_of(page), words_of(page)
+    assert proof["proofs"]
+    assert f"circuit.json, sha256 {proof['provenance']['circuits']['sha256'][:12]}…" in text
+    for one in proof["proofs"]:
+        own, exact = one["complement"]["sets"][0], one["exactness"]
+        removed, whole = interval(one["places"]["site"]), interval(one["complement"]["whole"])
+        row = next(row for row in rows if row[:2] == [one["name"], f"{one['n_active']} of {one['n_sites']}"])
+        assert row[3:7] == [removed, whole, interval(own["lost"], 2), interval(own["kept"], 2)]
+        assert [one["name"], f"{exact['differenced_correlation']:.9f}"] in [row[:2] for row in rows]
+        section = page.split(f'<section id="circuit-{one["name"].replace("/", "-")}">')[1].split("</section>")[0]
+        inside = rows_of(section)
+        assert ["circuit removed at the trigger", removed, str(one["places"]["site"]["n"])] in inside
+        assert ["removed at random other tokens", interval(one["places"]["elsewhere"])] in [row[:2] for row in inside]
+        for dose in one["doses"]:
+            assert [f"{dose['factor']:+g}".replace("-", "−"), interval(dose["effect"])] in inside
+        for other in one["other_features"]:
+            assert f"{one['layer']}/{other['feature']}" in [row[0] for row in inside]
+        for ablation in one["circuit"]:
+            assert ["the circuit", ablation["method"], interval(ablation["effect"])] in [row[:3] for row in inside]
+        first, second, measured = (one["effects"][key] for key in ("first", "second", "measured"))
+        edges = {row[0]: row for row in inside if " × " in row[0]}
+        assert len(edges) == len(first)
+        for a, b, at_sites in zip(first, second, measured, strict=True):
+            assert edges[f"{a} × {b}"][7] == shown(sum(at_sites) / len(at_sites), 4)
+    for joint in proof["joint"]:
+        assert [" + ".join(joint["names"]), interval(joint["together"]), interval(joint["sum"])] in rows
+
+
+def test_names_in_a_proof_stay_text(world):
+    from bilinear_circuits.circuits import CircuitQuery
+    from bilinear_circuits.interventions import CircuitProofs
+    from bilinear_circuits.report.pages import proof_page
+    from bilinear_circuits.utilities.saving import load_result
+
+    proofs = load_result(CircuitProofs, world.run("prove"))
+    labels = {
+        layer: {key: " · ".join(HOSTILE[int(key) % 3 :: 3]) for key in names} for layer, names in proofs.labels.items()
+    }
+    query = CircuitQuery(SCRIPT, (SCRIPT, "a\u2028b"), ("<!--", "{{7*7}}"), ("<b>bold</b>", "\u202ereversed"))
+    hostile = replace(proofs, query=query, labels=labels, untested={SCRIPT: "<b>why</b>"})
+    check_hostile(proof_page(hostile, PROVENANCE, lambda token: HOSTILE[token % len(HOSTILE)]))
+
+
+def test_a_proof_of_nothing_is_a_page_still(world):
+    from bilinear_circuits.interventions import CircuitProofs
+    from bilinear_circuits.report.pages import proof_page
+    from bilinear_circuits.utilities.saving import load_result
+
+    proofs = load_result(CircuitProofs, world.run("prove"))
+    page = proof_page(replace(proofs, proofs=(), joint=(), untested={"1/2": "too few sites"}), PROVENANCE, str)
+    check_page(page)
+    assert ["1/2", "too few sites"] in rows_of(page)
+    assert 'id="plotly-bundle"' not in page
