@@ -6,7 +6,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-from reports import HOSTILE, PROVENANCE, SCRIPT, Elements
+from reports import HOSTILE, PROVENANCE, SCRIPT, Elements, make_discoveries
 from verbs import asked, write_world
 
 from bilinear_circuits.cli import main
@@ -85,14 +85,14 @@ def check_page(page):
 def check_hostile(page):
     """No token of `HOSTILE` is markup, and each can be read."""
     parsed = check_page(page)
-    for token in (SCRIPT, "<!--", "\u2028", "\u202e", "<b>"):
+    for token in (SCRIPT, "<!--", "\u2028", "\u202e", "<b>bold"):
         assert token not in page
     text = " ".join(parsed.text.split())
     for token in (SCRIPT, "<!--", "{{7*7}}", "a⟨U+2028⟩b", "<b>bold</b>", "⟨U+202E⟩reversed"):
         assert token in text
 
 
-@pytest.mark.parametrize("verb", ["prove"])
+@pytest.mark.parametrize("verb", ["prove", "discover"])
 def test_a_page_is_whole_and_tells_of_no_folder(verb, world):
     page = page_of(world.run(verb))
     parsed = check_page(page)
@@ -160,3 +160,83 @@ def test_a_proof_of_nothing_is_a_page_still(world):
     check_page(page)
     assert ["1/2", "too few sites"] in rows_of(page)
     assert 'id="plotly-bundle"' not in page
+
+
+class Names:
+    """Features in hostile words."""
+
+    def tokens(self, layer, feature):
+        return HOSTILE
+
+    def name(self, layer, feature):
+        return f"{HOSTILE[feature % 5]} · {HOSTILE[5]}"
+
+
+def test_the_discovery_page_says_what_was_found_and_names_stay_text():
+    from bilinear_circuits.report.pages import discovery_page
+
+    search = make_discoveries()
+    search = replace(search, apart=(replace(search.discoveries[0], feature=77, motif="and"),))
+    page = discovery_page(search, (), (), Names(), PROVENANCE)
+    check_hostile(page)
+    rows, text = rows_of(page), words_of(page)
+    assert "1discoveries 1echoes of other features 1whose inputs hardly meet 20output features 40tests" in text
+    flip, echo, apart = (next(row for row in rows if row[0] == name) for name in ("4/143", "4/9", "4/77"))
+    assert flip[2:6] == ["0.800", "0.700", "0.00010", "0.0020"]
+    assert flip[6].startswith("−0.250 (")
+    assert flip[6].endswith(") on 30 tokens")
+    assert "and 2 more) × (" in flip[6]
+    assert echo[-2:] == ["and", "4/143"]
+    assert apart[6] == "and"
+    motifs = {row[0]: row[2:] for row in rows if row[0] in ("and", "flip")}
+    assert motifs == {
+        "and": ["0", "1", "1", "0.500", "0.900", "0.400"],
+        "flip": ["1", "0", "0", "none", "0.900", "0.300"],
+    }
+    for part, folded in (("motif-flip", False), ("echoes", True), ("apart", True)):
+        tag = "details" if folded else "h2"
+        assert f'<{tag} id="{part}"' in page
+
+
+def test_long_lists_of_discoveries_are_cut_and_say_so():
+    from bilinear_circuits.report.pages import discovery_page
+
+    search = make_discoveries()
+    many = tuple(replace(search.discoveries[0], feature=feature) for feature in range(250))
+    page = discovery_page(replace(search, discoveries=many), (), (), Names(), PROVENANCE)
+    assert "The first 100 of 250 discoveries; all are in discoveries.csv." in page
+    names = [row[0] for row in rows_of(page) if re.fullmatch(r"4/\d+", row[0]) and len(row) == 7]
+    assert names == [f"4/{feature}" for feature in range(100)]
+
+
+def test_the_discovery_page_lists_planes_and_interference(world):
+    folder = world.run("discover")
+    rows, document = rows_of(page_of(folder)), read(folder, "pairs.json")
+    assert document["pairs"]
+    for pair in document["pairs"]:
+        first, second = (f"{pair['layer']}/{one}" for one in pair["features"])
+        row = next(row for row in rows if row[0] == pair["kind"] and row[1] == first and row[3] == second)
+        assert row[6:8] == [shown(pair["correlation"], 2), shown(pair["decoder_cosine"], 2)]
+    for one in document["interference"]:
+        row = next(row for row in rows if row[:2] == [str(one["layer"]), f"{one['k']:,}"])
+        assert row[4] == shown(one["rank_correlation"], 2)
+
+
+def test_the_glossary_is_that_of_the_documents(world):
+    from pathlib import Path
+
+    from bilinear_circuits.report.glossary import GLOSSARY
+
+    text = (Path(__file__).parents[1] / "docs/glossary.md").read_text(encoding="utf-8")
+    documents = dict(re.findall(r"^\*\*(.+?)\*\*\n:   (.*?)(?=\n\n|\Z)", text, re.DOTALL | re.MULTILINE))
+    assert {word: " ".join(documents[word].split()) for word in GLOSSARY} == GLOSSARY
+
+
+@pytest.mark.parametrize("verb", ["prove", "discover"])
+def test_a_glossary_has_the_words_of_its_page_alone(verb, world):
+    page = page_of(world.run(verb))
+    body, _, glossary = page.partition('<h2 id="glossary">')
+    words = re.findall(r"<dt>(.*?)</dt>", glossary)
+    assert words == sorted(words, key=str.lower)
+    said = words_of(body).lower()
+    assert [word for word in words if word.lower().rstrip("s") not in said] == []

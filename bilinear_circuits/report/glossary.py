@@ -14,6 +14,9 @@ GLOSSARY: dict[str, str] = {
     " layer is a sum of them, so each can be taken out by itself.",
     "Form": "The quadratic form of an output direction: its interaction matrix Q, and linear and constant parts where"
     " the layer has biases.",
+    "Interaction": "T_ab, what input features a and b do to an output feature together. What two features add is 2 T_ab"
+    " z_a z_b, what one adds by itself T_aa z_a^2.",
+    "Motif": "A template of a form on groups of input features: and, flip, xor, contrast, square, suppression.",
     "Null": "What a score would be if there were nothing to find: the same code on weights in which one thing is"
     " broken.",
     "Outlier": "An eigenvalue beyond the edge of the semicircle that eigenvalues of a random symmetric matrix of the"

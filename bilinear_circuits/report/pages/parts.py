@@ -8,9 +8,12 @@ from bilinear_circuits.report.payload import plain
 from bilinear_circuits.report.text import MISSING, interval, number, signed
 from bilinear_circuits.statistics.effects import Effect
 
-Kind = Literal["text", "keep", "n", "effect", "name", "tokens", "product"]
+Kind = Literal["text", "keep", "n", "effect", "name", "tokens", "lines"]
 """How cells of a column are shown: as text, text on one line, a number to the right, the same with a second line for
-what is in brackets, the name of a feature, a list of tokens, or a list of names of features that are multiplied."""
+what is in brackets, the name of a feature, a list of tokens, or lines of texts and names."""
+
+Line = tuple[tuple[str, str], ...]
+"""A line of a cell: texts with "text" or "name", for names of features, whose tokens are made visible."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +37,7 @@ class Table:
 
     Attributes:
         columns: Its columns.
-        rows: Cells, as many a row as there are columns: texts, or lists of texts for tokens and products.
+        rows: Cells, as many a row as there are columns: texts, lists of texts for tokens, or lists of lines.
         tall: Whether it scrolls by itself, for long lists.
     """
 
@@ -130,6 +133,11 @@ def source(provenance: Any, key: str = "circuits") -> dict[str, str]:
     """Name the circuit.json that a result was made of: its file and the first characters of its hash."""
     found = provenance.get(key) or {}
     return {"name": str(found.get("name", "circuit.json")), "sha256": str(found.get("sha256", ""))[:12]}
+
+
+def product(*names: str) -> list[Line]:
+    """Write names of features, multiplied, as the one line of a cell."""
+    return [tuple(part for name in names for part in ((" × ", "text"), (name, "name")))[1:]]
 
 
 def links(parts: Sequence[Part], sections: Sequence[tuple[str, str]] = ()) -> list[tuple[str, str]]:

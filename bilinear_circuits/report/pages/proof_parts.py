@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from bilinear_circuits.interventions.results import InterventionProof
-from bilinear_circuits.report.pages.parts import EFFECT, Column, Part, Table, effect, percent, span, value
+from bilinear_circuits.report.pages.parts import EFFECT, Column, Part, Table, effect, percent, product, span, value
 from bilinear_circuits.report.text import number
 
 _WHAT = Column("what was done", "keep")
@@ -93,7 +93,7 @@ def _edges(proof: InterventionProof, labels: Mapping[str, str]) -> Part:
     effects = proof.effects
     columns = (
         Column("edge", "keep", "Input features a × b."),
-        Column("names", "product"),
+        Column("names", "lines"),
         Column("chosen as", "keep", "Largest contribution, largest weight, or random."),
         Column("coefficient", "n", "Of z_a z_b: 2 T_ab, or T_aa of a square."),
         Column("mean term", "n", "Mean of w_ab z_a z_b over the sites."),
@@ -106,7 +106,7 @@ def _edges(proof: InterventionProof, labels: Mapping[str, str]) -> Part:
     rows = []
     for i in measured.abs().argsort(descending=True, stable=True).tolist():
         pair = (int(effects.first[i]), int(effects.second[i]))
-        names = [labels.get(str(one), "") for one in dict.fromkeys(pair)]
+        names = product(*(labels.get(str(one), "") for one in dict.fromkeys(pair)))
         numbers = [value(float(one), 4) for one in (effects.weight[i], effects.contribution[i])]
         moved = [value(float(one[i]), 4) for one in (predicted, measured)]
         logits = number(float(effects.logit_correlation[i]))
