@@ -78,7 +78,7 @@ def check_page(page):
     assert not re.search(r"@import|url\(|https?://", page)
     assert "img" not in {tag for tag, _ in parsed.elements}
     assert re.search(r"Content-Security-Policy\" content=\"default-src 'none'", page)
-    assert not re.search(r"\b(nan|inf|None|tensor)\b", parsed.text)
+    assert not re.search(r"\b(nan|inf|None)\b|tensor\(", parsed.text)
     return parsed
 
 
@@ -92,7 +92,7 @@ def check_hostile(page):
         assert token in text
 
 
-@pytest.mark.parametrize("verb", ["prove", "discover"])
+@pytest.mark.parametrize("verb", ["prove", "discover", "edit", "compare"])
 def test_a_page_is_whole_and_tells_of_no_folder(verb, world):
     page = page_of(world.run(verb))
     parsed = check_page(page)
@@ -232,7 +232,7 @@ def test_the_glossary_is_that_of_the_documents(world):
     assert {word: " ".join(documents[word].split()) for word in GLOSSARY} == GLOSSARY
 
 
-@pytest.mark.parametrize("verb", ["prove", "discover"])
+@pytest.mark.parametrize("verb", ["prove", "discover", "edit", "compare"])
 def test_a_glossary_has_the_words_of_its_page_alone(verb, world):
     page = page_of(world.run(verb))
     body, _, glossary = page.partition('<h2 id="glossary">')
@@ -240,3 +240,97 @@ def test_a_glossary_has_the_words_of_its_page_alone(verb, world):
     assert words == sorted(words, key=str.lower)
     said = words_of(body).lower()
     assert [word for word in words if word.lower().rstrip("s") not in said] == []
+
+
+def test_the_edit_page_says_what_was_measured(world):
+    folder = world.run("edit")
+    page, report = page_of(folder), read(folder, "edit.json")
+    rows, text = rows_of(page), words_of(page)
+    assert f"circuit.json, sha256 {report['provenance']['circuit']['sha256'][:12]}…" in text
+    edited, predicted = report["effect"], report["predicted"]
+    assert ["edited model", interval(edited), str(edited["n"]), interval(report["effect_all_sites"])] in rows
+    assert ["predicted with hooks", interval(predicted), str(predicted["n"]), "–"] in rows
+    deviation = f"{report['largest_deviation']:.1e}".replace("-", "−")
+    assert f"{deviation}largest deviation from the prediction" in text
+    for name, key in (("all tokens", "overall"), ("right after triggers", "at_triggers")):
+        shift = report[key]
+        row = next(row for row in rows if row[0] == name)
+        assert row[1:5] == [
+            f"{shift['n_tokens']:,}",
+            f"{shift['ce_before']:.4f}",
+            f"{shift['ce_after']:.4f}",
+            interval(shift["ce_change"], 5),
+        ]
+    for edit, one in zip(report["edits"], report["features"], strict=True):
+        row = next(row for row in rows if row[0] == one["name"])
+        assert row[1:4] == ["0", ", ".join(map(shown, edit["eigenvalues"])), interval(one["effect"])]
+    for one in report["ranks"]:
+        assert [str(one["rank"]), interval(one["effect"]), str(one["effect"]["n"])] in rows
+    for one in (*report["controls"], *report["trigger_controls"]):
+        assert [", ".join(one["names"]), interval(one["effect"])] in [row[1:3] for row in rows]
+    assert ["neurons of every layer, after", str(report["weights"]["d_mlp"])] in rows
+    assert [name for name in ("README.md", "edit.json", "report.html") if not (folder / name).is_file()] == []
+
+
+def test_names_of_an_edit_stay_text(world):
+    from bilinear_circuits.circuits import CircuitQuery
+    from bilinear_circuits.report.pages import edit_page
+    from bilinear_circuits.surgery import EditReport
+    from bilinear_circuits.utilities.saving import load_result
+
+    report = load_result(EditReport, world.run("edit") / "result")
+    query = CircuitQuery(SCRIPT, (SCRIPT, "a\u2028b"), ("<!--", "{{7*7}}"), ("<b>bold</b>", "\u202ereversed"))
+    check_hostile(edit_page(report, query, f"{SCRIPT} removed", PROVENANCE))
+
+
+def test_the_comparison_page_says_which_circuits_return(world):
+    folder = world.run("compare")
+    page, result = page_of(folder), read(folder, "result.json")
+    rows, text = rows_of(page), words_of(page)
+    comparison = loaded_comparison(folder).comparisons[0]
+    assert comparison.matches
+    for match in comparison.matches:
+        star, likeness = " *" if match.is_circuit else "", vars(match.likeness).values()
+        said = f"{'yes' if match.returns else 'no'}: {match.match}{star}, {shown(match.likeness.activation, 2)}"
+        assert [match.circuit, said, f"{int(match.returns)} of 1"] in rows
+        row = next(row for row in rows if row[0] == match.circuit and len(row) == 14)
+        assert row[4:11] == [shown(one, 2) for one in likeness]
+        assert row[11:13] == [f"{100 * match.percentile:.0f} %", shown(match.chance, 2)]
+    total = f"{comparison.n_returned} of {len(comparison.matches)}"
+    assert ["all circuits", total, total] in rows
+    for pair in comparison.assignment:
+        assert [pair.first, pair.second] in [row[:2] for row in rows if len(row) == 9]
+    for file in result["provenance"]["files"]:
+        assert f"{file['name']}, query tiny, sha256 {file['sha256'][:12]}…" in text
+    assert f"{comparison.n_shifts} shifts" in text
+    assert f"{comparison.n_null} random features" in text
+    assert "correlate at 0.50 or more" in text
+
+
+def loaded_comparison(folder):
+    from bilinear_circuits.comparison.stability import StabilityTable
+    from bilinear_circuits.utilities.saving import load_result
+
+    return load_result(StabilityTable, folder)
+
+
+def test_names_of_a_comparison_stay_text_and_other_models_have_dashes(world):
+    from bilinear_circuits.report.pages import comparison_page
+
+    table = loaded_comparison(world.run("compare"))
+    one = table.comparisons[0]
+    likeness = replace(one.matches[0].likeness, decoder=None, encoder=None, form=None, inputs=None)
+    lost = replace(one.matches[0], returns=False, is_circuit=False, likeness=likeness)
+    elsewhere = replace(one, second="{{7*7}} <b>bold</b>", matches=(lost, *one.matches[1:]))
+    files = [
+        {"name": name, "sha256": "ab" * 32, "query": {"name": query}}
+        for name, query in ((SCRIPT, "<!--"), ("a\u2028b", "\u202ereversed"))
+    ]
+    named = replace(table, comparisons=(replace(one, first=SCRIPT), elsewhere))
+    page = comparison_page(named, PROVENANCE | {"files": files})
+    check_hostile(page)
+    rows = rows_of(page)
+    first = next(row for row in rows if row[0] == lost.circuit)
+    assert first[2] == f"no: {lost.match}, {shown(likeness.activation, 2)}"
+    assert first[3] == "1 of 2"
+    assert ["–"] * 4 in [row[7:11] for row in rows]

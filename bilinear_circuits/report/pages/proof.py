@@ -120,7 +120,9 @@ _REMOVAL = (
     Column("circuit removed", "effect", "All its edges taken out at the trigger."),
     Column("whole form removed", "effect", "Every term of the feature's form but its constant."),
     Column(
-        "lost without", "n", "Necessity: share of the whole form's effect that is lost without the circuit's edges."
+        "lost without",
+        "effect",
+        "Necessity: share of the whole form's effect that is lost without the circuit's edges.",
     ),
     Column(
         "kept alone", "effect", "Sufficiency: share of the whole form's effect that the circuit's edges keep alone."

@@ -62,8 +62,7 @@ def _complement(proof: InterventionProof) -> Part:
         (one.name, number(one.n_edges), value(one.share, 2), effect(one.lost, 2), effect(one.kept, 2))
         for one in proof.complement.sets
     ]
-    note = f"Shares of the effect of removing the whole form, {effect(proof.complement.whole)}: at best both are near"
-    " 1."
+    note = f"Shares of the effect of removing the whole form, {effect(proof.complement.whole)}; at best both are 1."
     return Part("Necessity and sufficiency", Table.of(columns, rows), note)
 
 
