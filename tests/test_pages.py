@@ -232,9 +232,9 @@ def test_the_glossary_is_that_of_the_documents(world):
     assert {word: " ".join(documents[word].split()) for word in GLOSSARY} == GLOSSARY
 
 
-@pytest.mark.parametrize("verb", ["prove", "discover", "edit", "compare"])
+@pytest.mark.parametrize("verb", ["circuits", "prove", "discover", "edit", "compare"])
 def test_a_glossary_has_the_words_of_its_page_alone(verb, world):
-    page = page_of(world.run(verb))
+    page = page_of(world.root / "found" if verb == "circuits" else world.run(verb))
     body, _, glossary = page.partition('<h2 id="glossary">')
     words = re.findall(r"<dt>(.*?)</dt>", glossary)
     assert words == sorted(words, key=str.lower)
@@ -334,3 +334,21 @@ def test_names_of_a_comparison_stay_text_and_other_models_have_dashes(world):
     assert first[2] == f"no: {lost.match}, {shown(likeness.activation, 2)}"
     assert first[3] == "1 of 2"
     assert ["–"] * 4 in [row[7:11] for row in rows]
+
+
+def test_the_report_of_a_search_says_where_everything_is(world):
+    page = page_of(world.root / "found")
+    names = [one["name"] for one in read(world.root / "found", "circuit.json")["circuits"]]
+    contents = re.search(r'<nav class="contents".*?</nav>', page, re.DOTALL).group()
+    links = re.findall(r'<a href="#([^"]+)">(.*?)</a>', contents)
+    ids = re.findall(r'\bid="([^"]+)"', page)
+    assert {"Summary", "Effects", "Ranking", "Provenance", "Glossary", *(f"Circuit {name}" for name in names)} <= {
+        text for _, text in links
+    }
+    assert [ids.count(id) for id, _ in links] == [1] * len(links)
+    assert [ids.index(id) for id, _ in links] == sorted(ids.index(id) for id, _ in links)  # in the order of the page
+    for folded in ("ranking", "provenance"):
+        assert f'<details id="{folded}" class="fold">' in page
+    words = re.findall(r"<dt>(.*?)</dt>", page.partition('<h2 id="glossary">')[2])
+    assert {"Outlier", "AND shape", "Completeness", "Trigger", "Pole", "Controls", "Rank-2 form"} <= set(words)
+    check_page(page)
