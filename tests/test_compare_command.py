@@ -103,7 +103,7 @@ def test_a_search_returns_in_itself_and_is_compared_with_others(world, tmp_path,
     for match in other.matches:
         assert any(line.startswith(match.circuit) and f" {match.match} " in line for line in shown.splitlines())
         assert f"{match.likeness.activation:+.2f}" in shown
-    assert sorted(path.name for path in out.iterdir()) == ["result.json", "result.safetensors"]
+    assert sorted(path.name for path in out.iterdir()) == ["report.html", "result.json", "result.safetensors"]
 
 
 def test_what_it_takes_to_repeat_a_result_is_kept(world, tmp_path):

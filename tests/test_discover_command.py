@@ -69,6 +69,7 @@ def test_what_is_printed_is_what_is_written(world, tmp_path, capsys):
         "discoveries.csv",
         "discoveries.parquet",
         "pairs.json",
+        "report.html",
         "result.json",
         "result.safetensors",
     ]

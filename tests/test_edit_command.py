@@ -19,6 +19,7 @@ FILES = [
     "edit.json",
     "generation_config.json",
     "model.safetensors",
+    "report.html",
     "result",
     "tokenizer.json",
     "tokenizer_config.json",

@@ -26,7 +26,7 @@ from bilinear_circuits.report import search_payload
 from bilinear_circuits.runs import Runs
 from bilinear_circuits.utilities.saving import load_result
 
-FILES = ["proof.json", "result.json", "result.safetensors"]
+FILES = ["proof.json", "report.html", "result.json", "result.safetensors"]
 SMALL = ["--n-edges", "4", "--n-exact", "20", "--n-draws", "2", "--n-controls", "2", "--n-nonsense", "50"]
 
 

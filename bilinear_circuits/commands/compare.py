@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 
 
-OUTPUTS = Outputs("result.json", "StabilityTable", ("result.safetensors",))
+OUTPUTS = Outputs("result.json", "StabilityTable", ("report.html", "result.safetensors"))
 
 
 @dataclass(kw_only=True)
@@ -70,7 +70,7 @@ class Arguments(CorpusArguments):
     """Seed of everything random."""
 
     out: str | None = None
-    """Folder for result.json and result.safetensors; not written by default."""
+    """Folder for report.html, result.json and result.safetensors; not written by default."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -93,6 +93,7 @@ def run(arguments: Arguments) -> None:
 
     from bilinear_circuits.commands.compare_tables import describe, summary
     from bilinear_circuits.comparison.stability import StabilityTable, check_settings, compare_circuits
+    from bilinear_circuits.report.pages import comparison_page
     from bilinear_circuits.utilities.saving import save_result
 
     check_settings(arguments.by, arguments.threshold, arguments.n_null, arguments.n_shifts)
@@ -123,7 +124,8 @@ def run(arguments: Arguments) -> None:
         source = provenance(arguments, sources, loaded, corpus, len(stories), time.perf_counter() - started)
         with common.written_whole(arguments.out, first=OUTPUTS.record) as folder:
             save_result(result, folder, source)
-        print(f"\nwritten: {arguments.out}/result.json, {arguments.out}/result.safetensors")
+            (folder / "report.html").write_text(comparison_page(result, source), encoding="utf-8")
+        print("\nwritten: " + ", ".join(f"{arguments.out}/{name}" for name in (*OUTPUTS.others, OUTPUTS.record)))
 
 
 def read_sources(arguments: Arguments) -> list[Source]:

@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 
 
 OUTPUTS = Outputs(
-    "pairs.json", "plane pairs", ("discoveries.csv", "discoveries.parquet", "result.json", "result.safetensors")
+    "pairs.json",
+    "plane pairs",
+    ("report.html", "discoveries.csv", "discoveries.parquet", "result.json", "result.safetensors"),
 )
 
 
@@ -55,7 +57,8 @@ class Arguments(common.LabelArguments):
     """Largest interactions of a layer that are checked for inputs that never meet."""
 
     out: str | None = None
-    """Folder for result.json and .safetensors, pairs.json, discoveries.csv and .parquet; not written by default."""
+    """Folder for report.html, result.json and .safetensors, pairs.json, discoveries.csv and .parquet; not written by
+    default."""
 
 
 def run(arguments: Arguments) -> None:
@@ -113,7 +116,7 @@ def run(arguments: Arguments) -> None:
         resolved = replace(arguments, saes=common.saes_of(arguments), layers=layers)
         source = records.provenance(resolved, interactions, corpus, len(stories), time.perf_counter() - started)
         _write(arguments.out, search, pairs, unmet, labels, source)
-        print(f"written: {arguments.out}/result.json, discoveries.csv, discoveries.parquet, pairs.json")
+        print(f"written: {arguments.out}/report.html, result.json, discoveries.csv, discoveries.parquet, pairs.json")
 
 
 class _Labels:
@@ -125,20 +128,28 @@ class _Labels:
 
     def inputs(self, layer: int, features: Sequence[int], n: int = 3) -> str:
         """The first n features of a group."""
-        from bilinear_circuits.interactions.naming import input_label
-
-        names = [input_label(self._activity[layer], feature, self._tokenizer) for feature in features[:n]]
+        names = [self.name(layer, feature) for feature in features[:n]]
         more = f" and {len(features) - n} more" if len(features) > n else ""
         return " | ".join(names) + more
 
+    def name(self, layer: int, feature: int) -> str:
+        """Name an input feature."""
+        from bilinear_circuits.interactions.naming import input_label
+
+        return input_label(self._activity[layer], feature, self._tokenizer)
+
     def output(self, layer: int, feature: int) -> str:
         """Tokens an output feature is active at."""
+        return " ".join(self.tokens(layer, feature))
+
+    def tokens(self, layer: int, feature: int) -> list[str]:
+        """List them one by one."""
         from bilinear_circuits.data.token_texts import token_text
         from bilinear_circuits.interactions.activity import top_token_ids
 
         activity = self._activity[layer]
         ids = top_token_ids(activity.outputs, activity.token_ids, feature)
-        return " ".join(token_text(self._tokenizer, one) for one in ids)
+        return [token_text(self._tokenizer, one) for one in ids]
 
 
 def summary(search: "DiscoverySearch", labels: _Labels, n_listed: int) -> str:
@@ -220,6 +231,7 @@ def _write(
 ) -> None:
     from dataclasses import asdict
 
+    from bilinear_circuits.report.pages import discovery_page
     from bilinear_circuits.report.payload import plain
     from bilinear_circuits.utilities.saving import save_result
 
@@ -230,6 +242,7 @@ def _write(
         rows = [asdict(pair) for pair in pairs]
         document |= {"pairs": rows, "interference": [asdict(one) for one in unmet]}
         (folder / "pairs.json").write_text(common.to_json(plain(document)), encoding="utf-8")
+        (folder / "report.html").write_text(discovery_page(search, pairs, unmet, labels, source), encoding="utf-8")
 
 
 def _columns(search: "DiscoverySearch", labels: _Labels) -> tables.Columns:

@@ -22,7 +22,7 @@ from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.circuit_file import CircuitFile, read_circuit_file, read_ranking
 from bilinear_circuits.commands.claims import OLD, half_written
 from bilinear_circuits.commands.corpus import tokenized
-from bilinear_circuits.commands.edit_report import KIND, edit_card, edit_payload, summary
+from bilinear_circuits.commands.edit_report import KIND, described, edit_card, edit_payload, summary
 from bilinear_circuits.data.corpora import Corpus
 from bilinear_circuits.utilities.folders import file_hash
 
@@ -100,6 +100,7 @@ def run(arguments: Arguments) -> None:
     common.check_ranks("rank", [arguments.rank], arguments.model)
 
     from bilinear_circuits.models.running import context_length
+    from bilinear_circuits.report.pages import edit_page
     from bilinear_circuits.surgery import edit_model
     from bilinear_circuits.utilities.saving import save_result
 
@@ -118,11 +119,15 @@ def run(arguments: Arguments) -> None:
         source = _provenance(arguments, interactions, corpus, len(stories), seconds, folder)
         save_result(report, folder / "result", source)
         (folder / "edit.json").write_text(common.to_json(edit_payload(report, asked.query, source)), encoding="utf-8")
+        page = edit_page(report, asked.query, described(report.edits), source)
+        (folder / "report.html").write_text(page, encoding="utf-8")
         card = edit_card(report, asked.query, records.display_name(arguments.model))
         (folder / "README.md").write_text(card, encoding="utf-8")
     print(summary(report, asked.query.name))
     print(
-        f"\n{time.perf_counter() - started:.0f} s. Written: {arguments.out}, a Llama for plain transformers; edit.json"
+        f"\n{time.perf_counter() - started:.0f} s. Written: {arguments.out}, a Llama for plain transformers;"
+        " report.html,"
+        " edit.json"
     )
 
 

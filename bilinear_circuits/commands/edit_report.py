@@ -39,7 +39,7 @@ in the weights by `bilinear-circuits edit`. A stock Llama with {weights.d_mlp - 
 layer ({weights.d_mlp} instead of {weights.d_mlp_before}); `AutoModelForCausalLM.from_pretrained` loads it. At the
 trigger tokens where a feature edited is active, logit(positive) - logit(negative) changes by
 {interval(report.effect).strip()} nats; cross-entropy changes by {report.overall.ce_change.mean:+.5f} nats per token.
-All numbers are in `edit.json`; `result/` holds them with the edits themselves.
+All numbers are in `edit.json` and, to be read, in `report.html`; `result/` holds them with the edits themselves.
 """
 
 

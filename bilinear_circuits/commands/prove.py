@@ -1,7 +1,7 @@
 """Prove circuits edge by edge: take out single pair terms, nodes, the circuit or all but it, and run the model.
 
 Reads circuit.json of `bilinear-circuits circuits`, takes its circuits apart on stories that played no part in the
-search, prints short tables and writes proof.json (numbers for readers), result.json and result.safetensors.
+search, prints short tables and writes report.html, proof.json (its numbers), result.json and result.safetensors.
 """
 
 import time
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from bilinear_circuits.interventions import CircuitProofs, ProofSettings
 
 
-OUTPUTS = Outputs("proof.json", "circuit proof", ("result.json", "result.safetensors"))
+OUTPUTS = Outputs("proof.json", "circuit proof", ("report.html", "result.json", "result.safetensors"))
 
 
 @dataclass(kw_only=True)
@@ -51,7 +51,7 @@ class Arguments(common.LabelArguments):
     """Random pairs of poles."""
 
     out: str
-    """Folder for proof.json, result.json and result.safetensors."""
+    """Folder for report.html, proof.json, result.json and result.safetensors."""
 
 
 def run(arguments: Arguments) -> None:
@@ -67,8 +67,10 @@ def run(arguments: Arguments) -> None:
     corpus = asked.corpus_of(arguments)
 
     from bilinear_circuits.commands.prove_tables import tables
+    from bilinear_circuits.data.token_texts import TokenTexts
     from bilinear_circuits.interventions import prove_circuits
     from bilinear_circuits.models.running import context_length
+    from bilinear_circuits.report.pages import proof_page
     from bilinear_circuits.utilities.saving import save_result
 
     stories = corpus.read(asked.n_stories)
@@ -86,9 +88,11 @@ def run(arguments: Arguments) -> None:
     with common.written_whole(arguments.out, first=OUTPUTS.record) as folder:
         save_result(proofs, folder, source)
         (folder / "proof.json").write_text(common.to_json(_payload(proofs, source)), encoding="utf-8")
+        page = proof_page(proofs, source, TokenTexts(model.tokenizer))
+        (folder / "report.html").write_text(page, encoding="utf-8")
     print(tables(proofs, model.tokenizer))
     print(f"\n{time.perf_counter() - started:.0f} s. Written:")
-    for name in ("proof.json", "result.json", "result.safetensors"):
+    for name in (OUTPUTS.record, *OUTPUTS.others):
         print(f"  {Path(arguments.out) / name}")
 
 

@@ -21,6 +21,7 @@ from bilinear_circuits.circuits.search import CircuitSearch
 from bilinear_circuits.interactions.profiles import FeatureProfile
 from bilinear_circuits.report import columns, figures, text
 from bilinear_circuits.report.figures import Spec
+from bilinear_circuits.report.glossary import GLOSSARY
 from bilinear_circuits.report.payload import profile_payload, search_payload
 
 PLOTLY_ASSET = "plotly.min.js"
@@ -28,6 +29,19 @@ _OWN = "bilinear_circuits.report"
 _FILTERS: tuple[Callable[..., Any], ...] = (
     text.visible, text.visible_label, text.number, text.signed, text.interval, text.largest, text.share, text.flatten,
 )  # fmt: skip
+_WORDS = (
+    "AND shape",
+    "Circuit",
+    "Completeness",
+    "Controls",
+    "Form",
+    "Outlier",
+    "Pole",
+    "Rank-2 form",
+    "Site",
+    "Trigger",
+)
+_FEATURE_WORDS = ("AND shape", "Completeness", "Form", "Null", "Rank-2 form")
 _UNSAFE_IN_SCRIPT = {ord(character): f"\\u{ord(character):04x}" for character in "<>&\u2028\u2029"}
 
 
@@ -39,7 +53,18 @@ def circuits_page(search: CircuitSearch, provenance: Mapping[str, Any]) -> str:
         provenance: What it was computed with; shown as a table.
     """
     document = search_payload(search, provenance)
-    return render("circuits.html.j2", figures=figures.search_figures(search), document=document)
+    drawn = figures.search_figures(search)
+    return render("circuits.html.j2", figures=drawn, document=document, links=_links(search), words=_WORDS)
+
+
+def _links(search: CircuitSearch) -> list[tuple[str, str]]:
+    """List the parts of the report of a search: where each is, and what it is called."""
+    names = [one.evidence.name for one in search.circuits]
+    return [
+        *(("summary", "Summary"), ("effects", "Effects"), ("cosine", "Decoder cosine"), ("ranking", "Ranking")),
+        *((f"circuit-{name.replace('/', '-')}", f"Circuit {name}") for name in names),
+        *(("limits", "Limits"), ("provenance", "Provenance"), ("glossary", "Glossary")),
+    ]
 
 
 def feature_page(profile: FeatureProfile, provenance: Mapping[str, Any]) -> str:
@@ -50,7 +75,7 @@ def feature_page(profile: FeatureProfile, provenance: Mapping[str, Any]) -> str:
         provenance: What it was computed with; shown as a table.
     """
     document = profile_payload(profile, provenance)
-    return render("feature.html.j2", figures=figures.feature_figures(profile), document=document)
+    return render("feature.html.j2", figures=figures.feature_figures(profile), document=document, words=_FEATURE_WORDS)
 
 
 def render(
@@ -91,6 +116,7 @@ def render(
         policy=Markup(_policy(loaded, plotly, live)),  # quotes, and hashes in base64
         columns=columns,
         colours=_COLOURS,
+        definitions=GLOSSARY,
     )  # fmt: skip
 
 

@@ -60,3 +60,33 @@ def check_text_helpers(page):
     for value in (None, 0, 5, -1234567, 0.6, -0.12345, 12.5, 0.00321):
         assert page.evaluate("(value) => page.number(value)", value) == text.number(value)
         assert page.evaluate("(value) => page.signed(value)", value) == text.signed(value)
+
+
+def test_links_open_what_is_folded(browser_page, address):
+    open_drawn(browser_page, address)
+    table = browser_page.locator("#ranking table")
+    assert not table.is_visible()
+    browser_page.locator(".contents").get_by_role("link", name="Ranking").click()
+    assert table.is_visible()
+    assert browser_page.locator("#ranking").evaluate("one => Math.abs(one.getBoundingClientRect().top)") < 60
+    browser_page.locator("#ranking summary").click()
+    assert not table.is_visible()
+    browser_page.locator(".contents").get_by_role("link", name="Ranking").click()  # the same link once more
+    assert table.is_visible()
+    browser_page.goto(address + "#provenance")
+    browser_page.reload()
+    assert browser_page.locator("#provenance table").is_visible()
+    assert not table.is_visible()
+
+
+def test_folded_parts_are_on_paper(browser_page, address):
+    open_drawn(browser_page, address)
+    shown = "() => ['ranking', 'provenance'].map(id => document.querySelector(`#${id} table`).checkVisibility())"
+    assert browser_page.evaluate(shown) == [False, False]
+    browser_page.emulate_media(media="print")
+    assert browser_page.evaluate(shown) == [True, True]
+    browser_page.emulate_media(media="screen")
+    browser_page.evaluate("dispatchEvent(new Event('beforeprint'))")  # browsers that know no ::details-content
+    assert browser_page.locator("details:not([open])").count() == 0
+    browser_page.evaluate("dispatchEvent(new Event('afterprint'))")
+    assert browser_page.evaluate(shown) == [False, False]

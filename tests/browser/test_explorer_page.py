@@ -399,3 +399,32 @@ def test_circuits_of_the_shipped_model(theme, width, shipped, browser_page, scre
             for table in (1, 2):
                 *parts, total = values(page, table)
                 assert sum(parts) == pytest.approx(total, abs=0.01)
+
+
+@pytest.mark.parametrize("size", [(1300, 900), (1100, 700)])
+def test_the_matrix_stays_in_sight_while_the_prompt_scrolls(browser_page, address, size):
+    browser_page.set_viewport_size({"width": size[0], "height": size[1]})
+    page = opened(browser_page, address)
+    page.add_style_tag(content=".prompts { min-height: 3000px; }")
+    page.evaluate("document.querySelector('.prompts').scrollIntoView()")
+    page.evaluate("scrollBy(0, 1200)")
+    for part in ("#view-matrix svg", "#readout"):
+        box = page.evaluate("(part) => document.querySelector(part).getBoundingClientRect().toJSON()", part)
+        assert box["top"] >= 0
+        assert box["bottom"] <= size[1]
+    cell(page, 1, 4).hover()
+    assert readout(page)
+
+
+def test_a_phone_shows_the_matrix_in_full_and_scrolls_past_it(browser_page, address):
+    browser_page.set_viewport_size({"width": 390, "height": 844})
+    page = opened(browser_page, address)
+    assert page.evaluate("document.documentElement.scrollWidth") <= 390
+    style = (
+        "(part) => [getComputedStyle(document.querySelector(part)).position, document.querySelector(part).scrollTop]"
+    )
+    assert page.evaluate(style, ".views")[0] == page.evaluate(style, "#readout")[0] == "static"
+    views = page.locator(".views")
+    assert views.evaluate("one => one.scrollHeight <= one.clientHeight")
+    page.evaluate("document.querySelector('.prompts').scrollIntoView()")
+    assert views.evaluate("one => one.getBoundingClientRect().bottom") <= 1

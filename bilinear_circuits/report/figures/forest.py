@@ -10,6 +10,7 @@ from bilinear_circuits.report.figures.feature import feature_figures
 from bilinear_circuits.report.payload import plain
 from bilinear_circuits.report.text import signed
 from bilinear_circuits.statistics.effects import Effect
+from bilinear_circuits.surgery.measure import EditReport
 
 
 def search_figures(search: CircuitSearch) -> dict[str, Spec]:
@@ -46,7 +47,33 @@ def proof_forest(proofs: Sequence[tuple[str, str, CausalProof]]) -> Spec:
         ticks.append("controls at triggers")
         for row, controls in ((len(ticks) - 2, proof.controls), (len(ticks) - 1, proof.trigger_controls)):
             dots += [(row, f"{name} control: {place}{one.feature}", one.effect.mean) for one in controls]
-    rows = {"tickvals": list(range(len(ticks))), "ticktext": ticks, "range": [len(ticks) - 0.3, -0.7]}
+    return _forest(ticks, effects, dots)
+
+
+def edit_forest(report: EditReport) -> Spec:
+    """Draw what an edit does: as a whole, by feature, at other ranks, beside its controls as small dots."""
+    rows = [
+        ("<b>edited model</b>", report.effect),
+        ("predicted with hooks", report.predicted),
+        *((f"{one.name} × {one.factor:g} alone".replace("-", "−"), one.effect) for one in report.features),
+        *((f"rank {one.rank}", one.effect) for one in report.ranks),
+        ("controls, mean", report.control),
+    ]
+    ticks = [*(name for name, _ in rows), "controls at triggers"]
+    effects = [(row, name, effect) for row, (name, effect) in enumerate(rows)]
+    dots = [
+        (row, f"controls {', '.join(one.names)}", one.effect.mean)
+        for row, sets in ((len(ticks) - 2, report.controls), (len(ticks) - 1, report.trigger_controls))
+        for one in sets
+    ]
+    return _forest(ticks, effects, dots)
+
+
+def _forest(
+    ticks: Sequence[str], effects: Sequence[tuple[int, str, Effect]], dots: Sequence[tuple[int, str, float]]
+) -> Spec:
+    """Draw effects and controls by their row."""
+    rows = {"tickvals": list(range(len(ticks))), "ticktext": list(ticks), "range": [len(ticks) - 0.3, -0.7]}
     return base_figure(
         [_control_dots(dots), _effect_points(effects)],
         110 + 24 * len(ticks),

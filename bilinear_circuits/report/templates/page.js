@@ -150,7 +150,32 @@ const page = (() => {
     root.dataset.drawn = n;
   }
 
+  // ---- Folded parts: open where a link leads into one, and all of them on paper ----
+  function unfold() {
+    let target = null;
+    try { target = document.getElementById(decodeURIComponent(location.hash.slice(1))); } catch { return; }
+    for (let part = target?.closest("details"); part; part = part.parentElement.closest("details")) part.open = true;
+    if (target?.closest("details")) target.scrollIntoView();
+  }
+  function startFolds() {
+    unfold();
+    addEventListener("hashchange", unfold);
+    document.addEventListener("click", (event) => { // a second click on a link changes no hash
+      const link = event.target instanceof Element ? event.target.closest("a[href^='#']") : null;
+      if (link && link.hash === location.hash) unfold();
+    });
+    const closed = new Set();
+    addEventListener("beforeprint", () => {
+      for (const part of document.querySelectorAll("details:not([open])")) { closed.add(part); part.open = true; }
+    });
+    addEventListener("afterprint", () => {
+      for (const part of closed) part.open = false;
+      closed.clear();
+    });
+  }
+
   function start() {
+    startFolds();
     startTips();
     startTheme();
     document.addEventListener("themechange", () => {

@@ -1,0 +1,8 @@
+"""Pages of the results that other verbs bring back: proofs, discoveries, edits and comparisons of circuits."""
+
+from bilinear_circuits.report.pages.comparison import comparison_page
+from bilinear_circuits.report.pages.discovery import discovery_page
+from bilinear_circuits.report.pages.edit import edit_page
+from bilinear_circuits.report.pages.proof import proof_page
+
+__all__ = ["comparison_page", "discovery_page", "edit_page", "proof_page"]
