@@ -176,8 +176,8 @@ def _batch_texts(records: Iterable[Mapping[str, Any]], column: str, name: str) -
     columns = {key for record in records for key in record}
     if columns and column not in columns:
         raise ValueError(
-            f"column must be one of {sorted(columns)}, the columns of {name}, got {column!r}. Name the one that holds the"
-            " stories."
+            f"column must be one of {sorted(columns)}, the columns of {name}, got {column!r}. Name the one that holds"
+            " the stories."
         )
     texts = [record.get(column) for record in records]
     for text in texts:
