@@ -100,9 +100,7 @@ def run(arguments: Arguments) -> None:
     common.check_ranks("rank", [arguments.rank], arguments.model)
 
     from bilinear_circuits.models.running import context_length
-    from bilinear_circuits.report.pages import edit_page
     from bilinear_circuits.surgery import edit_model
-    from bilinear_circuits.utilities.saving import save_result
 
     stories = corpus.read(asked.n_stories if arguments.n_stories is None else arguments.n_stories)
     if not asked.is_corpus(corpus) or len(stories) != asked.n_stories:
@@ -117,12 +115,7 @@ def run(arguments: Arguments) -> None:
         report = _measure(arguments, asked, model, edits, interactions, tokens, folder)
         seconds = time.perf_counter() - started
         source = _provenance(arguments, interactions, corpus, len(stories), seconds, folder)
-        save_result(report, folder / "result", source)
-        (folder / "edit.json").write_text(common.to_json(edit_payload(report, asked.query, source)), encoding="utf-8")
-        page = edit_page(report, asked.query, described(report.edits), source)
-        (folder / "report.html").write_text(page, encoding="utf-8")
-        card = edit_card(report, asked.query, records.display_name(arguments.model))
-        (folder / "README.md").write_text(card, encoding="utf-8")
+        _write(folder, report, asked, source, records.display_name(arguments.model))
     print(summary(report, asked.query.name))
     print(
         f"\n{time.perf_counter() - started:.0f} s. Written: {arguments.out}, a Llama for plain transformers;"
@@ -220,6 +213,21 @@ def _measure(
     activity = collect_activity(model, interactions, ranking, common.bar)
     runs = Runs(model, min(edit.layer for edit in edits), sites, tokens)
     return measure_edit(runs, edited, edits, activity, held_out, settings.controls, arguments.seed, common.bar)
+
+
+def _write(folder: Path, report: "EditReport", asked: CircuitFile, source: dict[str, Any], model: str) -> None:
+    """Write the report beside the edited model: as tensors, JSON, a page and the model's card."""
+    from bilinear_circuits.report.pages import edit_page
+    from bilinear_circuits.utilities.saving import save_result
+
+    save_result(report, folder / "result", source)
+    texts = {
+        "edit.json": common.to_json(edit_payload(report, asked.query, source)),
+        "report.html": edit_page(report, asked.query, described(report.edits), source),
+        "README.md": edit_card(report, asked.query, model),
+    }
+    for name, text in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
 
 
 def _provenance(

@@ -93,7 +93,7 @@ def _motifs(search: DiscoverySearch) -> Part:
             motif,
             MOTIFS.get(motif, ""),
             *(number(count[motif]) for count in parts),  # type: ignore[index]
-            value_or_none(search.cutoffs[motif]),
+            _cutoff(search.cutoffs[motif]),
             *(number(search.high_scores[one].get(motif)) for one in nulls),
         )
         for motif in search.cutoffs
@@ -102,8 +102,7 @@ def _motifs(search: DiscoverySearch) -> Part:
     return Part("Motifs", Table.of(columns, rows), note, "motifs")
 
 
-def value_or_none(score: float) -> str:
-    """Write a score, or that there is none."""
+def _cutoff(score: float) -> str:
     return "none" if score == float("inf") else number(score)
 
 
