@@ -73,13 +73,11 @@ def run(arguments: Arguments) -> None:
         arguments, saes=common.saes_of(arguments), corpus=records.display_name(corpus.path), layers=layers
     )
     source = records.provenance(resolved, interactions, corpus, len(stories), seconds)
-    # The numbers first: a page that fails must not take them along.
     with common.written_whole(arguments.out, first=OUTPUTS.record) as folder:
         (folder / "circuit.json").write_text(common.to_json(search_payload(search, source)), encoding="utf-8")
         save_result(search, folder, source)
         files = ["report.html", "circuit.json", *RESULT_FILES, *tables.write(folder, "ranking", columns_of(search))]
-    with common.written_whole(arguments.out) as folder:
-        (folder / "report.html").write_text(circuits_page(search, source), encoding="utf-8")
+    common.write_page(arguments.out, lambda: circuits_page(search, source))
     drawn = images.written(search_figures(search), arguments.out, arguments.images)
     print(summary(search))
     print(f"\n{time.perf_counter() - started:.0f} s. Written:")

@@ -140,6 +140,12 @@ def quietly_load(load: Callable[[str, str], T], name: str, device: str) -> T:
     return load(name, device)
 
 
+def write_page(folder: str | Path, page: Callable[[], str]) -> None:
+    """Write a result's report.html, after its numbers: a page that fails must not take them along."""
+    with written_whole(folder) as whole:
+        (whole / "report.html").write_text(page(), encoding="utf-8")
+
+
 @contextlib.contextmanager
 def written_whole(folder: str | Path, *, first: str | None = None, last: str | None = None) -> Iterator[Path]:
     """A temporary folder whose files are moved into `folder` at the end; after an error nothing is left behind.

@@ -124,7 +124,7 @@ def run(arguments: Arguments) -> None:
         source = provenance(arguments, sources, loaded, corpus, len(stories), time.perf_counter() - started)
         with common.written_whole(arguments.out, first=OUTPUTS.record) as folder:
             save_result(result, folder, source)
-            (folder / "report.html").write_text(comparison_page(result, source), encoding="utf-8")
+        common.write_page(arguments.out, lambda: comparison_page(result, source))
         print("\nwritten: " + ", ".join(f"{arguments.out}/{name}" for name in (*OUTPUTS.others, OUTPUTS.record)))
 
 

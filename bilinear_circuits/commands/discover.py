@@ -242,7 +242,7 @@ def _write(
         rows = [asdict(pair) for pair in pairs]
         document |= {"pairs": rows, "interference": [asdict(one) for one in unmet]}
         (folder / "pairs.json").write_text(common.to_json(plain(document)), encoding="utf-8")
-        (folder / "report.html").write_text(discovery_page(search, pairs, unmet, labels, source), encoding="utf-8")
+    common.write_page(out, lambda: discovery_page(search, pairs, unmet, labels, source))
 
 
 def _columns(search: "DiscoverySearch", labels: _Labels) -> tables.Columns:

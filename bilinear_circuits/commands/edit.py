@@ -100,6 +100,7 @@ def run(arguments: Arguments) -> None:
     common.check_ranks("rank", [arguments.rank], arguments.model)
 
     from bilinear_circuits.models.running import context_length
+    from bilinear_circuits.report.pages import edit_page
     from bilinear_circuits.surgery import edit_model
 
     stories = corpus.read(asked.n_stories if arguments.n_stories is None else arguments.n_stories)
@@ -116,12 +117,12 @@ def run(arguments: Arguments) -> None:
         seconds = time.perf_counter() - started
         source = _provenance(arguments, interactions, corpus, len(stories), seconds, folder)
         _write(folder, report, asked, source, records.display_name(arguments.model))
+    common.write_page(arguments.out, lambda: edit_page(report, asked.query, described(report.edits), source))
     print(summary(report, asked.query.name))
     print(
-        f"\n{time.perf_counter() - started:.0f} s. Written: {arguments.out}, a Llama for plain transformers;"
-        " report.html,"
-        " edit.json"
+        f"\n{time.perf_counter() - started:.0f} s. Written: {arguments.out}, a Llama for plain transformers;", end=" "
     )
+    print("report.html, edit.json")
 
 
 def factors_of(arguments: Arguments, asked: CircuitFile, ranking: Mapping[str, int]) -> dict[str, float]:
@@ -216,14 +217,12 @@ def _measure(
 
 
 def _write(folder: Path, report: "EditReport", asked: CircuitFile, source: dict[str, Any], model: str) -> None:
-    """Write the report beside the edited model: as tensors, JSON, a page and the model's card."""
-    from bilinear_circuits.report.pages import edit_page
+    """Write the report beside the edited model: as tensors, JSON and the model's card."""
     from bilinear_circuits.utilities.saving import save_result
 
     save_result(report, folder / "result", source)
     texts = {
         "edit.json": common.to_json(edit_payload(report, asked.query, source)),
-        "report.html": edit_page(report, asked.query, described(report.edits), source),
         "README.md": edit_card(report, asked.query, model),
     }
     for name, text in texts.items():

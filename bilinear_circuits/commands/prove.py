@@ -88,8 +88,7 @@ def run(arguments: Arguments) -> None:
     with common.written_whole(arguments.out, first=OUTPUTS.record) as folder:
         save_result(proofs, folder, source)
         (folder / "proof.json").write_text(common.to_json(_payload(proofs, source)), encoding="utf-8")
-        page = proof_page(proofs, source, TokenTexts(model.tokenizer))
-        (folder / "report.html").write_text(page, encoding="utf-8")
+    common.write_page(arguments.out, lambda: proof_page(proofs, source, TokenTexts(model.tokenizer)))
     print(tables(proofs, model.tokenizer))
     print(f"\n{time.perf_counter() - started:.0f} s. Written:")
     for name in (OUTPUTS.record, *OUTPUTS.others):
