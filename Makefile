@@ -19,11 +19,12 @@ help:
 
 install: $(VENV)/.installed
 
-# Not compiled beforehand: of the thousands of modules few are ever imported, and those compile then.
+# Compiled by all cores afterwards: pip does it on one. Files that are templates do not compile, and need not.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "bilinear-circuits needs Python 3.11 or later, got %d.%d as $(PYTHON). Name another: make PYTHON=python3.11" % sys.version_info[:2])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable ".[dev]"
+	@$(BIN)/python -m compileall -q -j 0 $(VENV)/lib >/dev/null || true
 	@touch $@
 
 demo: install
