@@ -1,5 +1,7 @@
 """The report of a circuit search in a real browser: figures, theme, tooltips."""
 
+import json
+
 import pytest
 from reports import PROVENANCE, make_search, modules
 
@@ -31,6 +33,10 @@ def test_every_figure_is_drawn_in_either_theme(browser_page, screenshot, address
     assert all(one != other for one, other in zip(light, dark, strict=True))
     browser_page.wait_for_function(f"(before) => ({tick})() !== before", arg=light_tick)  # plotly is drawn again
     screenshot("circuits-dark")
+    stored = browser_page.evaluate("({ ...localStorage })")
+    assert list(stored.values()) == ["dark"]
+    # Chromium writes it in the background, and a reload on a busy machine can come first: so it is given again here.
+    browser_page.add_init_script(f"Object.assign(localStorage, {json.dumps(stored)})")
     browser_page.reload()
     assert browser_page.evaluate(colours) == dark
 
