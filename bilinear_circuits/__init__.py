@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from bilinear_circuits.prompts.attribution import attribute_prompt
     from bilinear_circuits.surgery import FormEdit, edit_model
     from bilinear_circuits.surgery.weights import check_weights
+    from bilinear_circuits.utilities.feature import Feature
     from bilinear_circuits.utilities.saving import load_result, save_result
     from bilinear_circuits.workspace import Workspace
     from bilinear_circuits.zoo import corpus_path, load_dictionaries, load_model
@@ -43,6 +44,7 @@ _HOME = {
     "CircuitQuery": "circuits",
     "CircuitSearch": "circuits",
     "Dictionary": "dictionaries.dictionary",
+    "Feature": "utilities.feature",
     "FeatureActivity": "discovery",
     "FeatureInteractions": "interactions.feature_interactions",
     "FeatureProfile": "interactions.profiles",
@@ -95,6 +97,7 @@ __all__ = [
     "CircuitQuery",
     "CircuitSearch",
     "Dictionary",
+    "Feature",
     "FeatureActivity",
     "FeatureInteractions",
     "FeatureProfile",

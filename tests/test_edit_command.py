@@ -195,7 +195,7 @@ MISTAKES = {
     ("--opposite=-1e7",): "opposite must be between -1,000,000 and 1,000,000, got -1e+07",
     ("--factor", "1"): "factor must change a form of ",
     ("--features", "9/1"): "features must be of the ranking of ",
-    ("--features", "4-143"): "got 4-143.",
+    ("--features", "4-143"): "features must be written as layer/feature, such as 4/143, got '4-143'.",
     ("--features", "0/1", "--n-features", "2"): "features and n_features must not be given together",
     ("--n-features", "0"): "n_features must be at least 1, got 0.",
     ("--n-stories", "0"): "n_stories must be at least 1, got 0.",

@@ -35,6 +35,9 @@ def world(tmp_path_factory, bc):
     )  # fmt: skip
 
 
+SIDES = ("in", "out")
+
+
 def coefficients(T):
     """Coefficients of z_a z_b of every output, from the dense interaction matrices."""
     doubled = 2 * T
@@ -46,6 +49,19 @@ def test_names_of_all_features_are_those_of_one_at_a_time(bc, world):
     tokenizer = world.model.tokenizer
     assert names == tuple(bc.naming.input_label(world.activity, f, tokenizer) for f in range(D_SAE_IN))
     assert names[DEAD] == bc.naming.NOT_ACTIVE
+
+
+def test_names_are_made_once_for_either_side_of_every_layer(bc, world, monkeypatch):
+    tokenizer, layer = world.model.tokenizer, world.activity.interactions.mlp.layer
+    names = bc.naming.FeatureNames([world.activity], tokenizer)
+    expected = {
+        (f, side): bc.naming.feature_label(world.activity, f, tokenizer, side) for f in (0, 5) for side in SIDES
+    }
+    assert {(f, side): names(layer, f, side) for f, side in expected} == expected
+    assert names(layer, 5) == expected[5, "in"]
+    monkeypatch.setattr(bc.naming, "feature_label", None)  # whatever was asked for before is not made again
+    assert names(layer, 0, "out") == expected[0, "out"]
+    assert bc.naming.made_label(names.tokens(layer, 5)) == expected[5, "out"]
 
 
 def test_top_tokens_hold_the_shares_counted_by_hand(bc, world):

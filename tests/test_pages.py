@@ -10,6 +10,7 @@ from reports import HOSTILE, PROVENANCE, SCRIPT, make_discoveries
 from verbs import asked, write_world
 
 from bilinear_circuits.cli import main
+from bilinear_circuits.interactions.naming import FeatureNames
 
 
 @pytest.fixture(scope="module")
@@ -99,13 +100,13 @@ def test_a_proof_of_nothing_is_a_page_still(world):
     assert 'id="plotly-bundle"' not in page
 
 
-class Names:
+class Names(FeatureNames):
     """Features in hostile words."""
 
     def tokens(self, layer, feature):
-        return HOSTILE
+        return tuple(HOSTILE)
 
-    def name(self, layer, feature):
+    def __call__(self, layer, feature, side="in"):
         return f"{HOSTILE[feature % 5]} · {HOSTILE[5]}"
 
 
@@ -114,7 +115,7 @@ def test_the_discovery_page_says_what_was_found_and_names_stay_text():
 
     search = make_discoveries()
     search = replace(search, apart=(replace(search.discoveries[0], feature=77, motif="and"),))
-    page = discovery_page(search, (), (), Names(), PROVENANCE)
+    page = discovery_page(search, (), (), Names([], None), PROVENANCE)
     check_hostile(page)
     rows, text = rows_of(page), words_of(page)
     assert "1discoveries 1echoes of other features 1whose inputs hardly meet 20output features 40tests" in text
@@ -140,7 +141,7 @@ def test_long_lists_of_discoveries_are_cut_and_say_so():
 
     search = make_discoveries()
     many = tuple(replace(search.discoveries[0], feature=feature) for feature in range(250))
-    page = discovery_page(replace(search, discoveries=many), (), (), Names(), PROVENANCE)
+    page = discovery_page(replace(search, discoveries=many), (), (), Names([], None), PROVENANCE)
     assert "The first 100 of 250 discoveries; all are in discoveries.csv." in page
     names = [row[0] for row in rows_of(page) if re.fullmatch(r"4/\d+", row[0]) and len(row) == 7]
     assert names == [f"4/{feature}" for feature in range(100)]

@@ -15,13 +15,14 @@ from bilinear_circuits.interactions.activity import LayerActivity
 from bilinear_circuits.interactions.shape import and_shape
 from bilinear_circuits.statistics.correlations import pearson
 from bilinear_circuits.utilities.display import Brief
+from bilinear_circuits.utilities.feature import OfFeature
 from bilinear_circuits.utilities.progress import Progress, silent
 
 MIN_TRIGGER_TOKENS = 10
 
 
 @dataclass(frozen=True, repr=False)
-class Evidence(Brief):
+class Evidence(OfFeature, Brief):
     """Why an output feature is, or is not, a candidate for a query.
 
     Attributes:
@@ -63,11 +64,6 @@ class Evidence(Brief):
     def sign(self) -> int:
         """The pole it pushes to: +1 positive, -1 negative."""
         return 1 if self.pole_shift > 0 else -1
-
-    @property
-    def name(self) -> str:
-        """For instance "3/2774": layer and feature."""
-        return f"{self.layer}/{self.feature}"
 
 
 def trigger_share(activity: LayerActivity, tokens: QueryTokens) -> Float[Tensor, " d_sae"]:

@@ -6,10 +6,11 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 from bilinear_circuits.circuits.query import CircuitQuery
 from bilinear_circuits.circuits.settings import SearchSettings
+from bilinear_circuits.utilities.feature import OfFeature
 
 
 @dataclass(frozen=True)
-class Target:
+class Target(OfFeature):
     """A circuit to prove or edit.
 
     Attributes:
@@ -23,11 +24,6 @@ class Target:
     feature: int
     sign: int
     groups: tuple[tuple[int, ...], tuple[int, ...]]
-
-    @property
-    def name(self) -> str:
-        """Layer and feature, as 4/143."""
-        return f"{self.layer}/{self.feature}"
 
 
 @runtime_checkable

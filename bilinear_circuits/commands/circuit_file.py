@@ -10,6 +10,7 @@ from bilinear_circuits import zoo
 from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.corpus import corpus_of
 from bilinear_circuits.data.corpora import Corpus
+from bilinear_circuits.utilities.feature import Feature
 from bilinear_circuits.utilities.folders import Fingerprint, file_hash
 
 if TYPE_CHECKING:
@@ -218,21 +219,21 @@ def _hash(content: Any, where: str) -> str | None:
     return value
 
 
-def read_ranking(path: str) -> dict[str, int]:
-    """Every feature the search scored in full, best first: its name, such as 4/143, and the pole it pushes to, 1 or -1.
+def read_ranking(path: str) -> dict[Feature, int]:
+    """Every feature the search scored in full, best first, and the pole it pushes to, 1 or -1.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If it is no JSON, or not what `bilinear-circuits circuits` writes.
     """
-    ranking: dict[str, int] = {}
+    ranking: dict[Feature, int] = {}
     for index, one in enumerate(_typed(_document(path), "ranking", list, path)):
         where = f"ranking[{index}] of {path}"
         layer, feature = (_counted(one, name, 0, where) for name in ("layer", "feature"))
         sign = _typed(one, "sign", int, where)
         if sign not in (1, -1):
             raise ValueError(f"sign of {where} must be 1 or -1, got {sign}.")
-        ranking.setdefault(f"{layer}/{feature}", sign)
+        ranking.setdefault(Feature(layer, feature), sign)
     return ranking
 
 

@@ -211,7 +211,7 @@ def circuit_sets(
             source.name,
             collect_activity(model, interactions, tokens, common.bar),
             unembedding(model),
-            tuple((one.layer, one.feature) for one in source.file.targets),
+            tuple(one.key for one in source.file.targets),
         )
         for source, (model, interactions) in zip(sources, loaded, strict=True)
     ]

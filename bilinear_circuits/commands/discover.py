@@ -18,11 +18,11 @@ from bilinear_circuits.commands import common, records, tables
 from bilinear_circuits.commands.corpus import corpus_of, tokenized
 from bilinear_circuits.commands.outputs import Outputs
 from bilinear_circuits.commands.values import check_most
+from bilinear_circuits.utilities.feature import Feature
 
 if TYPE_CHECKING:
     from bilinear_circuits.discovery import Block, Discovery, DiscoverySearch, Interference, PlanePair
-    from bilinear_circuits.interactions.activity import LayerActivity
-
+    from bilinear_circuits.interactions.naming import FeatureNames
 
 OUTPUTS = Outputs(
     "pairs.json",
@@ -91,6 +91,7 @@ def run(arguments: Arguments) -> None:
     corpus = corpus_of(arguments)
 
     from bilinear_circuits.interactions.activity import collect_activity
+    from bilinear_circuits.interactions.naming import FeatureNames
     from bilinear_circuits.models.running import context_length
 
     stories = corpus.read(arguments.n_stories)
@@ -108,51 +109,18 @@ def run(arguments: Arguments) -> None:
         interference(one, data.inputs, len(data.x), arguments.n_largest, arguments.seed, common.bar)
         for one, data in zip(interactions, features, strict=True)
     ]
-    labels = _Labels(activity, model.tokenizer)
-    print(summary(search, labels, arguments.n_listed))
-    print(pair_table(pairs, labels, settings.fdr, arguments.n_listed))
+    names = FeatureNames(activity, model.tokenizer)
+    print(summary(search, names, arguments.n_listed))
+    print(pair_table(pairs, names, settings.fdr, arguments.n_listed))
     print(interference_table(unmet))
     if arguments.out is not None:
         resolved = replace(arguments, saes=common.saes_of(arguments), layers=layers)
         source = records.provenance(resolved, interactions, corpus, len(stories), time.perf_counter() - started)
-        _write(arguments.out, search, pairs, unmet, labels, source)
+        _write(arguments.out, search, pairs, unmet, names, source)
         print(f"written: {arguments.out}/report.html, result.json, discoveries.csv, discoveries.parquet, pairs.json")
 
 
-class _Labels:
-    """Features in words."""
-
-    def __init__(self, activity: "Sequence[LayerActivity]", tokenizer: object) -> None:
-        self._activity = {one.interactions.mlp.layer: one for one in activity}
-        self._tokenizer = tokenizer
-
-    def inputs(self, layer: int, features: Sequence[int], n: int = 3) -> str:
-        """The first n features of a group."""
-        names = [self.name(layer, feature) for feature in features[:n]]
-        more = f" and {len(features) - n} more" if len(features) > n else ""
-        return " | ".join(names) + more
-
-    def name(self, layer: int, feature: int) -> str:
-        """Name an input feature."""
-        from bilinear_circuits.interactions.naming import input_label
-
-        return input_label(self._activity[layer], feature, self._tokenizer)
-
-    def output(self, layer: int, feature: int) -> str:
-        """Tokens an output feature is active at."""
-        return " ".join(self.tokens(layer, feature))
-
-    def tokens(self, layer: int, feature: int) -> list[str]:
-        """List them one by one."""
-        from bilinear_circuits.data.token_texts import token_text
-        from bilinear_circuits.interactions.activity import top_token_ids
-
-        activity = self._activity[layer]
-        ids = top_token_ids(activity.outputs, activity.token_ids, feature)
-        return [token_text(self._tokenizer, one) for one in ids]
-
-
-def summary(search: "DiscoverySearch", labels: _Labels, n_listed: int) -> str:
+def summary(search: "DiscoverySearch", names: "FeatureNames", n_listed: int) -> str:
     """The search as text: how many of each motif, and the best of each."""
     from bilinear_circuits.discovery import MOTIFS
 
@@ -174,24 +142,34 @@ def summary(search: "DiscoverySearch", labels: _Labels, n_listed: int) -> str:
     for motif in MOTIFS:
         best = [one for one in search.discoveries if one.motif == motif][:n_listed]
         if best:
-            lines += ["", f"{motif}:"] + [line for one in best for line in _described(one, labels)]
+            lines += ["", f"{motif}:"] + [line for one in best for line in _described(one, names)]
     return "\n".join(lines)
 
 
-def _described(one: "Discovery", labels: _Labels) -> list[str]:
-    lines = [f"  {one.name:<8} score {one.score:.3f}  q {one.q:.2g}  at {labels.output(one.layer, one.feature)}"]
-    return lines + [f"    {_block(block, one.layer, labels)}" for block in one.blocks]
+def _described(one: "Discovery", names: "FeatureNames") -> list[str]:
+    lines = [f"  {one.name:<8} score {one.score:.3f}  q {one.q:.2g}  at {_tokens(names, one.layer, one.feature)}"]
+    return lines + [f"    {_block(block, one.layer, names)}" for block in one.blocks]
 
 
-def _block(block: "Block", layer: int, labels: _Labels) -> str:
-    first = labels.inputs(layer, block.first)
+def _block(block: "Block", layer: int, names: "FeatureNames") -> str:
+    first = _group(names, layer, block.first)
     if block.first == block.second:
         return f"{block.strength:+.3f}  ({first})^2"
-    second = labels.inputs(layer, block.second)
+    second = _group(names, layer, block.second)
     return f"{block.strength:+.3f}  ({first}) x ({second})  together on {block.together} tokens"
 
 
-def pair_table(pairs: "Sequence[PlanePair]", labels: _Labels, fdr: float, n_listed: int) -> str:
+def _group(names: "FeatureNames", layer: int, features: Sequence[int], n: int = 3) -> str:
+    """The first n features of a group."""
+    more = f" and {len(features) - n} more" if len(features) > n else ""
+    return " | ".join(names(layer, feature) for feature in features[:n]) + more
+
+
+def _tokens(names: "FeatureNames", layer: int, feature: int) -> str:
+    return " ".join(names.tokens(layer, feature))
+
+
+def pair_table(pairs: "Sequence[PlanePair]", names: "FeatureNames", fdr: float, n_listed: int) -> str:
     """The pairs of output features with the nearest planes, as text."""
     kinds = Counter(pair.kind for pair in pairs)
     beyond = Counter(pair.kind for pair in pairs if pair.q <= fdr)
@@ -199,7 +177,7 @@ def pair_table(pairs: "Sequence[PlanePair]", labels: _Labels, fdr: float, n_list
     lines = ["", f"output features and the one nearest to their plane (beyond chance): {count}"]
     for kind in ("antipodal", "shared plane"):
         for pair in [one for one in pairs if one.kind == kind][:n_listed]:
-            first, second = (f"{pair.layer}/{one} ({labels.output(pair.layer, one)})" for one in pair.features)
+            first, second = (f"{Feature(pair.layer, one)} ({_tokens(names, pair.layer, one)})" for one in pair.features)
             numbers = f"overlap {pair.overlap:.2f}, forms {pair.correlation:+.2f}, decoders {pair.decoder_cosine:+.2f}"
             numbers += f", q {pair.q:.2g}"
             lines.append(f"  {kind:<12} {first} and {second}: {numbers}")
@@ -226,7 +204,7 @@ def _write(
     search: "DiscoverySearch",
     pairs: "Sequence[PlanePair]",
     unmet: "Sequence[Interference]",
-    labels: _Labels,
+    names: "FeatureNames",
     source: dict[str, object],
 ) -> None:
     from dataclasses import asdict
@@ -237,20 +215,20 @@ def _write(
 
     with common.written_whole(out, first=OUTPUTS.record) as folder:
         save_result(search, folder, source)
-        tables.write(folder, "discoveries", _columns(search, labels))
+        tables.write(folder, "discoveries", _columns(search, names))
         document = {"schema_version": 1, "kind": OUTPUTS.kind, "provenance": source}
         rows = [asdict(pair) for pair in pairs]
         document |= {"pairs": rows, "interference": [asdict(one) for one in unmet]}
         (folder / "pairs.json").write_text(common.to_json(plain(document)), encoding="utf-8")
-    common.write_page(out, lambda: discovery_page(search, pairs, unmet, labels, source))
+    common.write_page(out, lambda: discovery_page(search, pairs, unmet, names, source))
 
 
-def _columns(search: "DiscoverySearch", labels: _Labels) -> tables.Columns:
+def _columns(search: "DiscoverySearch", names: "FeatureNames") -> tables.Columns:
     """One row for each significant feature."""
     from bilinear_circuits.report.notebook import columns_of
 
     columns = columns_of(search)
     rows = (*search.discoveries, *search.echoes, *search.apart)
-    columns["at"] = [labels.output(one.layer, one.feature) for one in rows]
-    columns["blocks"] = ["; ".join(_block(block, one.layer, labels) for block in one.blocks) for one in rows]
+    columns["at"] = [_tokens(names, one.layer, one.feature) for one in rows]
+    columns["blocks"] = ["; ".join(_block(block, one.layer, names) for block in one.blocks) for one in rows]
     return columns

@@ -24,6 +24,7 @@ from bilinear_circuits.commands.claims import OLD, half_written
 from bilinear_circuits.commands.corpus import tokenized
 from bilinear_circuits.commands.edit_report import KIND, described, edit_card, edit_payload, summary
 from bilinear_circuits.data.corpora import Corpus
+from bilinear_circuits.utilities.feature import Feature
 from bilinear_circuits.utilities.folders import file_hash
 
 if TYPE_CHECKING:
@@ -95,7 +96,7 @@ def run(arguments: Arguments) -> None:
     asked = read_circuit_file(arguments.circuit)
     factors = factors_of(arguments, asked, read_ranking(arguments.circuit))
     asked.check_source(arguments)
-    layers = common.check_layers(sorted({int(name.split("/")[0]) for name in factors}), common.saes_of(arguments))
+    layers = common.check_layers(sorted({name.layer for name in factors}), common.saes_of(arguments))
     corpus = asked.corpus_of(arguments)
     common.check_ranks("rank", [arguments.rank], arguments.model)
 
@@ -125,19 +126,20 @@ def run(arguments: Arguments) -> None:
     print("report.html, edit.json")
 
 
-def factors_of(arguments: Arguments, asked: CircuitFile, ranking: Mapping[str, int]) -> dict[str, float]:
+def factors_of(arguments: Arguments, asked: CircuitFile, ranking: Mapping[Feature, int]) -> dict[Feature, float]:
     """The features to edit, and what the form of each is multiplied by.
 
     Raises:
         ValueError: If a feature is not in the ranking, or nothing is left to edit.
     """
-    chosen = {one.name: one.sign for one in asked.targets}
+    chosen = {one.key: one.sign for one in asked.targets}
     if arguments.features is not None:
-        for name in arguments.features:
+        named = [Feature.parse(name) for name in arguments.features]
+        for name in named:
             if name not in ranking:
-                known = f"{', '.join(list(ranking)[:6])} and {max(0, len(ranking) - 6)} more"
+                known = f"{', '.join(map(str, list(ranking)[:6]))} and {max(0, len(ranking) - 6)} more"
                 raise ValueError(f"features must be of the ranking of {arguments.circuit} ({known}), got {name}.")
-        chosen = {name: ranking[name] for name in arguments.features}
+        chosen = {name: ranking[name] for name in named}
     elif arguments.n_features is not None:
         best = [[name for name in ranking if ranking[name] == sign] for sign in (1, -1)]
         chosen = {name: ranking[name] for names in best for name in names[: arguments.n_features]}
@@ -149,14 +151,14 @@ def factors_of(arguments: Arguments, asked: CircuitFile, ranking: Mapping[str, i
     if edited := {name: factor for name, factor in factors.items() if factor != 1}:
         return edited
     raise ValueError(
-        f"factor must change a form of {', '.join(chosen) or arguments.circuit}, got factor {arguments.factor:g} for"
-        f" pole {arguments.pole} and {arguments.opposite:g} for the other."
+        f"factor must change a form of {', '.join(map(str, chosen)) or arguments.circuit}, got factor"
+        f" {arguments.factor:g} for pole {arguments.pole} and {arguments.opposite:g} for the other."
     )
 
 
-def _best_sign(asked: CircuitFile, ranking: Mapping[str, int]) -> int:
+def _best_sign(asked: CircuitFile, ranking: Mapping[Feature, int]) -> int:
     """The pole of the circuit that stands first in the ranking."""
-    return min(asked.targets, key=lambda one: list(ranking).index(one.name) if one.name in ranking else math.inf).sign
+    return min(asked.targets, key=lambda one: list(ranking).index(one.key) if one.key in ranking else math.inf).sign
 
 
 def _check_out(arguments: Arguments) -> None:
@@ -172,14 +174,13 @@ def _check_out(arguments: Arguments) -> None:
         raise ValueError(f"out must be new, empty or an earlier edit, got {arguments.out}, which holds other files.")
 
 
-def _edits(interactions: "list[FeatureInteractions]", factors: Mapping[str, float], rank: int) -> "list[FormEdit]":
+def _edits(interactions: "list[FeatureInteractions]", factors: Mapping[Feature, float], rank: int) -> "list[FormEdit]":
     from bilinear_circuits.surgery import FormEdit
 
     by_layer = {one.mlp.layer: one for one in interactions}
     edits = []
     for name, factor in factors.items():
-        layer, feature = map(int, name.split("/"))
-        edits.append(FormEdit.of(by_layer[layer], feature, rank, factor))
+        edits.append(FormEdit.of(by_layer[name.layer], name.number, rank, factor))
     return edits
 
 

@@ -5,7 +5,6 @@ explorer.html, one file that needs no server, and explorer.json. `bilinear-circu
 answers prompts of your own.
 """
 
-import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -20,12 +19,13 @@ from bilinear_circuits.commands.corpus import corpus_of, tokenized
 from bilinear_circuits.commands.outputs import Outputs
 from bilinear_circuits.data.corpora import Corpus
 from bilinear_circuits.utilities.display import Brief
+from bilinear_circuits.utilities.feature import Feature
 
 if TYPE_CHECKING:
     from bilinear_circuits.interactions.activity import LayerActivity
     from bilinear_circuits.interactions.neighbourhood import Neighbourhood
     from bilinear_circuits.interactions.profiles import FeatureProfile
-    from bilinear_circuits.prompts.accounts import Name
+    from bilinear_circuits.surgery.edits import FormEdit
 
 RANK = 2  # of the form that the edit removes
 WRITTEN = "written for this page"
@@ -45,7 +45,6 @@ DEFAULT_PROMPTS = (
     "once upon a time there was a little girl who loved to play in the park .",
 )
 _BEFORE, _AFTER = 16, 4  # tokens of a context
-_NAME = re.compile(r"(\d{1,6})/(\d{1,9})")
 
 
 OUTPUTS = Outputs("explorer.json", "circuit explorer", ("explorer.html",))
@@ -81,23 +80,23 @@ class PromptAnswers:
     """Explains prompts, one after the other: what does not depend on the prompt is computed once.
 
     Attributes:
-        names: Output features it explains, as (layer, feature).
+        names: Output features it explains.
     """
 
-    def __init__(self, model: Any, activities: "Sequence[LayerActivity]", names: "Sequence[Name]") -> None:
+    def __init__(self, model: Any, activities: "Sequence[LayerActivity]", names: Sequence[tuple[int, int]]) -> None:
         """Convert the interactions to float64 and decompose the form of every feature."""
+        from bilinear_circuits.interactions.naming import FeatureNames
         from bilinear_circuits.prompts.accounts import in_float64
         from bilinear_circuits.surgery.edits import FormEdit
 
-        self.names = tuple(names)
+        self.names = tuple(Feature(*one) for one in names)
         self._model = model
-        self._activities = {one.interactions.mlp.layer: one for one in activities}
-        exact = {layer: in_float64(one.interactions) for layer, one in self._activities.items()}
+        exact = {one.interactions.mlp.layer: in_float64(one.interactions) for one in activities}
         self._interactions = tuple(exact.values())
         self._edits = {name: FormEdit.of(exact[name[0]], name[1], RANK) for name in self.names}
-        self._labels: dict[tuple[int, int], str] = {}
+        self._name = FeatureNames(activities, model.tokenizer)
 
-    def __call__(self, text: str, names: "Sequence[Name] | None" = None) -> dict[str, Any]:
+    def __call__(self, text: str, names: "Sequence[tuple[int, int]] | None" = None) -> dict[str, Any]:
         """The account of a prompt as `report.prompts.prompt_payload` writes it.
 
         Args:
@@ -111,23 +110,15 @@ class PromptAnswers:
         from bilinear_circuits.prompts.accounts import explain_prompt, prompt_tokens
         from bilinear_circuits.report.prompts import prompt_payload
 
-        chosen = self.names if names is None else tuple(names)
+        chosen = self.names if names is None else tuple(Feature(*one) for one in names)
         for name in chosen:
             if name not in self._edits:
-                known = ", ".join(f"{layer}/{feature}" for layer, feature in self.names)
-                raise ValueError(f"features must be among those explored ({known}), got {name[0]}/{name[1]}.")
+                known = ", ".join(map(str, self.names))
+                raise ValueError(f"features must be among those explored ({known}), got {name}.")
         tokens = prompt_tokens(text, self._model.tokenizer, context_length(self._model))
-        edits = {name: self._edits[name] for name in chosen}
+        edits: dict[tuple[int, int], FormEdit] = {name: self._edits[name] for name in chosen}
         account = explain_prompt(self._model, self._interactions, chosen, tokens, edits=edits)
-        return prompt_payload(account, text, self._model.tokenizer, self._label)
-
-    def _label(self, layer: int, feature: int) -> str:
-        """Name of an input feature, made once."""
-        from bilinear_circuits.interactions.naming import input_label
-
-        if (layer, feature) not in self._labels:
-            self._labels[layer, feature] = input_label(self._activities[layer], feature, self._model.tokenizer)
-        return self._labels[layer, feature]
+        return prompt_payload(account, text, self._model.tokenizer, self._name)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -199,7 +190,7 @@ def prepare(arguments: Arguments) -> Explorer:
 
 
 def _measured(
-    model: Any, activities: "Mapping[int, LayerActivity]", names: "Sequence[Name]", n_members: int
+    model: Any, activities: "Mapping[int, LayerActivity]", names: Sequence[Feature], n_members: int
 ) -> "tuple[list[FeatureProfile], list[Neighbourhood]]":
     """Every circuit on the corpus, and the input features around it."""
     from bilinear_circuits.interactions.neighbourhood import neighbourhood
@@ -218,13 +209,13 @@ def _measured(
     return profiles, around
 
 
-def _resolved(arguments: Arguments, names: "Sequence[Name]", corpus: Corpus) -> Arguments:
+def _resolved(arguments: Arguments, names: Sequence[Feature], corpus: Corpus) -> Arguments:
     """What was asked for, with what was left open filled in, and files by their names alone."""
     return replace(
         arguments,
         circuit=None if arguments.circuit is None else Path(arguments.circuit).name,
         prompts=None if arguments.prompts is None else Path(arguments.prompts).name,
-        features=[f"{layer}/{feature}" for layer, feature in names],
+        features=[str(one) for one in names],
         saes=common.saes_of(arguments),
         corpus=records.display_name(corpus.path),
     )
@@ -246,21 +237,15 @@ def read_prompts(path: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(texts))
 
 
-def _asked_for(arguments: Arguments, asked: CircuitFile | None) -> tuple[list[tuple[int, int]], Mapping[str, Any]]:
+def _asked_for(arguments: Arguments, asked: CircuitFile | None) -> tuple[list[Feature], Mapping[str, Any]]:
     """Layer and feature of every circuit, and what is proved of them."""
     if asked is not None and arguments.circuit is not None:
         chosen = (asked if arguments.features is None else asked.only(arguments.features)).targets
         asked.check_source(arguments)
-        return [(one.layer, one.feature) for one in chosen], read_proofs(arguments.circuit)
+        return [one.key for one in chosen], read_proofs(arguments.circuit)
     if not arguments.features:
         raise ValueError("a CIRCUIT.json or --features must be given, such as --features 4/143 4/1846, got neither.")
-    names = []
-    for name in dict.fromkeys(arguments.features):
-        match = _NAME.fullmatch(name)
-        if match is None:
-            raise ValueError(f"features must be written as layer/feature, such as 4/143, got {name!r:.40}.")
-        names.append((int(match[1]), int(match[2])))
-    return names, {}
+    return [Feature.parse(name) for name in dict.fromkeys(arguments.features)], {}
 
 
 def _check_counts(arguments: Arguments) -> None:
@@ -278,9 +263,9 @@ def _prompts(
 ) -> list[dict[str, Any]]:
     """Every text once, with where it comes from: those asked for, then where each feature is strongest."""
     sources = dict.fromkeys(texts, WRITTEN)
-    for layer, feature in answers.names:
-        for text in strongest_contexts(activities[layer], feature, tokenizer, n_examples):
-            sources.setdefault(text, f"strongest in the corpus for {layer}/{feature}")
+    for name in answers.names:
+        for text in strongest_contexts(activities[name.layer], name.number, tokenizer, n_examples):
+            sources.setdefault(text, f"strongest in the corpus for {name}")
     return [{"source": source, **answers(text)} for text, source in common.bar(list(sources.items()), "prompts")]
 
 

@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,14 +24,14 @@ from bilinear_circuits.commands import common, records
 from bilinear_circuits.commands.corpus import corpus_of, tokenized
 from bilinear_circuits.commands.graph_folder import FEATURES, LIST, NEURONPEDIA, GraphFolder
 from bilinear_circuits.commands.values import short
+from bilinear_circuits.utilities.feature import Feature
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from bilinear_circuits.interactions.activity import LayerActivity, Side
+    from bilinear_circuits.interactions.activity import LayerActivity
+    from bilinear_circuits.interactions.naming import FeatureNames
     from bilinear_circuits.prompts.attribution import Attribution, PromptAttribution
-
-    Names = Callable[[int, int, Side], str]
 
 _SLUG = 60  # characters
 _LONGEST_SLUG = 200  # it is the name of a file
@@ -98,9 +98,10 @@ def run(arguments: Arguments) -> None:
     common.check_out(arguments.out)
     layers = common.check_layers([arguments.layer], common.saes_of(arguments))
     corpus = corpus_of(arguments)
-    features = [(arguments.layer, feature) for feature in dict.fromkeys(arguments.feature)]
+    features = [Feature(arguments.layer, feature) for feature in dict.fromkeys(arguments.feature)]
 
     from bilinear_circuits.interactions.activity import collect_activity
+    from bilinear_circuits.interactions.naming import FeatureNames
     from bilinear_circuits.models.running import context_length
     from bilinear_circuits.prompts.accounts import prompt_tokens
     from bilinear_circuits.prompts.attribution import attribute_prompt
@@ -118,9 +119,10 @@ def run(arguments: Arguments) -> None:
     seconds = time.perf_counter() - started
     resolved = replace(arguments, saes=common.saes_of(arguments), corpus=records.display_name(corpus.path))
     provenance = records.provenance(resolved, interactions, corpus, len(stories), seconds)
-    document, others = _documents(arguments, slug, graph, activity, model, provenance)
+    name = FeatureNames([activity], model.tokenizer)
+    document, others = _documents(arguments, slug, graph, activity, name, model, provenance)
     folder.write(arguments.prompt, document, others)
-    print(describe(graph, model.tokenizer, _names(activity, model.tokenizer)))
+    print(describe(graph, model.tokenizer, name))
     print(
         f"\nwritten: {arguments.out}/{slug}.json, {len(document['nodes'])} nodes, {len(document['links'])} links,"
         f" details of {len(others) - 1} features; for an upload: {arguments.out}/{NEURONPEDIA}/{slug}.json"
@@ -132,6 +134,7 @@ def _documents(
     slug: str,
     graph: "PromptAttribution",
     activity: "LayerActivity",
+    name: "FeatureNames",
     model: "nn.Module",
     provenance: dict[str, Any],
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
@@ -151,7 +154,6 @@ def _documents(
         creator=arguments.creator,
         provenance=provenance,
     )
-    name = _names(activity, model.tokenizer)
     document = graph_payload(graph, source, model.tokenizer, name, arguments.max_links, arguments.max_pairs)
     maker = graph_features.DetailMaker(activity, unembedding(model), model.tokenizer)
     shown = (maker.detail(feature, side) for _, feature, side in features_of(graph, arguments.max_links))
@@ -181,7 +183,7 @@ def default_slug(features: Sequence[tuple[int, int]], prompt: str) -> str:
     return f"{slug[: _SLUG - _DIGEST - 1].strip('-')}-{digest}"
 
 
-def describe(graph: "PromptAttribution", tokenizer: Any, name: "Names") -> str:
+def describe(graph: "PromptAttribution", tokenizer: Any, name: "FeatureNames") -> str:
     """Where the features are active, and the pairs that make them so."""
     from bilinear_circuits.data.token_texts import token_text
     from bilinear_circuits.report.graph import has_logits
@@ -192,12 +194,10 @@ def describe(graph: "PromptAttribution", tokenizer: Any, name: "Names") -> str:
         f"{len(texts) - 1} tokens: {' '.join(texts[1:])}",
         f"next: {', '.join(f'{token_text(tokenizer, token_id)} {p:.2g}' for token_id, p in likeliest)}",
     ]
-    for layer, feature in graph.features:
-        found = [one for one in graph.attributions if (one.layer, one.feature) == (layer, feature)]
-        lines += [
-            "",
-            f"{layer}/{feature} ({name(layer, feature, 'out')}): active at {len(found)} of {len(texts) - 1} tokens",
-        ]
+    for feature in graph.features:
+        found = [one for one in graph.attributions if one.key == feature]
+        where = f"active at {len(found)} of {len(texts) - 1} tokens"
+        lines += ["", f"{Feature(*feature)} ({name(*feature, 'out')}): {where}"]
         if found:
             lines.append("   token          activation  = inputs   + error    + bias  pairs explain  leading pairs")
         for one in found:
@@ -210,7 +210,7 @@ def describe(graph: "PromptAttribution", tokenizer: Any, name: "Names") -> str:
     return "\n".join(lines)
 
 
-def _row(one: "Attribution", token: str, name: "Names") -> list[str]:
+def _row(one: "Attribution", token: str, name: "FeatureNames") -> list[str]:
     """One token: what its pre-activation is made of, and its leading pairs below each other."""
     columns = (one.pairs.first, one.pairs.second, one.pairs.contributions)
     leading = [
@@ -224,18 +224,5 @@ def _row(one: "Attribution", token: str, name: "Names") -> list[str]:
     return [(head if index == 0 else " " * len(head)) + pair for index, pair in enumerate(leading or [""])]
 
 
-def _pair(first: int, second: int, layer: int, name: "Names") -> str:
+def _pair(first: int, second: int, layer: int, name: "FeatureNames") -> str:
     return " x ".join(f"{one} {name(layer, one, 'in')}" for one in dict.fromkeys((first, second)))
-
-
-def _names(activity: "LayerActivity", tokenizer: Any) -> "Names":
-    """Names of features of either side by their tokens in the corpus, each made once."""
-    from functools import cache
-
-    from bilinear_circuits.interactions.naming import feature_label
-
-    @cache
-    def name(layer: int, feature: int, side: "Side") -> str:
-        return feature_label(activity, feature, tokenizer, side)
-
-    return name

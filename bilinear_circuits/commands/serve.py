@@ -129,7 +129,7 @@ def explorer_app(arguments: Arguments) -> "Starlette":
             n_stories=arguments.n_stories,
         )
     )
-    names = {f"{layer}/{feature}": (layer, feature) for layer, feature in explorer.answers.names}
+    names = {str(one): one for one in explorer.answers.names}
     tokenizer = explorer.model.tokenizer
     return make_app(
         explorer_page(explorer.document, live=True),

@@ -17,12 +17,11 @@ from bilinear_circuits.algebra.similarity import quadratic_form_similarity
 from bilinear_circuits.algebra.tensor import QuadraticForm
 from bilinear_circuits.interactions.activity import ActiveTokens, LayerActivity
 from bilinear_circuits.utilities.display import Brief
+from bilinear_circuits.utilities.feature import Feature
 
 Measure = Literal["activation", "jaccard", "promoted", "decoder", "encoder", "form"]
 ANY_MODEL: tuple[Measure, ...] = ("activation", "jaccard", "promoted")
 SAME_MLP: tuple[Measure, ...] = ("decoder", "encoder", "form")
-FeatureId = tuple[int, int]
-"""Layer and feature."""
 _ROWS_PER_CHUNK = 512
 
 
@@ -54,7 +53,7 @@ class CircuitSet(Brief):
     name: str
     activity: tuple[LayerActivity, ...]
     unembedding: Float[Tensor, "d_model d_vocab"]
-    circuits: tuple[FeatureId, ...]
+    circuits: tuple[tuple[int, int], ...]
 
     def __post_init__(self) -> None:
         layers = self.layers
@@ -71,9 +70,13 @@ class CircuitSet(Brief):
         return [one.interactions.mlp.layer for one in self.activity]
 
     @property
-    def features(self) -> list[FeatureId]:
+    def features(self) -> list[Feature]:
         """Every output feature of every layer."""
-        return [(one.interactions.mlp.layer, f) for one in self.activity for f in range(one.interactions.sae_out.d_sae)]
+        return [
+            Feature(one.interactions.mlp.layer, f)
+            for one in self.activity
+            for f in range(one.interactions.sae_out.d_sae)
+        ]
 
     def offset(self, layer: int) -> int:
         """Where the features of a layer begin in `features`."""
@@ -86,8 +89,8 @@ class CircuitSet(Brief):
         chosen = range(activity.interactions.sae_out.d_sae) if features is None else features
         return Side(activity, self.unembedding, torch.tensor(list(chosen), dtype=torch.long))
 
-    def one(self, feature: FeatureId) -> Side:
-        """A single feature."""
+    def one(self, feature: tuple[int, int]) -> Side:
+        """A single feature, of a layer and with a number."""
         return self.side(feature[0], [feature[1]])
 
 

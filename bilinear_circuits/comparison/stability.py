@@ -23,7 +23,6 @@ from bilinear_circuits.comparison.likeness import (
     ANY_MODEL,
     SAME_MLP,
     CircuitSet,
-    FeatureId,
     Likeness,
     Measure,
     activations,
@@ -32,6 +31,7 @@ from bilinear_circuits.comparison.likeness import (
     pair_likeness,
     same_mlp,
 )
+from bilinear_circuits.utilities.feature import Feature
 from bilinear_circuits.utilities.progress import Progress, silent
 
 MIN_ACTIVE, MAX_P_VALUE = 10, 0.05
@@ -167,7 +167,7 @@ def compare_circuits(
 
 def _match(
     first: CircuitSet,
-    circuit: FeatureId,
+    circuit: tuple[int, int],
     second: CircuitSet,
     by: Measure,
     null: Float[Tensor, " n_null"],
@@ -177,7 +177,7 @@ def _match(
     row = _table(first, [circuit], second, by)[0]
     if (row == -torch.inf).all():
         raise ValueError(
-            f"circuits of {first.name} must have a candidate in {second.name} by {by}, got {_name(circuit)} without:"
+            f"circuits of {first.name} must have a candidate in {second.name} by {by}, got {Feature(*circuit)} without:"
             " it is never active on this corpus, or its layer has no dictionaries there."
         )
     best = second.features[int(row.argmax())]
@@ -187,8 +187,8 @@ def _match(
     chance = _shifted(first, circuit, second, shifts)
     p_value = (1 + int((chance >= alike.activation).sum())) / (1 + len(shifts))
     return Match(
-        circuit=_name(circuit),
-        match=_name(best),
+        circuit=str(Feature(*circuit)),
+        match=str(Feature(*best)),
         is_circuit=best in second.circuits,
         mutual=mutual,
         likeness=alike,
@@ -200,7 +200,7 @@ def _match(
 
 
 def _table(
-    first: CircuitSet, features: Sequence[FeatureId], second: CircuitSet, by: Measure
+    first: CircuitSet, features: Sequence[tuple[int, int]], second: CircuitSet, by: Measure
 ) -> Float[Tensor, "n n_second"]:
     """One measure of some features of the first against all of the second; minus infinity where it cannot be taken."""
     rows = torch.full((len(features), len(second.features)), -torch.inf, dtype=torch.double)
@@ -233,7 +233,7 @@ def _null(
 
 
 def _shifted(
-    first: CircuitSet, circuit: FeatureId, second: CircuitSet, shifts: Sequence[int]
+    first: CircuitSet, circuit: tuple[int, int], second: CircuitSet, shifts: Sequence[int]
 ) -> Float[Tensor, " n_shifts"]:
     """Largest correlation of a circuit with any candidate, after each shift of its tokens."""
     side = first.one(circuit)
@@ -254,12 +254,12 @@ def _percentile(value: Tensor, null: Float[Tensor, " n_null"]) -> float:
 
 def _assign(first: CircuitSet, second: CircuitSet, by: Measure) -> tuple[Pair, ...]:
     """The circuits of both sets, one to one, as alike as they can be; those that cannot be compared are left out."""
-    columns = [second.features.index(circuit) for circuit in second.circuits]
+    columns = [second.features.index(Feature(*circuit)) for circuit in second.circuits]
     scores = _table(first, first.circuits, second, by)[:, columns]
     comparable = scores > -torch.inf
     rows, columns = linear_sum_assignment(scores.where(comparable, -2).numpy(), maximize=True)
     return tuple(
-        Pair(_name(one), _name(other), pair_likeness(first.one(one), second.one(other)))
+        Pair(str(Feature(*one)), str(Feature(*other)), pair_likeness(first.one(one), second.one(other)))
         for one, other in (
             (first.circuits[i], second.circuits[j])
             for i, j in zip(rows.tolist(), columns.tolist(), strict=True)
@@ -293,7 +293,3 @@ def _shared_tokens(first: CircuitSet, second: CircuitSet) -> int:
             " models of one tokenizer."
         )
     return len(one)
-
-
-def _name(feature: FeatureId) -> str:
-    return "/".join(map(str, feature))

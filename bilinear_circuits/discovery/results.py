@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from bilinear_circuits.discovery.motifs import Motif
 from bilinear_circuits.discovery.nulls import NULLS, Null
 from bilinear_circuits.utilities.display import Drawn, Shown, Tabled
+from bilinear_circuits.utilities.feature import OfFeature
 
 _MEETING = 0.5
 
@@ -69,7 +70,7 @@ class Block:
 
 
 @dataclass(frozen=True, repr=False)
-class Discovery(Shown):
+class Discovery(OfFeature, Shown):
     """One output feature and the motif its form is nearest to, of those that are significant.
 
     Attributes:
@@ -95,11 +96,6 @@ class Discovery(Shown):
     blocks: tuple[Block, ...]
     outliers: tuple[float, float]
     echo_of: int | None
-
-    @property
-    def name(self) -> str:
-        """For instance "4/143": layer and feature."""
-        return f"{self.layer}/{self.feature}"
 
     @property
     def meets(self) -> bool:

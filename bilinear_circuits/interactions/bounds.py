@@ -18,6 +18,7 @@ from bilinear_circuits.algebra.spectra import Spectrum
 from bilinear_circuits.interactions.activity import LayerActivity
 from bilinear_circuits.models.bilinear_mlp import RMSNorm
 from bilinear_circuits.utilities.display import Brief
+from bilinear_circuits.utilities.feature import OfFeature
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 _UNIT = 2.0**-53
@@ -172,7 +173,7 @@ def truncation_bound(matrix: InteractionMatrix, rank: int) -> TruncationBound:
 
 
 @dataclass(frozen=True)
-class TruncationError:
+class TruncationError(OfFeature):
     """The bound on a truncated feature next to the error observed on tokens. Pre-activation units.
 
     Attributes:

@@ -11,13 +11,14 @@ from bilinear_circuits.interactions.activity import LayerActivity
 from bilinear_circuits.interactions.bounds import Summary
 from bilinear_circuits.interactions.ledger import PairContributions
 from bilinear_circuits.utilities.display import Shown
+from bilinear_circuits.utilities.feature import OfFeature
 from bilinear_circuits.utilities.progress import Progress, silent
 
 Edge = tuple[int, int]
 
 
 @dataclass(frozen=True, repr=False)
-class CircuitCompleteness(Shown):
+class CircuitCompleteness(OfFeature, Shown):
     """How much of an output feature the interactions of a circuit explain, where the feature is active.
 
     Shares are of the pre-activation before TopK or ReLU, the total of the ledger. They can exceed 1 or be negative:

@@ -1,6 +1,6 @@
 """Names of features: the tokens that tell most about when they are active, for one of them or for all at once."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -27,6 +27,29 @@ def feature_label(activity: LayerActivity, feature: int, tokenizer: Any, side: S
         return dictionary.names[feature]
     ids = top_token_ids(active, activity.token_ids, feature)
     return made_label([token_text(tokenizer, token_id) for token_id in ids])
+
+
+class FeatureNames:
+    """Names of the features of some layers' dictionaries, each made when it is first asked for."""
+
+    def __init__(self, activities: Iterable[LayerActivity], tokenizer: Any) -> None:
+        """Keep layers on a corpus, and the model's tokenizer."""
+        self._activities = {one.interactions.mlp.layer: one for one in activities}
+        self._tokenizer = tokenizer
+        self._names: dict[tuple[int, int, Side], str] = {}
+
+    def __call__(self, layer: int, feature: int, side: Side = "in") -> str:
+        """Name a feature of the dictionary on the MLP input ("in") or output ("out"), as `feature_label` does."""
+        key = layer, feature, side
+        if key not in self._names:
+            self._names[key] = feature_label(self._activities[layer], feature, self._tokenizer, side)
+        return self._names[key]
+
+    def tokens(self, layer: int, feature: int) -> tuple[str, ...]:
+        """Tokens that tell most about when an output feature is active, those that tell most first."""
+        activity = self._activities[layer]
+        ids = top_token_ids(activity.outputs, activity.token_ids, feature)
+        return tuple(token_text(self._tokenizer, one) for one in ids)
 
 
 def made_label(texts: Sequence[str]) -> str:

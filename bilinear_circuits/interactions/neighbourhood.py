@@ -14,6 +14,7 @@ from bilinear_circuits.interactions.naming import input_label
 from bilinear_circuits.interactions.profiles import FeatureProfile
 from bilinear_circuits.interactions.shape import factor_pair
 from bilinear_circuits.utilities.display import Brief
+from bilinear_circuits.utilities.feature import OfFeature
 
 N_MEMBERS = 40
 N_CLUSTERS = 4
@@ -34,7 +35,7 @@ class Clusters(Brief):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Neighbourhood(Brief):
+class Neighbourhood(OfFeature, Brief):
     """The input features that matter most to one output feature, and all interactions among them.
 
     Attributes:

@@ -21,6 +21,7 @@ from bilinear_circuits.interactions.naming import all_labels, made_label
 from bilinear_circuits.interactions.shape import AndShape, and_shape
 from bilinear_circuits.statistics.correlations import pearson
 from bilinear_circuits.utilities.display import Brief, Drawn
+from bilinear_circuits.utilities.feature import OfFeature
 
 _SCATTER_POINTS = 400
 _LEDGER_TOKENS = 400
@@ -28,7 +29,7 @@ _FORMS_TOGETHER = 32
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class FeatureProfile(Drawn):
+class FeatureProfile(OfFeature, Drawn):
     """One output feature of a layer, measured on a corpus.
 
     Attributes:

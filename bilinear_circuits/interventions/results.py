@@ -14,6 +14,7 @@ from bilinear_circuits.interventions.later import LaterEffects
 from bilinear_circuits.interventions.terms import Edges
 from bilinear_circuits.statistics.effects import Effect
 from bilinear_circuits.utilities.display import Brief, Shown
+from bilinear_circuits.utilities.feature import OfFeature
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ class Places:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class InterventionProof(Shown):
+class InterventionProof(OfFeature, Shown):
     """All interventions on one circuit. Effects are changes of the pole logit difference, in nats.
 
     Attributes:
@@ -115,11 +116,6 @@ class InterventionProof(Shown):
     nonsense: NonsenseTask
     truncation: TruncationError
     explained: CircuitCompleteness
-
-    @property
-    def name(self) -> str:
-        """Layer and feature, as 4/143."""
-        return f"{self.layer}/{self.feature}"
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -13,7 +13,7 @@ from bilinear_circuits.circuits.target import Searched, Target
 from bilinear_circuits.data.stories import StoryTokens
 from bilinear_circuits.interactions.activity import LayerActivity, collect_activity
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
-from bilinear_circuits.interactions.naming import input_label
+from bilinear_circuits.interactions.naming import FeatureNames
 from bilinear_circuits.interventions.controls import other_sites
 from bilinear_circuits.interventions.edges import UntestableError
 from bilinear_circuits.interventions.joint import JointRemoval, joint_removal
@@ -95,12 +95,11 @@ def _labels(
     activity: Mapping[int, LayerActivity], proofs: Sequence[InterventionProof], tokenizer: Any
 ) -> dict[str, dict[str, str]]:
     """Names of the input features of all edges."""
+    name = FeatureNames(activity.values(), tokenizer)
     labels: dict[str, dict[str, str]] = {}
     for proof in proofs:
-        names = labels.setdefault(str(proof.layer), {})
-        for one in torch.cat([proof.effects.first, proof.effects.second]).unique().tolist():
-            if str(one) not in names:
-                names[str(one)] = input_label(activity[proof.layer], one, tokenizer)
+        ends = torch.cat([proof.effects.first, proof.effects.second]).unique().tolist()
+        labels.setdefault(str(proof.layer), {}).update({str(one): name(proof.layer, one) for one in ends})
     return labels
 
 

@@ -21,9 +21,7 @@ from bilinear_circuits.models.running import context_length, vocabulary_size
 from bilinear_circuits.runs import CrossEntropy, Runs, Sites
 from bilinear_circuits.surgery.edits import FormEdit
 from bilinear_circuits.utilities.display import Brief
-
-Name = tuple[int, int]
-"""Layer and output feature."""
+from bilinear_circuits.utilities.feature import Feature, OfFeature
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -72,7 +70,7 @@ class NextTokens(Brief):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class FeatureAccount(Brief):
+class FeatureAccount(OfFeature, Brief):
     """One output feature at every token of a prompt.
 
     Attributes:
@@ -94,11 +92,6 @@ class FeatureAccount(Brief):
     pairs: tuple[PairContributions, ...]
     edit: FormEdit
     next_tokens: NextTokens
-
-    @property
-    def name(self) -> str:
-        """For instance "4/143": layer and feature."""
-        return f"{self.layer}/{self.feature}"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -152,7 +145,7 @@ def in_float64(interactions: FeatureInteractions) -> FeatureInteractions:
 def check_prompt(
     model: nn.Module,
     interactions: Sequence[FeatureInteractions],
-    features: Sequence[Name],
+    features: Sequence[tuple[int, int]],
     token_ids: Int[Tensor, " pos"],
 ) -> None:
     """Refuse features, interactions and tokens that do not fit together.
@@ -173,9 +166,8 @@ def check_prompt(
     for layer, feature in features:
         if layer not in layers:
             known = ", ".join(map(str, layers)) or "none"
-            raise ValueError(
-                f"features must be of layers whose interactions are given ({known}), got {layer}/{feature}."
-            )
+            asked = Feature(layer, feature)
+            raise ValueError(f"features must be of layers whose interactions are given ({known}), got {asked}.")
         layers[layer].check_feature(feature)
     for layer, one in layers.items():
         if one.mlp.hook_in != f"blocks.{layer}.mlp.hook_in":
@@ -196,11 +188,11 @@ def check_prompt(
 def explain_prompt(
     model: nn.Module,
     interactions: Sequence[FeatureInteractions],
-    features: Sequence[Name],
+    features: Sequence[tuple[int, int]],
     token_ids: Int[Tensor, " pos"],
     rank: int = 2,
     n_next: int = 8,
-    edits: Mapping[Name, FormEdit] | None = None,
+    edits: Mapping[tuple[int, int], FormEdit] | None = None,
 ) -> PromptAccount:
     """Account for output features at every token of a prompt.
 
@@ -224,12 +216,10 @@ def explain_prompt(
     check_prompt(model, interactions, features, token_ids)
     if n_next < 1:
         raise ValueError(f"n_next must be at least 1, got {n_next}.")
-    for (layer, feature), edit in (edits or {}).items():
-        if edit.name != f"{layer}/{feature}":
-            raise ValueError(
-                f"edits must be of the features they are given for, got {edit.name} for {layer}/{feature}."
-            )
-    accounts: dict[Name, FeatureAccount] = {}
+    for name, edit in (edits or {}).items():
+        if edit.key != name:
+            raise ValueError(f"edits must be of the features they are given for, got {edit.name} for {Feature(*name)}.")
+    accounts: dict[tuple[int, int], FeatureAccount] = {}
     for one in interactions:
         chosen = [name for name in features if name[0] == one.mlp.layer]
         if not chosen:

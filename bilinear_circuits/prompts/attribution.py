@@ -27,12 +27,13 @@ from bilinear_circuits.models.running import (
     run_logits,
     unembedding,
 )
-from bilinear_circuits.prompts.accounts import Name, check_prompt, in_float64
+from bilinear_circuits.prompts.accounts import check_prompt, in_float64
 from bilinear_circuits.utilities.display import Brief
+from bilinear_circuits.utilities.feature import Feature, OfFeature
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Attribution(Brief):
+class Attribution(OfFeature, Brief):
     """One output feature at one token at which it is active. All numbers are float64.
 
     Attributes:
@@ -83,11 +84,6 @@ class Attribution(Brief):
         among = torch.isin(first, features) & torch.isin(second, features) & (first != second)
         return (self.removals[torch.isin(self.inputs, features)].sum() + self.pairs.contributions[among].sum()).item()
 
-    @property
-    def name(self) -> str:
-        """For instance "4/143": layer and feature."""
-        return f"{self.layer}/{self.feature}"
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class PromptAttribution(Brief):
@@ -106,7 +102,7 @@ class PromptAttribution(Brief):
     n_layers: int
     logit_ids: Int[Tensor, " logit"]
     probabilities: Float[Tensor, " logit"]
-    features: tuple[Name, ...]
+    features: tuple[tuple[int, int], ...]
     attributions: tuple[Attribution, ...]
 
 
@@ -114,7 +110,7 @@ class PromptAttribution(Brief):
 def attribute_prompt(
     model: nn.Module,
     interactions: Sequence[FeatureInteractions],
-    features: Sequence[Name],
+    features: Sequence[tuple[int, int]],
     token_ids: Int[Tensor, " pos"],
     n_logits: int = 8,
 ) -> PromptAttribution:
@@ -145,7 +141,7 @@ def attribute_prompt(
         for one in _attributions(layers[layer], feature, x[layer].double(), y[layer].double(), effect)
     ]
     if not found:
-        asked = ", ".join(f"{layer}/{feature}" for layer, feature in features)
+        asked = ", ".join(str(Feature(*one)) for one in features)
         raise ValueError(
             f"features must be active at one token of the prompt or more, got {asked}, active at none of"
             f" {len(token_ids) - 1}. Try words that `bilinear-circuits inspect` names."

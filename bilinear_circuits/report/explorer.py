@@ -49,13 +49,13 @@ def explorer_document(
     Raises:
         ValueError: If there is no circuit, one comes twice, or a neighbourhood is of another feature.
     """
-    names = [_name(one) for one in profiles]
+    names = [one.name for one in profiles]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"profiles must be of one circuit or more, each once, got {', '.join(names) or 'none'}.")
-    if [_name(one) for one in neighbourhoods] != names:
+    if [one.name for one in neighbourhoods] != names:
         raise ValueError(
             f"neighbourhoods must be of the circuits {', '.join(names)}, got"
-            f" {', '.join(_name(one) for one in neighbourhoods) or 'none'}."
+            f" {', '.join(one.name for one in neighbourhoods) or 'none'}."
         )
     circuits = [
         _circuit(profile, one, (proofs or {}).get(name))
@@ -102,13 +102,9 @@ def explorer_page(document: Mapping[str, Any], live: bool = False) -> str:
     return page
 
 
-def _name(one: FeatureProfile | Neighbourhood) -> str:
-    return f"{one.layer}/{one.feature}"
-
-
 def _circuit(profile: FeatureProfile, around: Neighbourhood, proof: Mapping[str, Any] | None) -> dict[str, Any]:
     return {
-        "name": _name(profile),
+        "name": profile.name,
         "layer": profile.layer,
         "feature": profile.feature,
         "label": profile.label,

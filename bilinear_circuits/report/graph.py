@@ -17,6 +17,7 @@ from bilinear_circuits.interactions.activity import Side
 from bilinear_circuits.prompts.attribution import Attribution, PromptAttribution
 from bilinear_circuits.report.graph_ids import cantor_pair, shared_index
 from bilinear_circuits.report.payload import plain
+from bilinear_circuits.utilities.feature import Feature
 
 GRAPH_VERSION = 1
 GENERATOR = "bilinear-circuits"
@@ -146,7 +147,6 @@ class _Draft:
         self.nodes: dict[str, dict[str, Any]] = {}
         self.links: list[dict[str, Any]] = []
         self._n_tokens, self._name = n_tokens, name
-        self._names: dict[tuple[int, int, Side], str] = {}
 
     def add(
         self,
@@ -199,9 +199,6 @@ class _Draft:
             self.link(node_id, target, *numbers)
 
     def _feature(self, one: Attribution, feature: int, side: Side, activation: float) -> str:
-        key = (one.layer, feature, side)
-        if key not in self._names:
-            self._names[key] = self._name(*key)
         index = shared_index(feature, side, one.d_sae_out)
         return self.add(
             _node_id(one.layer, index, one.position),
@@ -209,7 +206,7 @@ class _Draft:
             cantor_pair(one.layer, index),
             one.position,
             FEATURE_TYPE,
-            f"{side} {one.layer}/{feature}: {self._names[key]}",
+            f"{side} {Feature(one.layer, feature)}: {self._name(one.layer, feature, side)}",
             activation,
         )
 

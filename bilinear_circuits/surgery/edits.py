@@ -24,12 +24,13 @@ from bilinear_circuits.interactions.feature_interactions import FeatureInteracti
 from bilinear_circuits.models.bilinear_mlp import BilinearMLP
 from bilinear_circuits.models.host import host_of
 from bilinear_circuits.utilities.display import Brief
+from bilinear_circuits.utilities.feature import OfFeature
 
 _PROJECTIONS = {"gate_proj": "W_gate", "up_proj": "W_in", "down_proj": "W_out"}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class FormEdit(Brief):
+class FormEdit(OfFeature, Brief):
     """The low-rank form of one output feature, to be multiplied by a factor.
 
     Attributes:
@@ -65,11 +66,6 @@ class FormEdit(Brief):
         """
         spectrum = interactions.spectrum(feature, rank)
         return cls(interactions.mlp.layer, feature, factor, spectrum, interactions.sae_out.W_dec[feature])
-
-    @property
-    def name(self) -> str:
-        """For instance "3/2774": layer and feature."""
-        return f"{self.layer}/{self.feature}"
 
     @property
     def rank(self) -> int:

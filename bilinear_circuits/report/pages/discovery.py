@@ -3,16 +3,18 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from bilinear_circuits.discovery.interference import Interference
 from bilinear_circuits.discovery.pairs import PlanePair
 from bilinear_circuits.discovery.results import Block, Discovery, DiscoverySearch
+from bilinear_circuits.interactions.naming import FeatureNames
 from bilinear_circuits.report.figures.results import motif_scores
 from bilinear_circuits.report.html import render
 from bilinear_circuits.report.pages.parts import Column, Line, Part, Table, links, percent, value
 from bilinear_circuits.report.payload import plain
 from bilinear_circuits.report.text import number
+from bilinear_circuits.utilities.feature import Feature
 
 WORDS = ("Echo", "Form", "Interaction", "Motif", "Null")
 MOST_ROWS = 100
@@ -25,17 +27,6 @@ MOTIFS = {
     "square": "one group",
     "suppression": "a negative product or square",
 }
-
-
-@runtime_checkable
-class FeatureNames(Protocol):
-    """Features of a search in words."""
-
-    def tokens(self, layer: int, feature: int) -> Sequence[str]:
-        """List tokens that an output feature is active at."""
-
-    def name(self, layer: int, feature: int) -> str:
-        """Name an input feature."""
 
 
 def discovery_page(
@@ -144,7 +135,7 @@ def _block(block: Block, layer: int, names: FeatureNames) -> Line:
 
 
 def _members(features: Sequence[int], layer: int, names: FeatureNames) -> Line:
-    shown = [(names.name(layer, one), "name") for one in features[:N_MEMBERS]]
+    shown = [(names(layer, one), "name") for one in features[:N_MEMBERS]]
     more = f" and {len(features) - N_MEMBERS} more" if len(features) > N_MEMBERS else ""
     joined = [part for one in shown for part in ((" | ", "text"), one)][1:]
     return (("(", "text"), *joined, (f"{more})", "text"))
@@ -152,7 +143,7 @@ def _members(features: Sequence[int], layer: int, names: FeatureNames) -> Line:
 
 def _echoes(search: DiscoverySearch, names: FeatureNames) -> Part:
     rows = [
-        (*_row(one, names), one.motif, "–" if one.echo_of is None else f"{one.layer}/{one.echo_of}")
+        (*_row(one, names), one.motif, "–" if one.echo_of is None else str(Feature(one.layer, one.echo_of)))
         for one in search.echoes[:MOST_ROWS]
     ]
     note = f"Significant, but explained by a stronger motif of another feature. {_more(len(search.echoes), 'echoes')}"
@@ -184,7 +175,9 @@ def _pairs(pairs: Sequence[PlanePair], names: FeatureNames, fdr: float) -> Part:
     )
     rows = []
     for pair in pairs[:MOST_ROWS]:
-        ends = [part for one in pair.features for part in (f"{pair.layer}/{one}", names.tokens(pair.layer, one))]
+        ends = [
+            part for one in pair.features for part in (str(Feature(pair.layer, one)), names.tokens(pair.layer, one))
+        ]
         numbers = (number(pair.overlap), value(pair.correlation, 2), value(pair.decoder_cosine, 2), number(pair.q, 2))
         rows.append((pair.kind, *ends, *numbers))
     beyond = sum(pair.q <= fdr for pair in pairs)
