@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from bilinear_circuits.data.stories import StoryTokens, tokenize_stories
     from bilinear_circuits.dictionaries.dictionary import Dictionary
     from bilinear_circuits.dictionaries.folding import UnsupportedSAEError
-    from bilinear_circuits.discovery import FeatureActivity, discover
-    from bilinear_circuits.interactions.activity import LayerActivity, collect_activity
+    from bilinear_circuits.discovery import discover
+    from bilinear_circuits.interactions.activity import FeatureActivity, LayerActivity, collect_activity
     from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
     from bilinear_circuits.interactions.ledger import Ledger
     from bilinear_circuits.interactions.low_rank import LowRankCorrelation, low_rank_correlation
@@ -45,7 +45,7 @@ _HOME = {
     "CircuitSearch": "circuits",
     "Dictionary": "dictionaries.dictionary",
     "Feature": "utilities.feature",
-    "FeatureActivity": "discovery",
+    "FeatureActivity": "interactions.activity",
     "FeatureInteractions": "interactions.feature_interactions",
     "FeatureProfile": "interactions.profiles",
     "FormEdit": "surgery",

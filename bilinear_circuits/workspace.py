@@ -12,7 +12,7 @@ from bilinear_circuits.circuits import CircuitQuery, CircuitSearch, SearchSettin
 from bilinear_circuits.circuits.query_file import read_query
 from bilinear_circuits.data.corpora import Corpus
 from bilinear_circuits.data.stories import StoryTokens, tokenize_stories
-from bilinear_circuits.discovery import DiscoverySearch, DiscoverySettings, FeatureActivity, discover
+from bilinear_circuits.discovery import DiscoverySearch, DiscoverySettings, discover
 from bilinear_circuits.interactions.activity import LayerActivity, collect_activity
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 from bilinear_circuits.interactions.profiles import FeatureProfile, profile_feature
@@ -183,8 +183,7 @@ class Workspace:
 
     def discover(self, settings: DiscoverySettings | None = None) -> DiscoverySearch:
         """Search all output features for motifs, without a query."""
-        activity = [FeatureActivity(one.x, one.inputs, one.outputs) for one in self.activity]
-        return discover(self.interactions, activity, settings, self.seed, self.progress)
+        return discover(self.interactions, self.activity, settings, self.seed, self.progress)
 
     def profile(self, layer: int, feature: int) -> FeatureProfile:
         """Measure one output feature."""

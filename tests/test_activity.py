@@ -1,12 +1,22 @@
 import pytest
 import torch
-from helpers import WORDS, assert_near, randn, random_sae, tiny_llama, tiny_tokenizer
+from helpers import WORDS, assert_near, randn, random_sae, refused, tiny_llama, tiny_tokenizer
 
 import bilinear_circuits.interactions.activity as activity_module
+from bilinear_circuits.data.samples import Rows
 from bilinear_circuits.data.stories import tokenize_stories
+from bilinear_circuits.data.token_texts import TokenTexts
 from bilinear_circuits.dictionaries.dictionary import Dictionary
-from bilinear_circuits.interactions.activity import ActiveTokens, active_tokens, collect_activity, top_token_ids
+from bilinear_circuits.interactions.activity import (
+    ActiveTokens,
+    LayerActivity,
+    active_tokens,
+    collect_activity,
+    top_token_ids,
+)
+from bilinear_circuits.interactions.completeness import circuit_completeness, group_edges
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
+from bilinear_circuits.interactions.naming import NO_NAME, all_labels, feature_label
 from bilinear_circuits.models.bilinear_mlp import BilinearMLP
 
 LAYERS = (2, 0)
@@ -65,8 +75,8 @@ def test_flat_tokens_know_their_story_and_position(model, tokens, interactions):
     (one,) = collect_activity(model, interactions[:1], tokens)
     kept = [min(n, 11) for n in LENGTHS]
     assert one.story.tolist() == [i for i, n in enumerate(kept) for _ in range(n)]
-    assert one.position.tolist() == [p for n in kept for p in range(1, n + 1)]
-    assert one.token_ids.tolist() == [tokens.ids[s, p] for s, p in zip(one.story, one.position, strict=True)]
+    assert one.samples.position.tolist() == [p for n in kept for p in range(1, n + 1)]
+    assert one.token_ids.tolist() == [tokens.ids[s, p] for s, p in zip(one.story, one.samples.position, strict=True)]
 
 
 def test_progress_wraps_the_loops(model, tokens, interactions):
@@ -160,3 +170,30 @@ def test_columns_are_dense_where_one_of_their_features_is_active():
     assert dense.tolist() == [[2, 0], [3, 1], [4, 0]]
     tokens, dense = active.columns_where_active(torch.tensor([3]))
     assert (len(tokens), dense.shape) == (0, (0, 1))
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_a_layer_is_measured_on_inputs_that_are_no_tokens(interactions, given):
+    """Images, or inputs of a task: everything but tokens' texts works, each row standing for itself."""
+    one, x = interactions[0], randn(40, 12, seed=3).float()
+    y = one.mlp.tensor(x)
+    activity = LayerActivity.of(one, x.double(), 2 * y if given else None)
+    assert_near(dense_of(activity.inputs, 40), one.sae_in.encode(x), 1e-5)
+    assert_near(dense_of(activity.outputs, 40), one.sae_out.encode(2 * y if given else y), 1e-5)
+    assert activity.story.tolist() == list(range(40))
+    feature = int(activity.outputs.counts.argmax())
+    shares = circuit_completeness(activity, feature, group_edges(range(30)))
+    assert shares.pairs_total == pytest.approx(shares.circuit_total)
+    assert feature_label(activity, feature, None, "out") == NO_NAME
+    assert set(all_labels(activity, TokenTexts(None), "in")) == {NO_NAME}
+    with refused(ValueError, r"^activity must be of tokens of stories to have token ids, got Rows\(n=40\)\.$"):
+        _ = activity.token_ids
+
+
+def test_inputs_outputs_and_samples_must_be_of_one_length(interactions):
+    x = randn(4, 12)
+    expected = r"^x, y and samples must have one row for each input, got 4 of x, 3 of y, 4 samples\.$"
+    with refused(ValueError, expected):
+        LayerActivity.of(interactions[0], x, x[:3])
+    with refused(ValueError, "got 4 of x, none of y, 5 samples"):
+        LayerActivity.of(interactions[0], x, samples=Rows(5))

@@ -4,7 +4,7 @@ from planted import interactions_of, random_stories, tiny_llama, word_tokenizer
 
 from bilinear_circuits.algebra.spectra import Spectrum
 from bilinear_circuits.algebra.tensor import InteractionTensor
-from bilinear_circuits.data.stories import StoryTokens
+from bilinear_circuits.data.samples import Rows
 from bilinear_circuits.dictionaries.activation import Activation
 from bilinear_circuits.dictionaries.dictionary import Dictionary
 from bilinear_circuits.interactions.activity import ActiveTokens, LayerActivity
@@ -37,13 +37,11 @@ def layer_of(gate, linear, z, scale=None):
     sae_in = Dictionary(torch.eye(d) / scale, torch.zeros(d), torch.eye(d) * scale.unsqueeze(1), torch.zeros(d), relu)
     sae_out = Dictionary(torch.eye(1), torch.zeros(1), torch.eye(1), torch.zeros(1), relu)
     interactions = FeatureInteractions(mlp, sae_in, sae_out)
-    story = torch.zeros(n, dtype=torch.long)
-    tokens = StoryTokens(torch.arange(n).unsqueeze(0), torch.ones(1, n, dtype=torch.bool))
     inputs, outputs = (
         ActiveTokens(rows, values, torch.tensor([0, *counts]).cumsum(0))
         for rows, values, counts in (sparse(sae_in.encode(z)), sparse(sae_out.encode(mlp(z))))
     )
-    return LayerActivity(interactions, tokens, story, torch.arange(n), z, inputs, outputs)
+    return LayerActivity(z, inputs, outputs, interactions, Rows(n))
 
 
 def sparse(z):

@@ -69,7 +69,6 @@ def run(arguments: Arguments) -> None:
     from bilinear_circuits.discovery import (
         NULLS,
         DiscoverySettings,
-        FeatureActivity,
         discover,
         interference,
         plane_pairs,
@@ -98,16 +97,15 @@ def run(arguments: Arguments) -> None:
     model, interactions = common.load_interactions(arguments, layers)
     tokens = tokenized(corpus, stories, model.tokenizer, context_length(model))
     activity = collect_activity(model, interactions, tokens, common.bar)
-    features = [FeatureActivity(one.x, one.inputs, one.outputs) for one in activity]
     scores = [
         score_layer(one, data, settings, arguments.seed, common.bar)
-        for one, data in zip(interactions, features, strict=True)
+        for one, data in zip(interactions, activity, strict=True)
     ]
-    search = discover(interactions, features, settings, arguments.seed, common.bar, scores)
+    search = discover(interactions, activity, settings, arguments.seed, common.bar, scores)
     pairs = [pair for one, own in zip(interactions, scores, strict=True) for pair in plane_pairs(one, own)]
     unmet = [
         interference(one, data.inputs, len(data.x), arguments.n_largest, arguments.seed, common.bar)
-        for one, data in zip(interactions, features, strict=True)
+        for one, data in zip(interactions, activity, strict=True)
     ]
     names = FeatureNames(activity, model.tokenizer)
     print(summary(search, names, arguments.n_listed))

@@ -6,8 +6,9 @@ from bilinear_circuits.discovery.nulls import NULLS, Null, randomised_layer, ref
 from bilinear_circuits.discovery.pairs import PlanePair, plane_pairs
 from bilinear_circuits.discovery.planted import PlantedCircuit, PlantedLayer, PlantedSettings, plant
 from bilinear_circuits.discovery.results import Block, Discovery, DiscoverySearch, DiscoverySettings
-from bilinear_circuits.discovery.scoring import FeatureActivity, LayerScores, score_layer
+from bilinear_circuits.discovery.scoring import LayerScores, score_layer
 from bilinear_circuits.discovery.search import discover
+from bilinear_circuits.interactions.activity import FeatureActivity
 from bilinear_circuits.statistics.false_discovery import benjamini_hochberg, empirical_p_values, q_values
 
 __all__ = [

@@ -19,7 +19,7 @@ from bilinear_circuits.discovery.nulls import (
 )
 from bilinear_circuits.discovery.overlaps import PlaneOverlaps, best_overlaps
 from bilinear_circuits.discovery.results import DiscoverySettings
-from bilinear_circuits.interactions.activity import ActiveTokens
+from bilinear_circuits.interactions.activity import ActiveTokens, FeatureActivity
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 from bilinear_circuits.statistics.false_discovery import empirical_p_values
 from bilinear_circuits.utilities.display import Brief
@@ -27,21 +27,6 @@ from bilinear_circuits.utilities.progress import Progress, silent
 
 FORMS_TOGETHER = 64
 OVERLAP_NULL: Null = "refit"  # whose features fire together as the real ones do
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class FeatureActivity(Brief):
-    """What the features on either side of an MLP do on a corpus.
-
-    Attributes:
-        x: MLP inputs.
-        inputs: Activations of the input dictionary.
-        outputs: Activations of the output dictionary.
-    """
-
-    x: Float[Tensor, "token d_in"]
-    inputs: ActiveTokens
-    outputs: ActiveTokens
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from bilinear_circuits.algebra.precision import exact_sums
+from bilinear_circuits.data.samples import FlatTokens, Rows, Samples
 from bilinear_circuits.data.stories import StoryTokens
 from bilinear_circuits.dictionaries.dictionary import Dictionary
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
@@ -156,26 +157,80 @@ def active_tokens(
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LayerActivity(Brief):
-    """One layer on a corpus: tokens without [BOS] and padding, flattened over stories.
+class FeatureActivity(Brief):
+    """What the features on either side of an MLP do on some inputs.
+
+    Attributes:
+        x: MLP inputs, one row a sample.
+        inputs: Activations of the input dictionary.
+        outputs: Activations of the output dictionary.
+    """
+
+    x: Float[Tensor, "token d_in"]
+    inputs: ActiveTokens
+    outputs: ActiveTokens
+
+    @cached_property
+    def mean_inputs(self) -> Float[Tensor, " d_sae_in"]:
+        """Mean activation of every input feature over all samples."""
+        return self.inputs.sum_over_tokens(torch.full((len(self.x),), 1 / max(1, len(self.x)), device=self.x.device))
+
+    def mean_inputs_at(self, token: Int[Tensor, " n"]) -> Float[Tensor, " d_sae_in"]:
+        """Mean activation of every input feature over some samples."""
+        chosen = torch.zeros(len(self.x), device=self.x.device)
+        chosen[token] = 1 / max(1, len(token))
+        return self.inputs.sum_over_tokens(chosen)
+
+    @cached_property
+    def second_moments(self) -> Float[Tensor, "d_sae_in d_sae_in"]:
+        """E[z_a z_b] of the input features over all samples."""
+        return self.inputs.second_moments(len(self.x))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class LayerActivity(FeatureActivity):
+    """One layer between its dictionaries, and what they do on samples: tokens of stories, or any other inputs.
 
     Attributes:
         interactions: The layer between its dictionaries.
-        tokens: The stories.
-        story: Row of `tokens` of each flat token.
-        position: Column of `tokens` of each flat token.
+        samples: What the rows of x are.
         x: MLP inputs.
         inputs: Activations of the input dictionary.
         outputs: Activations of the output dictionary, on what the model's own MLP wrote.
     """
 
     interactions: FeatureInteractions
-    tokens: StoryTokens
-    story: Int[Tensor, " token"]
-    position: Int[Tensor, " token"]
-    x: Float[Tensor, "token d_in"]
-    inputs: ActiveTokens
-    outputs: ActiveTokens
+    samples: Samples
+
+    @classmethod
+    @torch.no_grad()
+    def of(
+        cls,
+        interactions: FeatureInteractions,
+        x: Float[Tensor, "token d_in"],
+        y: Float[Tensor, "token d_out"] | None = None,
+        samples: Samples | None = None,
+    ) -> "LayerActivity":
+        """Encode both sides of a layer on given inputs.
+
+        Args:
+            interactions: The layer between its dictionaries.
+            x: MLP inputs.
+            y: What the MLP writes for them; by default computed from its weights.
+            samples: What the rows are; by default inputs of which nothing is known.
+
+        Raises:
+            ValueError: If x, y and samples are not of one length.
+        """
+        tensor = interactions.mlp.tensor
+        samples = Rows(len(x)) if samples is None else samples
+        if not len(x) == len(x if y is None else y) == len(samples):
+            lengths = f"{len(x)} of x, {'none' if y is None else len(y)} of y, {len(samples)} samples"
+            raise ValueError(f"x, y and samples must have one row for each input, got {lengths}.")
+        written = x if y is None else y
+        through = (lambda chunk: tensor(chunk.to(tensor.W_gate)).to(chunk)) if y is None else None
+        inputs, outputs = active_tokens(interactions.sae_in, x), active_tokens(interactions.sae_out, written, through)
+        return cls(x, inputs, outputs, interactions, samples)
 
     def of_side(self, side: Side) -> tuple[Dictionary, ActiveTokens]:
         """The dictionary on one side of the MLP, and its activations."""
@@ -183,26 +238,21 @@ class LayerActivity(Brief):
             return self.interactions.sae_in, self.inputs
         return self.interactions.sae_out, self.outputs
 
-    @cached_property
-    def mean_inputs(self) -> Float[Tensor, " d_sae_in"]:
-        """Mean activation of every input feature over all tokens."""
-        return self.inputs.sum_over_tokens(torch.full((len(self.x),), 1 / max(1, len(self.x)), device=self.x.device))
-
-    def mean_inputs_at(self, token: Int[Tensor, " n"]) -> Float[Tensor, " d_sae_in"]:
-        """Mean activation of every input feature over some tokens."""
-        chosen = torch.zeros(len(self.x), device=self.x.device)
-        chosen[token] = 1 / max(1, len(token))
-        return self.inputs.sum_over_tokens(chosen)
-
-    @cached_property
-    def second_moments(self) -> Float[Tensor, "d_sae_in d_sae_in"]:
-        """E[z_a z_b] of the input features over all tokens."""
-        return self.inputs.second_moments(len(self.x))
+    @property
+    def story(self) -> Int[Tensor, " token"]:
+        """Story of each token, or what else its sample belongs to."""
+        return self.samples.group
 
     @property
     def token_ids(self) -> Int[Tensor, " token"]:
-        """Vocabulary id of each flat token."""
-        return self.tokens.ids[self.story, self.position].to(self.x.device)
+        """Vocabulary id of each token.
+
+        Raises:
+            ValueError: If the samples are no tokens.
+        """
+        if not isinstance(self.samples, FlatTokens):
+            raise ValueError(f"activity must be of tokens of stories to have token ids, got {self.samples!r}.")
+        return self.samples.ids.to(self.x.device)
 
 
 @torch.no_grad()
@@ -226,11 +276,11 @@ def collect_activity(
                 f" got {one.mlp.hook_in}."
             )
     device = model_device(model)
-    story, position = tokens.mask.nonzero(as_tuple=True)
+    samples = FlatTokens.of(tokens)
     flat = torch.zeros_like(tokens.ids)
-    flat[story, position] = torch.arange(len(story))
+    flat[samples.group, samples.position] = torch.arange(len(samples))
     kept = {
-        one.mlp.layer: tuple(one.mlp.tensor.W_gate.new_empty(len(story), width) for width in _widths(one))
+        one.mlp.layer: tuple(one.mlp.tensor.W_gate.new_empty(len(samples), width) for width in _widths(one))
         for one in interactions
     }
     # Stories of like length together, so that little is spent on padding.
@@ -244,8 +294,7 @@ def collect_activity(
     activity = []
     for one in progress(interactions, "encode features"):
         x, y = kept.pop(one.mlp.layer)
-        inputs, outputs = active_tokens(one.sae_in, x), active_tokens(one.sae_out, y)
-        activity.append(LayerActivity(one, tokens, story, position, x, inputs, outputs))
+        activity.append(LayerActivity.of(one, x, y, samples))
     return tuple(activity)
 
 

@@ -7,10 +7,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from bilinear_circuits.data.samples import FlatTokens
 from bilinear_circuits.data.token_texts import TokenTexts, token_text
 from bilinear_circuits.interactions.activity import ActiveTokens, LayerActivity, Side, top_token_ids
 
 NOT_ACTIVE = "(not active)"
+NO_NAME = "(no name)"  # of what is read on inputs that are no tokens
 _JOINT = " · "
 _N_LABEL = 3
 
@@ -25,6 +27,8 @@ def feature_label(activity: LayerActivity, feature: int, tokenizer: Any, side: S
     dictionary, active = activity.of_side(side)
     if feature in dictionary.names:
         return dictionary.names[feature]
+    if not isinstance(activity.samples, FlatTokens):
+        return NO_NAME
     ids = top_token_ids(active, activity.token_ids, feature)
     return made_label([token_text(tokenizer, token_id) for token_id in ids])
 
@@ -65,6 +69,8 @@ def all_labels(activity: LayerActivity, texts: TokenTexts, side: Side) -> tuple[
 
 def token_labels(activity: LayerActivity, texts: TokenTexts, side: Side) -> tuple[str, ...]:
     """Name all features of a dictionary by the tokens that tell most about them, whatever names are fixed."""
+    if not isinstance(activity.samples, FlatTokens):
+        return (NO_NAME,) * activity.of_side(side)[0].d_sae
     ids, _ = all_top_tokens(activity.of_side(side)[1], activity.token_ids, _N_LABEL)
     return tuple(made_label([texts(token_id) for token_id in row if token_id >= 0]) for row in ids.tolist())
 
