@@ -12,15 +12,18 @@ from bilinear_circuits.circuits import CircuitQuery, CircuitSearch, SearchSettin
 from bilinear_circuits.circuits.query_file import read_query
 from bilinear_circuits.data.corpora import Corpus
 from bilinear_circuits.data.stories import StoryTokens, tokenize_stories
+from bilinear_circuits.data.token_texts import TokenTexts
 from bilinear_circuits.discovery import DiscoverySearch, DiscoverySettings, discover
 from bilinear_circuits.interactions.activity import LayerActivity, collect_activity
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
+from bilinear_circuits.interactions.naming import FeatureNames
 from bilinear_circuits.interactions.profiles import FeatureProfile, profile_feature
 from bilinear_circuits.interventions import CircuitProofs, ProofSettings, prove_circuits
 from bilinear_circuits.models.bilinear_mlp import BilinearMLP
 from bilinear_circuits.models.running import context_length, unembedding
 from bilinear_circuits.prompts.accounts import PromptAccount, explain_prompt, prompt_tokens
 from bilinear_circuits.report import circuits_page
+from bilinear_circuits.report.pages import discovery_page, proof_page
 from bilinear_circuits.surgery import FormEdit, edit_model
 from bilinear_circuits.utilities.devices import check_device
 from bilinear_circuits.utilities.kinds import check_kind
@@ -28,6 +31,7 @@ from bilinear_circuits.utilities.progress import Progress, bar
 from bilinear_circuits.zoo.provenance import provenance
 
 _SEARCH = "find_circuits returns one, and its only(['4/143']) keeps some of its circuits."
+_RESULTS = "find_circuits, prove and discover return one each."
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -196,20 +200,27 @@ class Workspace:
         tokens = prompt_tokens(prompt, self.model.tokenizer, context_length(self.model))
         return explain_prompt(self.model, self.interactions, features, tokens)
 
-    def write_page(self, search: CircuitSearch, path: str | Path) -> Path:
-        """Write a search as one self-contained HTML file; its folder is made if needed.
+    def write_page(self, result: CircuitSearch | CircuitProofs | DiscoverySearch, path: str | Path) -> Path:
+        """Write a search, its proofs, or motifs as one self-contained HTML file; its folder is made if needed.
 
         Raises:
-            TypeError: If it is no search.
+            TypeError: If it is none of these.
         """
-        check_kind("search", search, CircuitSearch, _SEARCH)
-        page = circuits_page(search, self.provenance)
+        check_kind("result", result, (CircuitSearch, CircuitProofs, DiscoverySearch), _RESULTS)
+        page = self._page(result)
         file = Path(path)
         file.parent.mkdir(parents=True, exist_ok=True)
         half = file.with_name(f".{file.name}.part")
         half.write_text(page, encoding="utf-8")
         os.replace(half, file)
         return file
+
+    def _page(self, result: CircuitSearch | CircuitProofs | DiscoverySearch) -> str:
+        if isinstance(result, CircuitSearch):
+            return circuits_page(result, self.provenance)
+        if isinstance(result, CircuitProofs):
+            return proof_page(result, self.provenance, TokenTexts(self.model.tokenizer))
+        return discovery_page(result, (), (), FeatureNames(self.activity, self.model.tokenizer), self.provenance)
 
 
 def _chosen(layers: int | Sequence[int] | None, known: Sequence[int], saes: str) -> list[int]:

@@ -18,7 +18,7 @@ from bilinear_circuits.comparison.likeness import (
     pair_likeness,
     same_mlp,
 )
-from bilinear_circuits.comparison.stability import Stability, compare_circuits
+from bilinear_circuits.comparison.stability import Stability, StabilityTable, compare_circuits
 from bilinear_circuits.data.stories import tokenize_stories
 from bilinear_circuits.dictionaries.dictionary import Dictionary
 from bilinear_circuits.interactions.activity import ActiveTokens, collect_activity
@@ -272,6 +272,24 @@ def test_the_same_seed_repeats_a_result_and_it_survives_the_disk(original, stran
     assert [m.chance for m in one.matches] != [m.chance for m in other.matches]
     save_result(one, tmp_path / "result")
     assert load_result(Stability, tmp_path / "result") == one
+
+
+def test_a_table_of_comparisons_is_a_frame_a_figure_and_files(original, stranger, reordered, tmp_path):
+    table = StabilityTable(tuple(compare_circuits(original, other, n_null=4) for other in (stranger, reordered)))
+    matches = [(one.second, match) for one in table.comparisons for match in one.matches]
+    frame = table.to_pandas()
+    assert list(zip(frame["second"], frame["circuit"], strict=True)) == [
+        (second, one.circuit) for second, one in matches
+    ]
+    assert list(frame["activation"]) == [one.likeness.activation for _, one in matches]
+    assert frame["form"].isna().tolist() == [one.likeness.form is None for _, one in matches]
+    chance, correlation = table.plot().data
+    assert list(correlation.x) == pytest.approx([one.likeness.activation for _, one in matches], rel=1e-6)
+    assert list(chance.x) == pytest.approx([one.chance for _, one in matches], rel=1e-6)
+    assert [symbol == "circle" for symbol in correlation.marker.symbol] == [one.returns for _, one in matches]
+    assert f"{table.comparisons[1].n_returned} of {len(RETURNED)} return in" in table._repr_html_()
+    table.save(tmp_path)
+    assert StabilityTable.load(tmp_path) == table
 
 
 def test_the_scale_of_a_dictionary_changes_nothing(model, original, stories):

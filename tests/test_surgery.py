@@ -409,6 +409,22 @@ def report(world, sites):
     )
 
 
+def test_a_report_is_a_table_a_figure_and_files(report, tmp_path):
+    frame = report.to_pandas().set_index("what")
+    assert frame.loc["effect"].tolist() == [report.effect.mean, report.effect.low, report.effect.high, report.effect.n]
+    for one in report.features:
+        assert frame.loc[f"{one.name} times {one.factor:g} alone", "mean"] == one.effect.mean
+    for one in report.ranks:
+        assert frame.loc[f"rank {one.rank}", "mean"] == one.effect.mean
+    n_sets = len(report.controls) + len(report.trigger_controls)
+    assert len(frame) == 5 + len(report.features) + len(report.ranks) + n_sets
+    assert report.plot().data[1].x[0] == pytest.approx(report.effect.mean, rel=1e-6)
+    report.save(tmp_path)
+    again = EditReport.load(tmp_path)
+    assert again.to_pandas().equals(report.to_pandas())
+    assert (again.edits[0].name, again._repr_html_()) == (report.edits[0].name, report._repr_html_())
+
+
 def test_the_report_measures_the_edited_model(report, world, sites):
     model, tokens, _, layers, _, edits, edited = world
     active = active_at(Runs(model, min(LAYERS), sites, tokens), layers, edits)

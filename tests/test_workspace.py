@@ -86,6 +86,30 @@ def test_a_page_is_written_where_there_was_no_folder(workspace, search, tmp_path
     assert search.circuits[0].name in page.read_text()
 
 
+def test_proofs_and_motifs_have_pages_tables_figures_and_files_too(workspace, search, tmp_path):
+    few = bc.ProofSettings(n_edges=4, n_exact=2, n_draws=1, n_controls=1, n_nonsense=3)
+    proofs = workspace.prove(search.only([search.circuits[-1].name]), few)
+    motifs = workspace.discover(DiscoverySettings(replicates=1, min_active=5))
+    for result in (proofs, motifs, search):
+        page = workspace.write_page(result, tmp_path / "page.html").read_text()
+        assert "tokens" in page
+        result.save(tmp_path, workspace.provenance)
+        again = type(result).load(tmp_path)
+        assert repr(again) == repr(result)
+        assert again.to_pandas().equals(result.to_pandas())
+        assert len(result.to_pandas()) > 0 or result is motifs
+        assert result._repr_html_() == again._repr_html_()
+    (proof,) = proofs.proofs
+    frame = proofs.to_pandas()
+    assert list(frame["weight"]) == proof.effects.weight.tolist()
+    assert list(frame["measured"]) == pytest.approx(proof.effects.measured.mean(1).tolist())
+    assert set(frame["circuit"]) == {proof.name}
+    assert list(proofs.plot().data[0].x) == pytest.approx(proof.effects.predicted.mean(1).tolist(), rel=1e-3, abs=1e-6)
+    assert f"{proof.n_active} of {proof.n_sites}" in proofs._repr_html_()
+    with refused(ValueError, "folder must hold a CircuitProofs of format 1, got .* with a CircuitSearch of 1"):
+        bc.CircuitProofs.load(tmp_path)
+
+
 def test_a_query_is_asked_by_its_file(world, workspace, search):
     root, _ = world
     file = root / "asked.yaml"
@@ -102,7 +126,9 @@ def test_results_of_another_kind_are_refused_by_name(workspace, search):
     for ask, of_what in ((workspace.prove, circuit), (workspace.edit, search.targets), (workspace.edit, circuit)):
         with refused(TypeError, f"search must be a CircuitSearch, got a {type(of_what).__name__}. find_circuits"):
             ask(of_what)
-    with refused(TypeError, "search must be a CircuitSearch, got a int"):
+    with refused(
+        TypeError, "result must be a CircuitSearch or CircuitProofs or DiscoverySearch, got a int. find_circuits"
+    ):
         workspace.write_page(3, "page.html")
     with refused(TypeError, "query must be a CircuitQuery, got a list"):
         workspace.find_circuits(["not"])

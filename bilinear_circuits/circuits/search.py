@@ -25,7 +25,7 @@ from bilinear_circuits.interactions.feature_interactions import FeatureInteracti
 from bilinear_circuits.interactions.profiles import FeatureProfile, profile_feature
 from bilinear_circuits.models.running import context_length, unembedding
 from bilinear_circuits.runs import CrossEntropy, Runs, Sites
-from bilinear_circuits.utilities.display import Drawn, Tabled
+from bilinear_circuits.utilities.display import Drawn, Result
 from bilinear_circuits.utilities.kinds import check_kind
 from bilinear_circuits.utilities.progress import Progress, silent
 
@@ -52,7 +52,7 @@ class Circuit(Drawn):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class CircuitSearch(Drawn, Tabled):
+class CircuitSearch(Result):
     """The answer to a query.
 
     Attributes:

@@ -31,6 +31,7 @@ from bilinear_circuits.comparison.likeness import (
     pair_likeness,
     same_mlp,
 )
+from bilinear_circuits.utilities.display import Result
 from bilinear_circuits.utilities.feature import Feature
 from bilinear_circuits.utilities.progress import Progress, silent
 
@@ -108,8 +109,8 @@ class Stability:
         return sum(match.returns for match in self.matches)
 
 
-@dataclass(frozen=True)
-class StabilityTable:
+@dataclass(frozen=True, repr=False)
+class StabilityTable(Result):
     """The circuits of one set looked for in several others.
 
     Attributes:

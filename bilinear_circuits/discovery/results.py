@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from bilinear_circuits.discovery.motifs import Motif
 from bilinear_circuits.discovery.nulls import NULLS, Null
-from bilinear_circuits.utilities.display import Drawn, Shown, Tabled
+from bilinear_circuits.utilities.display import Result, Shown
 from bilinear_circuits.utilities.feature import OfFeature
 
 _MEETING = 0.5
@@ -104,7 +104,7 @@ class Discovery(OfFeature, Shown):
 
 
 @dataclass(frozen=True, repr=False)
-class DiscoverySearch(Drawn, Tabled):
+class DiscoverySearch(Result):
     """What a search found.
 
     Attributes:

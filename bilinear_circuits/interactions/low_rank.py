@@ -13,7 +13,7 @@ from bilinear_circuits.algebra.precision import exact_sums
 from bilinear_circuits.interactions.activity import ActiveTokens, active_tokens
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 from bilinear_circuits.statistics.correlations import masked_pearson
-from bilinear_circuits.utilities.display import Drawn, Tabled
+from bilinear_circuits.utilities.display import Result
 from bilinear_circuits.utilities.progress import Progress, silent
 
 RANKS = (1, 2, 4, 8, 16)
@@ -39,7 +39,7 @@ class Share:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class LowRankCorrelation(Drawn, Tabled):
+class LowRankCorrelation(Result):
     """Active-only Pearson correlation of rank-r forms with a dictionary's own activations.
 
     Attributes:

@@ -13,7 +13,7 @@ from bilinear_circuits.interventions.joint import JointRemoval
 from bilinear_circuits.interventions.later import LaterEffects
 from bilinear_circuits.interventions.terms import Edges
 from bilinear_circuits.statistics.effects import Effect
-from bilinear_circuits.utilities.display import Brief, Shown
+from bilinear_circuits.utilities.display import Result, Shown
 from bilinear_circuits.utilities.feature import OfFeature
 
 
@@ -119,7 +119,7 @@ class InterventionProof(OfFeature, Shown):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class CircuitProofs(Brief):
+class CircuitProofs(Result):
     """The proofs of some circuits of one query.
 
     Attributes:

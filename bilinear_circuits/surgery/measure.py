@@ -28,7 +28,7 @@ from bilinear_circuits.surgery.controls import control_edits
 from bilinear_circuits.surgery.edits import FormEdit
 from bilinear_circuits.surgery.predictions import PredictionShift, compare_predictions
 from bilinear_circuits.surgery.weights import WeightCheck, check_weights
-from bilinear_circuits.utilities.display import Shown
+from bilinear_circuits.utilities.display import Result
 from bilinear_circuits.utilities.progress import Progress, silent
 
 RANKS = (1, 2, 4, 8, 16)
@@ -69,7 +69,7 @@ class ControlSet:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class EditReport(Shown):
+class EditReport(Result):
     """What an edit does. Effects are changes of the pole logit difference at trigger tokens, in nats.
 
     Attributes:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bilinear_circuits.utilities.display import Drawn, Tabled
+from bilinear_circuits.utilities.display import Result
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Certificate:
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class TopInteractions(Drawn, Tabled):
+class TopInteractions(Result):
     """The largest interactions, each pair of input features once.
 
     Attributes:

@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bilinear_circuits.sweep.products import Block, Panel, Products
-from bilinear_circuits.utilities.display import Drawn
+from bilinear_circuits.utilities.display import Result
 
 _SHIFT = 21  # bits of a float32 that a bin forgets: exponent and two bits of the fraction are left
 _SIGN = 1 << (31 - _SHIFT)  # bins of either sign
@@ -16,7 +16,7 @@ KINDS = ("self", "cross")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class InteractionStatistics(Drawn):
+class InteractionStatistics(Result):
     """The distribution of the coefficients of all interactions, T_aa and 2 T_ab, each pair of inputs once.
 
     Everything is of coarse coefficients: in bfloat16 each is rounded by at most 0.4 %, and its error is bounded by

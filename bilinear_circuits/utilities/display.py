@@ -6,15 +6,18 @@ An analysis must not import a report. So the classes here name it only by a text
 import dataclasses
 import importlib
 import reprlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from itertools import islice
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
 _BACKEND = "bilinear_circuits.report.notebook"
+_SAVING = "bilinear_circuits.utilities.saving"  # loads torch
 _N_NAMES = 4
+R = TypeVar("R", bound="Result")
 
 
 class Brief:
@@ -88,3 +91,29 @@ class Tabled:
     def to_pandas(self) -> "DataFrame":
         """Make a pandas frame of the result, one row for each feature or interaction, in its order."""
         return importlib.import_module(_BACKEND).frame_of(self)
+
+
+class Result(Drawn, Tabled):
+    """What an analysis found as a whole: a table and figures in notebooks, a frame, and files."""
+
+    __slots__ = ()
+
+    def save(self, folder: str | Path, provenance: Mapping[str, Any] | None = None) -> None:
+        """Write result.json and result.safetensors, equal in every number when read again.
+
+        Args:
+            folder: Where; made if needed.
+            provenance: What it takes to repeat it, such as `Workspace.provenance`: kept as it is.
+        """
+        importlib.import_module(_SAVING).save_result(self, folder, provenance)
+
+    @classmethod
+    def load(cls: type[R], folder: str | Path) -> R:
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: If one of the two files is missing.
+            ValueError: If they hold something else, or a damaged result.
+        """
+        result: R = importlib.import_module(_SAVING).load_result(cls, folder)
+        return result

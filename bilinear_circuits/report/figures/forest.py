@@ -5,12 +5,15 @@ from typing import Any
 
 from bilinear_circuits.circuits.prove import CausalProof
 from bilinear_circuits.circuits.search import Circuit, CircuitSearch
-from bilinear_circuits.report.figures.base import GREY, Spec, base_figure, sign_colour
+from bilinear_circuits.comparison.stability import StabilityTable
+from bilinear_circuits.report.figures.base import GREY, POSITIVE, Spec, base_figure, escaped, sign_colour
 from bilinear_circuits.report.figures.feature import feature_figures
 from bilinear_circuits.report.payload import plain
 from bilinear_circuits.report.text import signed
 from bilinear_circuits.statistics.effects import Effect
 from bilinear_circuits.surgery.measure import EditReport
+
+_RETURNS = {True: "circle", False: "circle-open"}
 
 
 def search_figures(search: CircuitSearch) -> dict[str, Spec]:
@@ -67,6 +70,40 @@ def edit_forest(report: EditReport) -> Spec:
         for one in sets
     ]
     return _forest(ticks, effects, dots)
+
+
+def return_dots(table: StabilityTable) -> Spec:
+    """Draw how well circuits return elsewhere: the correlation with the best match, and what chance gives."""
+    rows = [(one, match) for one in table.comparisons for match in one.matches]
+    ticks = [f"<b>{match.circuit}</b> in {escaped(one.second)}" for one, match in rows]
+    said = [f"{'returns as' if match.returns else 'nearest'} {match.match}" for _, match in rows]
+    correlation = {
+        "type": "scatter",
+        "name": "best match: filled where it returns",
+        "x": plain([match.likeness.activation for _, match in rows]),
+        "y": list(range(len(rows))),
+        "mode": "markers",
+        "marker": {"color": POSITIVE, "size": 9, "symbol": [_RETURNS[match.returns] for _, match in rows]},
+        "text": said,
+        "hovertemplate": "%{text}: %{x:.3f}<extra></extra>",
+    }
+    chance = {
+        "type": "scatter",
+        "name": "by chance",
+        "x": plain([match.chance for _, match in rows]),
+        "y": list(range(len(rows))),
+        "mode": "markers",
+        "marker": {"color": GREY, "size": 6, "symbol": "line-ns-open"},
+        "hovertemplate": "by chance: %{x:.3f}<extra></extra>",
+    }
+    axis = {"tickvals": list(range(len(ticks))), "ticktext": ticks, "range": [len(ticks) - 0.3, -0.7]}
+    return base_figure(
+        [chance, correlation],
+        140 + 24 * len(ticks),
+        xaxis={"title": {"text": "correlation of activations"}, "zeroline": True},
+        yaxis={**axis, "zeroline": False},
+        layout={"showlegend": True, "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}},
+    )
 
 
 def _forest(

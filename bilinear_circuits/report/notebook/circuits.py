@@ -1,28 +1,21 @@
 """Features, circuits and their proofs in notebooks."""
 
-from collections.abc import Mapping
-from dataclasses import fields
-from typing import Any
-
 from markupsafe import Markup
 
 from bilinear_circuits.circuits.prove import CausalProof
 from bilinear_circuits.circuits.search import Circuit, CircuitSearch
 from bilinear_circuits.interactions.completeness import CircuitCompleteness
 from bilinear_circuits.interactions.profiles import FeatureProfile
-from bilinear_circuits.interventions.results import InterventionProof
 from bilinear_circuits.report.columns import EFFECTS
 from bilinear_circuits.report.figures import Spec, effect_forest, feature_figures, search_figures
 from bilinear_circuits.report.figures.forest import proof_forest
 from bilinear_circuits.report.notebook.dispatch import drawn, shown
 from bilinear_circuits.report.notebook.fragments import Cell, effect, facts, rest_of, table, tokens, value
+from bilinear_circuits.report.notebook.measured import EFFECTS_ARE, effects_in
 from bilinear_circuits.report.text import number, visible_label
 from bilinear_circuits.report.verdict import verdict
-from bilinear_circuits.statistics.effects import Effect
-from bilinear_circuits.surgery.measure import EditReport
 
 _N_RANKED = 10
-_ACTIVE_ONLY = "effects: changes of logit(positive words) − logit(negative words), in nats"
 
 
 @shown.register
@@ -39,9 +32,7 @@ def _(profile: FeatureProfile) -> Markup:
         ("first group", " | ".join(names[:n_first])),
         ("second group", " | ".join(names[n_first:])),
     ]
-    return facts(
-        f"Feature {profile.layer}/{profile.feature}", rows, ['.plot("plane"), "heatmap", "spectrum", "scatter"']
-    )
+    return facts(f"Feature {profile.name}", rows, ['.plot("plane"), "heatmap", "spectrum", "scatter"'])
 
 
 @drawn.register
@@ -75,9 +66,9 @@ def _(circuit: Circuit) -> dict[str, Spec]:
 def _(proof: CausalProof) -> Markup:
     rows = [
         (EFFECTS.get(name, (name.replace("_", " "), ""))[0], effect(one), EFFECTS.get(name, ("", ""))[1])
-        for name, one in _effects(proof).items()
+        for name, one in effects_in(proof).items()
     ]
-    notes = [_ACTIVE_ONLY, f"cross-entropy of the model before: {number(proof.ce_base)} nats per token"]
+    notes = [EFFECTS_ARE, f"cross-entropy of the model before: {number(proof.ce_base)} nats per token"]
     notes.append(f"p = {number(proof.p_value)}, of {len(proof.controls) + len(proof.trigger_controls)} controls")
     return table(f"Removal of a rank-{proof.rank} form", ("", "mean [95 % interval]", ""), rows, notes)
 
@@ -97,7 +88,7 @@ def _(search: CircuitSearch) -> Markup:
         rows.append((one.name, pole, number(one.score), effect(proof.removal), effect(proof.control), judged))
     columns = ("feature", "pushes to", "score", "removed", "controls", "verdict")
     notes = [
-        _ACTIVE_ONLY,
+        EFFECTS_ARE,
         f"{search.n_trigger_tokens:,} triggers in {search.n_tokens:,} tokens; {search.n_sites} sites",
     ]
     proved = table(f"Circuits: {search.query.name}", columns, rows, notes)
@@ -127,26 +118,4 @@ def _(result: CircuitCompleteness) -> Markup:
     header = ("share of the pre-activation", "median", "5 %", "95 %", "of the sum")
     covered = f"{100 * result.covered:.0f} % of the magnitude of all pairs lies in the circuit"
     notes = [covered, f"over {result.pairs.n:,} of {result.n_active:,} active tokens"]
-    return table(f"Completeness of feature {result.layer}/{result.feature}", header, rows, notes)
-
-
-@shown.register
-def _(proof: InterventionProof) -> Markup:
-    rows = [(name.replace("_", " "), effect(one)) for name, one in _effects(proof.places).items()]
-    notes = [_ACTIVE_ONLY, f"{len(proof.edges.first)} edges, {proof.n_active} of {proof.n_sites} sites active"]
-    title = f"Edges of {proof.name} removed, by place"
-    parts = Markup("<div>{}{}</div>")
-    return parts.format(table(title, ("place", "mean [95 % interval]"), rows, notes), shown(proof.explained))
-
-
-@shown.register
-def _(report: EditReport) -> Markup:
-    rows = [(name.replace("_", " "), effect(one)) for name, one in _effects(report).items()]
-    rows += [(f"{one.name} alone, times {one.factor:g}", effect(one.effect)) for one in report.features]
-    return table(f"Edit of {len(report.edits)} features", ("", "mean [95 % interval]"), rows, [_ACTIVE_ONLY])
-
-
-def _effects(result: Any) -> Mapping[str, Effect]:
-    """The effects a result holds, by name."""
-    held = {field.name: getattr(result, field.name) for field in fields(result)}
-    return {name: one for name, one in held.items() if isinstance(one, Effect)}
+    return table(f"Completeness of feature {result.name}", header, rows, notes)

@@ -8,7 +8,7 @@ from bilinear_circuits.circuits.search import CircuitSearch
 from bilinear_circuits.discovery.results import DiscoverySearch
 from bilinear_circuits.interactions.low_rank import LowRankCorrelation
 from bilinear_circuits.report.notebook.dispatch import columns_of
-from bilinear_circuits.sweep.results import TopInteractions
+from bilinear_circuits.sweep import InteractionStatistics, TopInteractions
 
 Columns = dict[str, list[Any]]
 
@@ -18,6 +18,13 @@ def _(top: TopInteractions) -> Columns:
     """One row for each interaction, in the order of the search."""
     names = {"output": top.output, "first": top.first, "second": top.second, "weight": top.weights, "score": top.scores}
     return {name: column.tolist() for name, column in names.items()}
+
+
+@columns_of.register
+def _(result: InteractionStatistics) -> Columns:
+    """One row for each output feature: moments of its coefficients."""
+    moments = {"mean": result.mean, "variance": result.variance, "kurtosis": result.kurtosis}
+    return {"output": result.outputs.tolist(), **{name: column.tolist() for name, column in moments.items()}}
 
 
 @columns_of.register

@@ -10,6 +10,7 @@ from bilinear_circuits.report.figures.results import motif_scores
 from bilinear_circuits.report.notebook.dispatch import drawn, shown
 from bilinear_circuits.report.notebook.fragments import N_ROWS, Cell, facts, rest_of, table, value
 from bilinear_circuits.report.text import number
+from bilinear_circuits.utilities.feature import Feature
 
 _N_MEMBERS = 4
 
@@ -51,7 +52,7 @@ def _(one: Discovery) -> Markup:
         *((f"product {index}", _block(block)) for index, block in enumerate(one.blocks, 1)),
     ]
     if one.echo_of is not None:
-        rows.append(("echo of", f"{one.layer}/{one.echo_of}"))
+        rows.append(("echo of", str(Feature(one.layer, one.echo_of))))
     return facts(f"{one.motif}: feature {one.name}", rows)
 
 
