@@ -79,34 +79,36 @@ def null_forms(
     null: Null,
     tensor: InteractionTensor,
     encoders: Float[Tensor, "d_out feature"],
-    rows: Float[Tensor, "n_features d_in"],
     generator: torch.Generator,
     group: int,
-) -> Iterator[tuple[Float[Tensor, "feature d_in d_in"], Float[Tensor, "n_features d_in"]]]:
-    """Forms and decoder rows under a null other than "refit", some features at a time.
+) -> Iterator[Float[Tensor, "feature d_in d_in"]]:
+    """Forms under the null "weights" or "symmetric", some features at a time.
 
     Args:
         null: Which.
         tensor: The layer.
         encoders: Output directions.
-        rows: Unit decoder rows of the input features.
         generator: Where randomness comes from.
         group: Features at a time.
     """
-    d = tensor.d_in
     if null == "weights":
         tensor = randomised_layer(tensor, generator)
-    if null == "dictionary":
-        rows = torch.nn.functional.normalize(permute_rows(rows, generator), dim=1)
-    if null == "rotation":
-        rotation, _ = torch.linalg.qr(torch.randn(d, d, generator=generator, dtype=torch.double))
-        rows = rows @ rotation.to(rows)
     for Q in forms_in_groups(tensor, encoders, group):
         if null == "symmetric":
             entries = torch.randn(Q.shape, generator=generator, dtype=Q.dtype).to(Q.device)
             entries = entries + entries.mT
             Q = entries * (Q.flatten(1).norm(dim=1) / entries.flatten(1).norm(dim=1))[:, None, None]
-        yield Q, rows
+        yield Q
+
+
+def null_rows(null: Null, rows: Float[Tensor, "n_features d"], seed: int) -> Float[Tensor, "n_features d"]:
+    """Decoder rows under the null "rotation" or "dictionary", which leave the forms as they are."""
+    generator = torch.Generator().manual_seed(seed)
+    if null == "dictionary":
+        return torch.nn.functional.normalize(permute_rows(rows, generator), dim=1)
+    d = rows.shape[1]
+    rotation, _ = torch.linalg.qr(torch.randn(d, d, generator=generator, dtype=torch.double))
+    return rows @ rotation.to(rows)
 
 
 def forms_in_groups(

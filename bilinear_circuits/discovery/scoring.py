@@ -1,8 +1,8 @@
 """Motif scores of all output features of a layer, beside those of its nulls."""
 
-import itertools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from jaxtyping import Float, Int
@@ -14,6 +14,7 @@ from bilinear_circuits.discovery.nulls import (
     Null,
     forms_in_groups,
     null_forms,
+    null_rows,
     randomised_layer,
     refitted_encoders,
 )
@@ -27,6 +28,11 @@ from bilinear_circuits.utilities.progress import Progress, silent
 
 FORMS_TOGETHER = 64
 OVERLAP_NULL: Null = "refit"  # whose features fire together as the real ones do
+
+Draw = tuple[Null, int]
+"""A null, and the number of a draw of it."""
+
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -77,24 +83,39 @@ def score_layer(
     features = tested_features(activity, settings)
     tensor, rows = interactions.mlp.tensor, unit_rows(interactions, activity.inputs)
     encoders = interactions.sae_out.W_enc[:, features]
-    layer = interactions.mlp.layer
-    own = [motif_scores(Q, rows) for Q in forms_in_groups(tensor, encoders, FORMS_TOGETHER)]
-    scores, planes = MotifScores.cat(own), [one.plane for one in own]
     nulls = dict.fromkeys((*settings.nulls, OVERLAP_NULL))
     draws = [(null, draw) for null in nulls for draw in range(settings.replicates)]
-    null_scores, null_overlaps = [], []
-    for null, draw in progress(draws, f"nulls of layer {layer}"):
-        forms = null_draws(null, interactions, activity, features, seed + draw)
-        known = planes if null in SAME_FORMS else itertools.repeat(None)
-        drawn = [motif_scores(Q, directions, plane) for (Q, directions), plane in zip(forms, known, strict=False)]
-        if null in settings.nulls:
-            null_scores.append(torch.cat([one.score for one in drawn]))
-        if null == OVERLAP_NULL:
-            null_overlaps.append(best_overlaps(torch.cat([one.plane[1] for one in drawn]))[0])
-    by_null = torch.stack(null_scores).view(len(settings.nulls), -1, scores.score.shape[1])
-    overlaps = PlaneOverlaps(*best_overlaps(scores.plane[1]), torch.cat(null_overlaps))
+    turned = {(null, draw): null_rows(null, rows, seed + draw) for null, draw in draws if null in SAME_FORMS}
+    found: dict[Draw | None, MotifScores] = {}
+    passes = [None, *(draw for draw in draws if draw not in turned)]
+    for draw in progress(passes, f"motifs of layer {interactions.mlp.layer}, and of nulls"):
+        if draw is None:
+            found |= _motifs(forms_in_groups(tensor, encoders, FORMS_TOGETHER), {None: rows, **turned})
+        else:
+            found |= _motifs(null_draws(draw, interactions, activity, features, seed), {draw: rows})
+    scores = found[None]
+    by_null = torch.stack(
+        [torch.cat([found[null, draw].score for draw in range(settings.replicates)]) for null in settings.nulls]
+    )
+    drawn = [found[OVERLAP_NULL, draw].plane[1] for draw in range(settings.replicates)]
+    overlaps = PlaneOverlaps(
+        *best_overlaps(scores.plane[1]), torch.cat([best_overlaps(planes)[0] for planes in drawn])
+    )
     norms = tensor.matrix(encoders.T).frobenius_norm()
     return LayerScores(features, scores, by_null, p_values(scores.score, by_null), norms, overlaps)
+
+
+def _motifs(
+    forms: Iterable[Float[Tensor, "feature d_in d_in"]], rows: Mapping[Key, Float[Tensor, "d_sae_in d_in"]]
+) -> dict[Key, MotifScores]:
+    """Score forms, read with each of some sets of decoder rows; their leading planes are found once."""
+    parts: dict[Key, list[MotifScores]] = {key: [] for key in rows}
+    for Q in forms:
+        plane = None
+        for key, directions in rows.items():
+            parts[key].append(motif_scores(Q, directions, plane))
+            plane = parts[key][-1].plane
+    return {key: MotifScores.cat(part) for key, part in parts.items()}
 
 
 def tested_features(activity: FeatureActivity, settings: DiscoverySettings) -> Int[Tensor, " feature"]:
@@ -126,20 +147,18 @@ def p_values(
 
 
 def null_draws(
-    null: Null,
+    draw: Draw,
     interactions: FeatureInteractions,
     activity: FeatureActivity,
     features: Int[Tensor, " feature"],
     seed: int,
-) -> Iterator[tuple[Float[Tensor, "feature d_in d_in"], Float[Tensor, "d_sae_in d_in"]]]:
-    """Forms of some output features under one draw of a null, and the decoder rows they are read with, in groups."""
-    generator = torch.Generator().manual_seed(seed)
-    tensor, rows = interactions.mlp.tensor, unit_rows(interactions, activity.inputs)
+) -> Iterator[Float[Tensor, "feature d_in d_in"]]:
+    """Forms of some output features under one draw of a null that changes them, in groups."""
+    null, number = draw
+    generator = torch.Generator().manual_seed(seed + number)
+    tensor = interactions.mlp.tensor
     if null != "refit":
-        encoders = interactions.sae_out.W_enc[:, features]
-        yield from null_forms(null, tensor, encoders, rows, generator, FORMS_TOGETHER)
-        return
+        return null_forms(null, tensor, interactions.sae_out.W_enc[:, features], generator, FORMS_TOGETHER)
     layer = randomised_layer(tensor, generator)
     encoders = refitted_encoders(layer(activity.x.to(tensor.W_gate.dtype)), activity.outputs)[:, features]
-    for Q in forms_in_groups(layer, encoders, FORMS_TOGETHER):
-        yield Q, rows
+    return forms_in_groups(layer, encoders, FORMS_TOGETHER)
