@@ -85,12 +85,13 @@ def score_layer(
     encoders = interactions.sae_out.W_enc[:, features]
     nulls = dict.fromkeys((*settings.nulls, OVERLAP_NULL))
     draws = [(null, draw) for null in nulls for draw in range(settings.replicates)]
-    turned = {(null, draw): null_rows(null, rows, seed + draw) for null, draw in draws if null in SAME_FORMS}
+    own: dict[Draw | None, Float[Tensor, "d_sae_in d_in"]] = {None: rows}
+    own |= {(null, draw): null_rows(null, rows, seed + draw) for null, draw in draws if null in SAME_FORMS}
     found: dict[Draw | None, MotifScores] = {}
-    passes = [None, *(draw for draw in draws if draw not in turned)]
+    passes = [None, *(draw for draw in draws if draw not in own)]
     for draw in progress(passes, f"motifs of layer {interactions.mlp.layer}, and of nulls"):
         if draw is None:
-            found |= _motifs(forms_in_groups(tensor, encoders, FORMS_TOGETHER), {None: rows, **turned})
+            found |= _motifs(forms_in_groups(tensor, encoders, FORMS_TOGETHER), own)
         else:
             found |= _motifs(null_draws(draw, interactions, activity, features, seed), {draw: rows})
     scores = found[None]
@@ -98,9 +99,7 @@ def score_layer(
         [torch.cat([found[null, draw].score for draw in range(settings.replicates)]) for null in settings.nulls]
     )
     drawn = [found[OVERLAP_NULL, draw].plane[1] for draw in range(settings.replicates)]
-    overlaps = PlaneOverlaps(
-        *best_overlaps(scores.plane[1]), torch.cat([best_overlaps(planes)[0] for planes in drawn])
-    )
+    overlaps = PlaneOverlaps(*best_overlaps(scores.plane[1]), torch.cat([best_overlaps(planes)[0] for planes in drawn]))
     norms = tensor.matrix(encoders.T).frobenius_norm()
     return LayerScores(features, scores, by_null, p_values(scores.score, by_null), norms, overlaps)
 
