@@ -41,6 +41,7 @@ def test_what_is_printed_is_what_is_written(world, tmp_path, capsys):
     command.run(
         command.Arguments(**world, out=str(out), n_stories=80, fdr=0.5, nulls=["rotation"], replicates=4, n_listed=2)
     )
+    assert json.loads((out / "pairs.json").read_text())["interference"] == []
     printed = capsys.readouterr().out
     search = load_result(DiscoverySearch, out)
     assert search.settings.fdr == 0.5
@@ -75,6 +76,18 @@ def test_what_is_printed_is_what_is_written(world, tmp_path, capsys):
     ]
 
 
+def test_the_largest_interactions_are_checked_where_asked_for(world, tmp_path, capsys):
+    out = tmp_path / "found"
+    command.run(
+        command.Arguments(
+            **world, out=str(out), layers=[0], n_stories=40, nulls=["rotation"], replicates=1, n_largest=9
+        )
+    )
+    assert "layer 0: of the 9 largest interactions of two input features" in capsys.readouterr().out
+    assert [one["k"] for one in json.loads((out / "pairs.json").read_text())["interference"]] == [9]
+    assert "Interactions that never meet" in (out / "report.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -86,6 +99,7 @@ def test_what_is_printed_is_what_is_written(world, tmp_path, capsys):
         (["--replicates", "0"], "replicates must be a whole number of at least 1, got 0"),
         (["--n-listed", "0"], "n_listed must be at least 1, got 0"),
         (["--layers", "2"], "layer must have dictionaries in"),
+        (["--n-largest", "-1"], "n_largest must be at least 0, got -1"),
         (["--n-stories", "0"], "n_stories must be at least 1, got 0"),
         (["--out", __file__], "out must be a folder"),
     ],

@@ -53,8 +53,9 @@ class Arguments(common.LabelArguments):
     n_listed: int = 5
     """Discoveries of each motif that are printed."""
 
-    n_largest: int = 1000
-    """Largest interactions of a layer that are checked for inputs that never meet."""
+    n_largest: int = 0
+    """Largest interactions of a layer that are checked for inputs that never meet, such as 1000. The check sweeps the
+    whole interaction tensor, which takes as long as the search; by default it is left out."""
 
     out: str | None = None
     """Folder for report.html, result.json and .safetensors, pairs.json, discoveries.csv and .parquet; not written by
@@ -82,9 +83,9 @@ def run(arguments: Arguments) -> None:
         replicates=arguments.replicates,
         fdr=arguments.fdr,
     )
-    for name in ("n_listed", "n_stories", "n_largest"):
-        if getattr(arguments, name) < 1:
-            raise ValueError(f"{name} must be at least 1, got {getattr(arguments, name)}.")
+    for name, least in (("n_listed", 1), ("n_stories", 1), ("n_largest", 0)):
+        if getattr(arguments, name) < least:
+            raise ValueError(f"{name} must be at least {least}, got {getattr(arguments, name)}.")
     check_most(arguments, replicates=10_000, n_largest=1_000_000)
     layers = common.check_layers(arguments.layers, common.saes_of(arguments))
     corpus = corpus_of(arguments)
@@ -106,11 +107,12 @@ def run(arguments: Arguments) -> None:
     unmet = [
         interference(one, data.inputs, len(data.x), arguments.n_largest, arguments.seed, common.bar)
         for one, data in zip(interactions, activity, strict=True)
+        if arguments.n_largest
     ]
     names = FeatureNames(activity, model.tokenizer)
     print(summary(search, names, arguments.n_listed))
     print(pair_table(pairs, names, settings.fdr, arguments.n_listed))
-    print(interference_table(unmet))
+    print(interference_table(unmet), end="")
     if arguments.out is not None:
         resolved = replace(arguments, saes=common.saes_of(arguments), layers=layers)
         source = records.provenance(resolved, interactions, corpus, len(stories), time.perf_counter() - started)
@@ -194,7 +196,7 @@ def interference_table(unmet: "Sequence[Interference]") -> str:
             f"  weighted by co-activation their ranks correlate {one.rank_correlation:+.2f}, and {100 * one.kept:.0f} %"
             f" of the largest {one.k} of {10 * one.k} stay among them"
         )
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, ""]) if lines else ""
 
 
 def _write(

@@ -46,7 +46,7 @@ def group_directions(
     ends where no row is nearer to what is left than sqrt(2 ln(n_features) / d), which the nearest of as many random
     rows would be: from there on it would fit noise. Weights are positive, since features are.
 
-    Cost: 2 n_features d operations per direction and step.
+    Cost: 2 n_features d operations per direction and step, of those whose pursuit has not ended.
 
     Args:
         targets: Directions of any norm; a zero direction has an empty group.
@@ -57,15 +57,13 @@ def group_directions(
     noise = math.sqrt(2 * math.log(max(2, len(rows))) / rows.shape[1])
     feature = torch.full((len(rest), steps), -1, dtype=torch.long, device=rest.device)
     weight = rest.new_zeros(len(rest), steps)
+    going = torch.arange(len(rest), device=rest.device)
     for step in range(steps):
-        nearest, index = (rest @ rows.T).max(1)
-        joins = nearest > noise * rest.norm(dim=1)
-        if not joins.any():
-            break
-        gain = nearest.where(joins, 0)
-        feature[:, step] = index.where(joins, -1)
-        weight[:, step] = gain
-        rest = rest - gain.unsqueeze(1) * rows[index]
+        nearest, index = (rest[going] @ rows.T).max(1)
+        joins = nearest > noise * rest[going].norm(dim=1)
+        going, nearest, index = going[joins], nearest[joins], index[joins]
+        feature[going, step], weight[going, step] = index, nearest
+        rest[going] -= nearest.unsqueeze(1) * rows[index]
     direction = torch.nn.functional.normalize(targets.flatten(0, -2) - rest, dim=1)
     direction = direction * (weight[:, :1] > 0)
     shape = targets.shape[:-1]

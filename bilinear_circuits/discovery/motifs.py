@@ -68,6 +68,7 @@ class MotifScores(Brief):
             or the scale of either dictionary.
         template: That template, by its place in TEMPLATES.
         groups: Groups of input features at the ends of each form's axes, in the order of ENDS.
+        blocks: g_i^T Q g_j / |Q| of the directions of the groups.
         outliers: Leading eigenvalue of either sign, positive first, over the norm of the form.
         plane: The leading plane of each form; see `leading_plane`.
     """
@@ -75,6 +76,7 @@ class MotifScores(Brief):
     score: Float[Tensor, "feature motif"]
     template: Int[Tensor, "feature motif"]
     groups: Groups
+    blocks: Float[Tensor, "feature 8 8"]
     outliers: Float[Tensor, "feature 2"]
     plane: Plane
 
@@ -83,11 +85,11 @@ class MotifScores(Brief):
         """Those of several sets of forms as one."""
         names = ("direction", "feature", "weight")
         groups = Groups(*(torch.cat([getattr(part.groups, name) for part in parts]) for name in names))
-        score, template, outliers = (
-            torch.cat([getattr(part, name) for part in parts]) for name in ("score", "template", "outliers")
+        score, template, blocks, outliers = (
+            torch.cat([getattr(part, name) for part in parts]) for name in ("score", "template", "blocks", "outliers")
         )
         values, vectors, norm = (torch.cat(column) for column in zip(*(part.plane for part in parts), strict=True))
-        return cls(score, template, groups, outliers, (values, vectors, norm))
+        return cls(score, template, groups, blocks, outliers, (values, vectors, norm))
 
 
 @torch.no_grad()
@@ -114,9 +116,8 @@ def motif_scores(
         best, which = cosines[:, own].max(1)
         score.append(best)
         place.append(own[which])
-    return MotifScores(
-        torch.stack(score, 1), torch.stack(place, 1), groups, values / norm[:, None], (values, vectors, norm)
-    )
+    outliers = values / norm[:, None]
+    return MotifScores(torch.stack(score, 1), torch.stack(place, 1), groups, blocks, outliers, (values, vectors, norm))
 
 
 def leading_plane(Q: Float[Tensor, "feature d d"]) -> Plane:

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from bilinear_circuits.discovery.blocks import described
 from bilinear_circuits.discovery.echoes import echoes
 from bilinear_circuits.discovery.motifs import MOTIFS, TEMPLATES
 from bilinear_circuits.discovery.results import Block, Discovery, DiscoverySearch, DiscoverySettings
@@ -158,7 +159,6 @@ class _Describer:
 
     def _describe(self, place: int, motif: int) -> Discovery:
         scores = self._layer.scores
-        _, blocks = TEMPLATES[int(scores.template[place, motif])]
         value = scores.score[place, motif].item()
         plus, minus = scores.outliers[place].tolist()
         return Discovery(
@@ -169,28 +169,16 @@ class _Describer:
             corrected=value,
             p=self._layer.p[place, motif].item(),
             q=self._q[place, motif].item(),
-            blocks=tuple(self._block(place, first, second) for first, second, _ in blocks),
+            blocks=self._blocks(place, int(scores.template[place, motif])),
             outliers=(plus, minus),
             echo_of=None,
         )
 
-    def _block(self, place: int, first: int, second: int) -> Block:
-        groups, feature = self._layer.scores.groups, int(self._layer.features[place])
-        (members, weights), (others, other_weights) = groups.members(place, first), groups.members(place, second)
-        g, h = groups.direction[place, first], groups.direction[place, second]
-        strength = self._interactions.form(feature).matrix(g.unsqueeze(0), h.unsqueeze(0)) / self._layer.norms[place]
-        T = self._interactions.matrix(feature).block(torch.tensor(members), torch.tensor(others))
-        _, together = self._inputs.columns_where_active(torch.tensor((*members, *others)))
-        z, other_z = together[:, : len(members)], together[:, len(members) :]
-        enough = (z != 0).to(z.dtype).T @ (other_z != 0).to(z.dtype) >= self._settings.min_together
-        mass = T.abs() * torch.outer(T.new_tensor(weights), T.new_tensor(other_weights))
-        return Block(
-            first=members,
-            second=others,
-            first_weights=weights,
-            second_weights=other_weights,
-            strength=strength.item(),
-            together=int(((z != 0).any(1) & (other_z != 0).any(1)).sum()),
-            meeting=(mass[enough].sum() / mass.sum()).item(),
-            weighted=(T.double() * (z.T @ other_z / self._n_tokens)).sum().item(),
-        )
+    def _blocks(self, place: int, template: int) -> tuple[Block, ...]:
+        scores, feature = self._layer.scores, int(self._layer.features[place])
+        _, blocks = TEMPLATES[template]
+        ends = sorted({end for first, second, _ in blocks for end in (first, second)})
+        groups = {end: scores.groups.members(place, end) for end in ends}
+        strengths = {(first, second): scores.blocks[place, first, second].item() for first, second, _ in blocks}
+        matrix = self._interactions.matrix(feature)
+        return described(matrix, self._inputs, self._n_tokens, groups, strengths, self._settings.min_together)
