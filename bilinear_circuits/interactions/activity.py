@@ -82,11 +82,9 @@ class ActiveTokens(Brief):
 
     @torch.no_grad()
     def weighted_sums(self, values: Float[Tensor, "token d"]) -> Float[Tensor, "d_sae d"]:
-        """Sum over tokens of the activation times a vector of the token, for each feature: token d_sae d operations."""
-        total = values.new_zeros(len(self.counts), values.shape[1])
-        for tokens, z in self._dense_chunks(len(values)):
-            total.addmm_(z[: len(values[tokens])].to(values.dtype).T, values[tokens])
-        return total
+        """Sum over tokens of the activation times a vector of the token, for each feature: nnz d operations."""
+        places, size = torch.stack([self.feature, self.token]), (len(self.counts), len(values))
+        return torch.sparse_coo_tensor(places, self.value.to(values.dtype), size, check_invariants=True) @ values
 
     @torch.no_grad()
     @exact_sums()
