@@ -13,11 +13,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
-from bilinear_circuits.commands import images
-from bilinear_circuits.commands.failures import MISTAKE, TRACEBACK, explain
-from bilinear_circuits.commands.outputs import check_apart
-from bilinear_circuits.commands.usage import with_usage
-from bilinear_circuits.commands.values import check_given_once, check_values, take_values, with_typos
+from bilinear_circuits.command_line import images
+from bilinear_circuits.command_line.failures import MISTAKE, TRACEBACK, explain
+from bilinear_circuits.command_line.outputs import check_apart
+from bilinear_circuits.command_line.usage import with_usage
+from bilinear_circuits.command_line.values import check_given_once, check_values, take_values, with_typos
 from bilinear_circuits.utilities import processes
 
 VERBS = {
@@ -30,7 +30,7 @@ VERBS = {
     "discover": "bilinear_circuits.commands.discover",
     "inspect": "bilinear_circuits.commands.inspect",
     "features": "sae.commands.features",
-    "names": "bilinear_circuits.commands.names",
+    "names": "bilinear_circuits.command_line.names",
     "graph": "bilinear_circuits.commands.graph",
     "interactions": "bilinear_circuits.commands.interactions",
     "lowrank": "bilinear_circuits.commands.lowrank",
@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     # torch's OpenMP threads spin while they wait, which on a busy machine costs most of the time. It reads this once.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "3000")
-    from bilinear_circuits.commands.terminal import UnwrittenError, safe_terminal
+    from bilinear_circuits.command_line.terminal import UnwrittenError, safe_terminal
 
     code = 0
     with safe_terminal():
@@ -116,8 +116,8 @@ def _main(argv: list[str]) -> int:
 @contextlib.contextmanager
 def _claimed(out: Path | None) -> Iterator[None]:
     """The folder a run writes, held for it; a verb for which it is not simply its --out says so itself."""
-    from bilinear_circuits.commands.claims import claimed
-    from bilinear_circuits.commands.common import check_out
+    from bilinear_circuits.command_line.claims import claimed
+    from bilinear_circuits.command_line.common import check_out
 
     check_out(None if out is None else str(out))
     with claimed(out):

@@ -9,7 +9,7 @@ import pytest
 from verbs import asked, write_world
 
 from bilinear_circuits import cli
-from bilinear_circuits.commands.values import number, whole_number
+from bilinear_circuits.command_line.values import number, whole_number
 
 PLACES = {
     "model", "models", "saes", "corpus", "circuit", "circuits", "labels", "query", "recipe", "prompts", "folder",

@@ -1,7 +1,7 @@
 import pytest
 from helpers import refused
 
-from bilinear_circuits.commands.changes import with_changes
+from bilinear_circuits.command_line.changes import with_changes
 
 RECIPE = {"name": "tiny", "tokens": 10, "sae": {"k": 3}, "layers": [1]}
 

@@ -97,7 +97,7 @@ def test_every_key_of_a_recipe_is_explained():
     from dataclasses import fields
 
     from bilinear_circuits.circuits import CircuitQuery
-    from bilinear_circuits.commands import recipes
+    from bilinear_circuits.command_line import recipes
     from bilinear_circuits.models.llama import ModelSettings
     from bilinear_circuits.training.language_model import OptimSettings
     from sae import settings

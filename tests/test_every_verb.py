@@ -16,7 +16,7 @@ from verbs import RESUMABLE, VERBS, asked, files_of, write_world
 
 from bilinear_circuits.cli import VERBS as VERB_MODULES
 from bilinear_circuits.cli import main
-from bilinear_circuits.commands.claims import claimed
+from bilinear_circuits.command_line.claims import claimed
 
 ROOT = Path(__file__).parents[1]
 # One of each way of writing; the others run with the slow tests.

@@ -10,8 +10,9 @@ from helpers import refused
 from planted import interactions_of, random_stories, save_between_dictionaries, word_tokenizer
 
 from bilinear_circuits.cli import main
-from bilinear_circuits.commands import common, explore
-from bilinear_circuits.commands.circuit_file import read_proofs
+from bilinear_circuits.command_line import common
+from bilinear_circuits.command_line.circuit_file import read_proofs
+from bilinear_circuits.commands import explore
 from bilinear_circuits.data.stories import tokenize_stories
 from bilinear_circuits.interactions.activity import collect_activity
 from bilinear_circuits.interactions.neighbourhood import cluster_rows, neighbourhood

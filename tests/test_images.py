@@ -97,7 +97,7 @@ def test_a_missing_package_is_named(bc, monkeypatch):
 
 
 def test_the_option_of_the_verbs_is_checked_before_any_work(bc, no_browser, tmp_path):
-    from bilinear_circuits.commands import images
+    from bilinear_circuits.command_line import images
 
     images.check(None, None)
     assert images.written({"tiny": TINY}, str(tmp_path), None) == []
@@ -110,7 +110,7 @@ def test_the_option_of_the_verbs_is_checked_before_any_work(bc, no_browser, tmp_
 
 @pytest.mark.slow
 def test_the_option_of_the_verbs_writes_to_a_folder_of_its_own(bc, browser, tmp_path):
-    from bilinear_circuits.commands import images
+    from bilinear_circuits.command_line import images
 
     assert images.written({"tiny": TINY}, str(tmp_path), ["svg", "svg"]) == [f"{tmp_path / 'images'} (1 images)"]
     assert "</script" not in (tmp_path / "images/tiny.svg").read_text()

@@ -15,6 +15,7 @@ MODULES = {path.relative_to(PACKAGE).with_suffix("").as_posix(): path for path i
 ORDER = (
     "cli",
     "commands",
+    "command_line",
     "workspace",
     "report",
     "prompts",

@@ -18,8 +18,8 @@ from planted import random_dictionary, random_stories, tiny_llama, word_tokenize
 from safetensors.torch import load_file
 
 import bilinear_circuits as bc
+from bilinear_circuits.command_line.shards import ShardFolder, _at_sigterm
 from bilinear_circuits.commands import interactions as command
-from bilinear_circuits.commands.shards import ShardFolder, _at_sigterm
 
 ROOT = Path(__file__).parents[1]
 COLUMNS = ("output", "first", "second", "weights", "scores")
@@ -80,7 +80,7 @@ def test_the_tables_hold_what_the_search_found(world, layer, tmp_path):
 
 
 def test_a_table_too_long_to_look_at_is_left_out(layer, tmp_path, monkeypatch):
-    from bilinear_circuits.commands import tables
+    from bilinear_circuits.command_line import tables
     from bilinear_circuits.report.notebook import columns_of
 
     columns = columns_of(layer.top(5))

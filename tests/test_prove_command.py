@@ -18,8 +18,8 @@ from bilinear_circuits.circuits import CircuitQuery, QueryTokens, SearchSettings
 from bilinear_circuits.circuits.search import story_parts
 from bilinear_circuits.circuits.target import Target
 from bilinear_circuits.cli import main
-from bilinear_circuits.commands import common, records
-from bilinear_circuits.commands.circuit_file import read_circuit_file
+from bilinear_circuits.command_line import common, records
+from bilinear_circuits.command_line.circuit_file import read_circuit_file
 from bilinear_circuits.data.corpora import read_stories
 from bilinear_circuits.interventions import CircuitProofs
 from bilinear_circuits.report import search_payload

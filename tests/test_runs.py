@@ -11,11 +11,11 @@ from pathlib import Path
 import pytest
 from helpers import refused
 
-from bilinear_circuits.commands.claims import claimed
-from bilinear_circuits.commands.common import written_whole
+from bilinear_circuits.command_line.claims import claimed
+from bilinear_circuits.command_line.common import written_whole
+from bilinear_circuits.command_line.failures import BUG, MISTAKE, explain
+from bilinear_circuits.command_line.sealed import read_sealed, write_sealed
 from bilinear_circuits.commands.edit import replaced_whole
-from bilinear_circuits.commands.failures import BUG, MISTAKE, explain
-from bilinear_circuits.commands.sealed import read_sealed, write_sealed
 
 
 def _hold(out, ready):
@@ -61,7 +61,7 @@ def test_what_a_kill_left_half_written_goes_and_nothing_else(tmp_path):
 
 
 def test_a_folder_that_another_run_took_away_while_it_was_locked_is_made_again(tmp_path, monkeypatch):
-    from bilinear_circuits.commands import claims
+    from bilinear_circuits.command_line import claims
 
     out, lock, gone = tmp_path / "out", claims._lock, []
 

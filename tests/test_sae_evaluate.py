@@ -330,7 +330,7 @@ MISTAKES = {
 
 @pytest.mark.parametrize("message", MISTAKES)
 def test_mistakes_are_said_before_a_model_is_loaded(message, folder, monkeypatch):
-    from bilinear_circuits.commands import common
+    from bilinear_circuits.command_line import common
 
     monkeypatch.setattr(common, "quietly_load_model", lambda *_: pytest.fail("loaded"))
     asked = {

@@ -8,8 +8,8 @@ from planted import tiny_llama, word_tokenizer
 from test_cli import mistake
 
 from bilinear_circuits.cli import main
+from bilinear_circuits.command_line.claims import claimed
 from bilinear_circuits.commands import sample
-from bilinear_circuits.commands.claims import claimed
 
 
 @pytest.fixture(scope="module")

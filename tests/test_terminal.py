@@ -13,7 +13,7 @@ from planted import WORDS, random_stories, word_tokenizer
 from tokenizers import pre_tokenizers
 
 from bilinear_circuits.cli import main
-from bilinear_circuits.commands.terminal import ShownStream, note, safe_terminal
+from bilinear_circuits.command_line.terminal import ShownStream, note, safe_terminal
 from bilinear_circuits.data.text_files import CorpusWarning
 
 ROOT = Path(__file__).parents[1]

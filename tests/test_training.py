@@ -289,7 +289,7 @@ def test_a_folder_with_another_run_is_not_continued(tmp_path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs/train").glob("*.yaml")), ids=lambda path: path.stem)
 def test_the_shipped_recipes_are_valid_and_named_after_their_file(path):
-    from bilinear_circuits.commands.recipes import read_recipe
+    from bilinear_circuits.command_line.recipes import read_recipe
 
     assert read_recipe(str(path)).name == path.stem
 
@@ -309,7 +309,7 @@ def test_the_shipped_recipes_are_valid_and_named_after_their_file(path):
     ],
 )
 def test_a_wrong_recipe_is_refused_by_key(change, message, tmp_path):
-    from bilinear_circuits.commands.recipes import read_recipe
+    from bilinear_circuits.command_line.recipes import read_recipe
 
     with refused(ValueError, message):
         read_recipe(str(recipe(tmp_path, **change)))
@@ -325,13 +325,13 @@ def test_a_corpus_that_cannot_be_read_leaves_nothing_behind(tmp_path):
 
 
 def recipe_of(path):
-    from bilinear_circuits.commands.recipes import read_recipe
+    from bilinear_circuits.command_line.recipes import read_recipe
 
     return read_recipe(str(path))
 
 
 def test_stories_for_validation_are_left_out_of_training_and_counted(tmp_path, capsys):
-    from bilinear_circuits.commands.training_data import divide
+    from bilinear_circuits.command_line.training_data import divide
 
     stories = [f"{story} the cat sat at home and ran ." for story in random_stories(40, length=20)]
     valid = [stories[3].upper(), f"  {stories[5]}\n", "the dog was not here and the cat was not at home ."]
@@ -347,7 +347,7 @@ def test_stories_for_validation_are_left_out_of_training_and_counted(tmp_path, c
 
 
 def test_a_corpus_for_validation_that_leaves_nothing_to_train_on_is_refused(tmp_path):
-    from bilinear_circuits.commands.training_data import divide
+    from bilinear_circuits.command_line.training_data import divide
 
     stories = [f"{story} the cat sat at home and ran ." for story in random_stories(4, length=20)]
     asked = recipe_of(recipe(tmp_path, valid="valid.txt"))
@@ -358,15 +358,15 @@ def test_a_corpus_for_validation_that_leaves_nothing_to_train_on_is_refused(tmp_
 
 
 def test_a_corpus_without_a_usable_story_is_named():
-    from bilinear_circuits.commands.training_data import divide
+    from bilinear_circuits.command_line.training_data import divide
 
     with refused(ValueError, "corpus must hold stories of ten words or more, got c.txt, of whose 2 none is left"):
         divide(recipe_of("ts-nano"), "c.txt", ["too short", "text,label"], [])
 
 
 def test_every_long_step_from_stories_to_rows_reports_its_progress(tmp_path, monkeypatch):
-    from bilinear_circuits.commands import common
-    from bilinear_circuits.commands.training_data import prepare
+    from bilinear_circuits.command_line import common
+    from bilinear_circuits.command_line.training_data import prepare
 
     def bar(items, description, /):
         reported.append((description, len(items)))
@@ -381,7 +381,7 @@ def test_every_long_step_from_stories_to_rows_reports_its_progress(tmp_path, mon
 
 
 def test_stories_are_tokenized_once_for_the_same_recipe_corpus_and_tokenizer(tmp_path, capsys):
-    from bilinear_circuits.commands.training_data import prepare
+    from bilinear_circuits.command_line.training_data import prepare
     from bilinear_circuits.data.rows import TrainingData
 
     def prepared(**change):

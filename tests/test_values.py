@@ -79,7 +79,7 @@ def test_a_link_to_itself_names_the_option(option, tmp_path, capsys):
 
 
 def test_a_folder_that_begins_with_a_tilde_and_is_there_is_written(tmp_path, monkeypatch):
-    from bilinear_circuits.commands.common import check_out
+    from bilinear_circuits.command_line.common import check_out
 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "~mine").mkdir()

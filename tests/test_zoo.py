@@ -258,7 +258,7 @@ def test_the_shipped_model_in_compatibility_mode_is_refused():
 
 @pytest.mark.parametrize("name", ["~nobody-has-this-name/x", "owner/name", "x" * 5000, ""])
 def test_a_name_that_is_no_path_is_shown_as_it_is(name):
-    from bilinear_circuits.commands import records
+    from bilinear_circuits.command_line import records
 
     assert records.display_name(name) == name
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 from simple_parsing import field
 
-from bilinear_circuits.commands import common, images, records, tables
-from bilinear_circuits.commands.corpus import corpus_of, tokenized
-from bilinear_circuits.commands.outputs import RESULT_FILES, Outputs
+from bilinear_circuits.command_line import common, images, records, tables
+from bilinear_circuits.command_line.corpus import corpus_of, tokenized
+from bilinear_circuits.command_line.outputs import RESULT_FILES, Outputs
 
 if TYPE_CHECKING:
     from bilinear_circuits.circuits import CircuitSearch

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from simple_parsing import field
 
 from bilinear_circuits import zoo
-from bilinear_circuits.commands import common, records
-from bilinear_circuits.commands.arguments import CorpusArguments
-from bilinear_circuits.commands.circuit_file import CircuitFile, read_circuit_file
-from bilinear_circuits.commands.corpus import tokenized
-from bilinear_circuits.commands.outputs import Outputs
-from bilinear_circuits.commands.values import check_most
+from bilinear_circuits.command_line import common, records
+from bilinear_circuits.command_line.arguments import CorpusArguments
+from bilinear_circuits.command_line.circuit_file import CircuitFile, read_circuit_file
+from bilinear_circuits.command_line.corpus import tokenized
+from bilinear_circuits.command_line.outputs import Outputs
+from bilinear_circuits.command_line.values import check_most
 from bilinear_circuits.data.corpora import Corpus
 from bilinear_circuits.utilities.folders import file_hash
 

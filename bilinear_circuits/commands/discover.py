@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING
 
 from simple_parsing import field
 
-from bilinear_circuits.commands import common, records, tables
-from bilinear_circuits.commands.corpus import corpus_of, tokenized
-from bilinear_circuits.commands.outputs import Outputs
-from bilinear_circuits.commands.values import check_most
+from bilinear_circuits.command_line import common, records, tables
+from bilinear_circuits.command_line.corpus import corpus_of, tokenized
+from bilinear_circuits.command_line.outputs import Outputs
+from bilinear_circuits.command_line.values import check_most
 from bilinear_circuits.utilities.feature import Feature
 
 if TYPE_CHECKING:

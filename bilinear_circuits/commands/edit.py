@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any, Literal
 from simple_parsing import field
 
 from bilinear_circuits import zoo
-from bilinear_circuits.commands import common, records
-from bilinear_circuits.commands.circuit_file import CircuitFile, read_circuit_file, read_ranking
-from bilinear_circuits.commands.claims import OLD, half_written
-from bilinear_circuits.commands.corpus import tokenized
+from bilinear_circuits.command_line import common, records
+from bilinear_circuits.command_line.circuit_file import CircuitFile, read_circuit_file, read_ranking
+from bilinear_circuits.command_line.claims import OLD, half_written
+from bilinear_circuits.command_line.corpus import tokenized
 from bilinear_circuits.commands.edit_report import KIND, described, edit_card, edit_payload, summary
 from bilinear_circuits.data.corpora import Corpus
 from bilinear_circuits.utilities.feature import Feature

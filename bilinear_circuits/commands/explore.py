@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from simple_parsing import field
 
-from bilinear_circuits.commands import common, records
-from bilinear_circuits.commands.circuit_file import CircuitFile, read_circuit_file, read_proofs
-from bilinear_circuits.commands.corpus import corpus_of, tokenized
-from bilinear_circuits.commands.outputs import Outputs
+from bilinear_circuits.command_line import common, records
+from bilinear_circuits.command_line.circuit_file import CircuitFile, read_circuit_file, read_proofs
+from bilinear_circuits.command_line.corpus import corpus_of, tokenized
+from bilinear_circuits.command_line.outputs import Outputs
 from bilinear_circuits.data.corpora import Corpus
 from bilinear_circuits.utilities.display import Brief
 from bilinear_circuits.utilities.feature import Feature

@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from simple_parsing import field
 
-from bilinear_circuits.commands import common, records
-from bilinear_circuits.commands.corpus import corpus_of, tokenized
+from bilinear_circuits.command_line import common, records
+from bilinear_circuits.command_line.corpus import corpus_of, tokenized
+from bilinear_circuits.command_line.values import short
 from bilinear_circuits.commands.graph_folder import FEATURES, LIST, NEURONPEDIA, GraphFolder
-from bilinear_circuits.commands.values import short
 from bilinear_circuits.utilities.feature import Feature
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from bilinear_circuits.commands.claims import claimed, half_written
+from bilinear_circuits.command_line.claims import claimed, half_written
 from bilinear_circuits.utilities.folders import read_json
 
 LIST = "graph-metadata.json"

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from simple_parsing import field
 
-from bilinear_circuits.commands import common, records
+from bilinear_circuits.command_line import common, records
 from bilinear_circuits.utilities.folders import TOKENIZER, download, file_hash, read_json
 
 if TYPE_CHECKING:

@@ -4,9 +4,9 @@ import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from bilinear_circuits.commands import common, images, records
-from bilinear_circuits.commands.corpus import corpus_of, tokenized
-from bilinear_circuits.commands.outputs import Outputs
+from bilinear_circuits.command_line import common, images, records
+from bilinear_circuits.command_line.corpus import corpus_of, tokenized
+from bilinear_circuits.command_line.outputs import Outputs
 
 if TYPE_CHECKING:
     from bilinear_circuits.interactions.profiles import FeatureProfile

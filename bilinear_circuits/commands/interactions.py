@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from simple_parsing import field
 
-from bilinear_circuits.commands import common, records, tables
-from bilinear_circuits.commands.corpus import corpus_of, settings_of, tokenized
-from bilinear_circuits.commands.shards import ShardFolder
+from bilinear_circuits.command_line import common, records, tables
+from bilinear_circuits.command_line.corpus import corpus_of, settings_of, tokenized
+from bilinear_circuits.command_line.shards import ShardFolder
 from bilinear_circuits.utilities import processes
 from bilinear_circuits.utilities.folders import file_hash
 from bilinear_circuits.utilities.progress import silent

@@ -9,9 +9,9 @@ import time
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from bilinear_circuits.commands import common, records, tables
-from bilinear_circuits.commands.corpus import corpus_of, tokenized
-from bilinear_circuits.commands.outputs import Outputs
+from bilinear_circuits.command_line import common, records, tables
+from bilinear_circuits.command_line.corpus import corpus_of, tokenized
+from bilinear_circuits.command_line.outputs import Outputs
 
 if TYPE_CHECKING:
     from bilinear_circuits.interactions.low_rank import LowRankCorrelation

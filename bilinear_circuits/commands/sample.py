@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from bilinear_circuits import zoo
-from bilinear_circuits.commands import common, records
-from bilinear_circuits.commands.claims import HALF_WRITTEN
-from bilinear_circuits.commands.values import check_most, short, why_no_name
+from bilinear_circuits.command_line import common, records
+from bilinear_circuits.command_line.claims import HALF_WRITTEN
+from bilinear_circuits.command_line.values import check_most, short, why_no_name
 from bilinear_circuits.data.text_files import STORY_END, file_kind
 from bilinear_circuits.utilities.folders import file_hash, read_json
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from simple_parsing import field
 
-from bilinear_circuits.commands import common, explore
+from bilinear_circuits.command_line import common
+from bilinear_circuits.commands import explore
 
 if TYPE_CHECKING:
     from starlette.applications import Starlette

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any
 from simple_parsing import field
 
 from bilinear_circuits import zoo
-from bilinear_circuits.commands import common, records
-from bilinear_circuits.commands.arguments import CorpusArguments
-from bilinear_circuits.commands.corpus import chosen_corpus, settings_of
-from bilinear_circuits.commands.recipes import Recipe, read_recipe
-from bilinear_circuits.commands.run_folder import RunFolder
-from bilinear_circuits.commands.training_data import prepare
+from bilinear_circuits.command_line import common, records
+from bilinear_circuits.command_line.arguments import CorpusArguments
+from bilinear_circuits.command_line.corpus import chosen_corpus, settings_of
+from bilinear_circuits.command_line.recipes import Recipe, read_recipe
+from bilinear_circuits.command_line.run_folder import RunFolder
+from bilinear_circuits.command_line.training_data import prepare
 from bilinear_circuits.data.corpora import Corpus
 from bilinear_circuits.utilities import processes
 from bilinear_circuits.utilities.folders import TOKENIZER, file_hash, fingerprint

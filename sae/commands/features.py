@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from simple_parsing import field
 
-from bilinear_circuits.commands import common, records
-from bilinear_circuits.commands.corpus import corpus_of, settings_of
-from bilinear_circuits.commands.labels import Labels, read_labels
-from bilinear_circuits.commands.run_folder import MARKER
+from bilinear_circuits.command_line import common, records
+from bilinear_circuits.command_line.corpus import corpus_of, settings_of
+from bilinear_circuits.command_line.labels import Labels, read_labels
+from bilinear_circuits.command_line.run_folder import MARKER
 from bilinear_circuits.data.corpora import Corpus
 from bilinear_circuits.utilities.folders import file_hash
 from sae.commands.report_folder import ReportFolder

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from bilinear_circuits.commands import common, records
-from bilinear_circuits.commands.corpus import corpus_of, tokenized
+from bilinear_circuits.command_line import common, records
+from bilinear_circuits.command_line.corpus import corpus_of, tokenized
 from sae.commands.report_folder import ReportFolder, chunks_of
 
 if TYPE_CHECKING:

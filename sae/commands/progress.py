@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from simple_parsing import field
 
 from bilinear_circuits import zoo
-from bilinear_circuits.commands import common, records
-from bilinear_circuits.commands.arguments import CorpusArguments
-from bilinear_circuits.commands.corpus import corpus_of, tokenized
-from bilinear_circuits.commands.outputs import Outputs
+from bilinear_circuits.command_line import common, records
+from bilinear_circuits.command_line.arguments import CorpusArguments
+from bilinear_circuits.command_line.corpus import corpus_of, tokenized
+from bilinear_circuits.command_line.outputs import Outputs
 from bilinear_circuits.data.corpora import Corpus
 
 if TYPE_CHECKING:

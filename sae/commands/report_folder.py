@@ -6,9 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bilinear_circuits.commands import common
-from bilinear_circuits.commands.run_folder import RunFolder
-from bilinear_circuits.commands.sealed import read_sealed, write_sealed
+from bilinear_circuits.command_line import common
+from bilinear_circuits.command_line.run_folder import RunFolder
+from bilinear_circuits.command_line.sealed import read_sealed, write_sealed
 
 if TYPE_CHECKING:
     from sae.report.index import Row

@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 from simple_parsing import field
 
 from bilinear_circuits import zoo
-from bilinear_circuits.commands import common, records
-from bilinear_circuits.commands.arguments import CorpusArguments
-from bilinear_circuits.commands.changes import with_changes
-from bilinear_circuits.commands.claims import HALF_WRITTEN
-from bilinear_circuits.commands.corpus import chosen_corpus, tokenized
-from bilinear_circuits.commands.run_folder import RunFolder
+from bilinear_circuits.command_line import common, records
+from bilinear_circuits.command_line.arguments import CorpusArguments
+from bilinear_circuits.command_line.changes import with_changes
+from bilinear_circuits.command_line.claims import HALF_WRITTEN
+from bilinear_circuits.command_line.corpus import chosen_corpus, tokenized
+from bilinear_circuits.command_line.run_folder import RunFolder
 from bilinear_circuits.utilities.folders import file_hash
 from bilinear_circuits.zoo.configs import config_file
 from sae.settings import Recipe

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bilinear_circuits import zoo
-from bilinear_circuits.commands.common import CommonArguments, saes_of
+from bilinear_circuits.command_line.common import CommonArguments, saes_of
 from bilinear_circuits.data.corpora import Corpus
 from bilinear_circuits.dictionaries import names as feature_names
 from bilinear_circuits.utilities.folders import file_hash, read_json

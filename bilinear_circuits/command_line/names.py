@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bilinear_circuits import zoo
-from bilinear_circuits.commands import common, records
-from bilinear_circuits.commands.corpus import corpus_of, tokenized
+from bilinear_circuits.command_line import common, records
+from bilinear_circuits.command_line.corpus import corpus_of, tokenized
 from bilinear_circuits.data.corpora import Corpus
 from bilinear_circuits.dictionaries.names import FILE, names_document
 from bilinear_circuits.utilities.folders import file_hash, read_json

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from bilinear_circuits import zoo
-from bilinear_circuits.commands.arguments import CommonArguments as CommonArguments
-from bilinear_circuits.commands.arguments import LabelArguments as LabelArguments
-from bilinear_circuits.commands.arguments import ModelArguments as ModelArguments
-from bilinear_circuits.commands.arguments import check_seed as check_seed
-from bilinear_circuits.commands.claims import half_written
-from bilinear_circuits.commands.labels import named, read_labels
-from bilinear_circuits.commands.terminal import note as note
-from bilinear_circuits.commands.values import short, why_no_name
+from bilinear_circuits.command_line.arguments import CommonArguments as CommonArguments
+from bilinear_circuits.command_line.arguments import LabelArguments as LabelArguments
+from bilinear_circuits.command_line.arguments import ModelArguments as ModelArguments
+from bilinear_circuits.command_line.arguments import check_seed as check_seed
+from bilinear_circuits.command_line.claims import half_written
+from bilinear_circuits.command_line.labels import named, read_labels
+from bilinear_circuits.command_line.terminal import note as note
+from bilinear_circuits.command_line.values import short, why_no_name
 from bilinear_circuits.utilities.devices import check_device as check_device
 from bilinear_circuits.utilities.folders import read_json
 from bilinear_circuits.utilities.progress import bar as bar

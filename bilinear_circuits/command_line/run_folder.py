@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from bilinear_circuits.commands import common, records
-from bilinear_circuits.commands.claims import clear_half_written
+from bilinear_circuits.command_line import common, records
+from bilinear_circuits.command_line.claims import clear_half_written
 from bilinear_circuits.utilities.folders import read_json
 
 MARKER = "run.json"

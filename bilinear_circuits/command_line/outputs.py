@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bilinear_circuits import zoo
-from bilinear_circuits.commands.values import why_no_name
+from bilinear_circuits.command_line.values import why_no_name
 
 RESULT_FILES = ("result.json", "result.safetensors")  # of `utilities.saving.save_result`
 

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from bilinear_circuits import zoo
-from bilinear_circuits.commands import common
-from bilinear_circuits.commands.arguments import check_seed
-from bilinear_circuits.commands.changes import with_changes
+from bilinear_circuits.command_line import common
+from bilinear_circuits.command_line.arguments import check_seed
+from bilinear_circuits.command_line.changes import with_changes
 from bilinear_circuits.data.corpora import Corpus
 from bilinear_circuits.zoo.configs import config_file
 

@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from bilinear_circuits import zoo
-from bilinear_circuits.commands.arguments import CommonArguments, CorpusArguments
-from bilinear_circuits.commands.terminal import note
+from bilinear_circuits.command_line.arguments import CommonArguments, CorpusArguments
+from bilinear_circuits.command_line.terminal import note
 from bilinear_circuits.data.corpora import Corpus
 
 if TYPE_CHECKING:

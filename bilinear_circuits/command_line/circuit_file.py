@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bilinear_circuits import zoo
-from bilinear_circuits.commands import common, records
-from bilinear_circuits.commands.corpus import corpus_of
+from bilinear_circuits.command_line import common, records
+from bilinear_circuits.command_line.corpus import corpus_of
 from bilinear_circuits.data.corpora import Corpus
 from bilinear_circuits.utilities.feature import Feature
 from bilinear_circuits.utilities.folders import Fingerprint, file_hash

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from bilinear_circuits.commands import common
-from bilinear_circuits.commands.run_folder import RunFolder
-from bilinear_circuits.commands.sealed import read_sealed, write_sealed
+from bilinear_circuits.command_line import common
+from bilinear_circuits.command_line.run_folder import RunFolder
+from bilinear_circuits.command_line.sealed import read_sealed, write_sealed
 from bilinear_circuits.utilities import processes
 
 if TYPE_CHECKING:

@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bilinear_circuits import zoo
-from bilinear_circuits.commands import common, records
-from bilinear_circuits.commands.corpus import check_known, note_cut, settings_of
+from bilinear_circuits.command_line import common, records
+from bilinear_circuits.command_line.corpus import check_known, note_cut, settings_of
 from bilinear_circuits.data.corpora import Corpus
 
 if TYPE_CHECKING:
-    from bilinear_circuits.commands.recipes import Recipe
+    from bilinear_circuits.command_line.recipes import Recipe
 
 
 def prepare(recipe: "Recipe", corpus: Corpus, folder: Path) -> Callable[[], None]:

@@ -1,0 +1,1 @@
+"""What the verbs share: options, values, folders, records and the terminal."""
