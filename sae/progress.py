@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bilinear_circuits.data.stories import StoryTokens
 from bilinear_circuits.dictionaries.dictionary import Dictionary
-from bilinear_circuits.interactions.activity import active_tokens
+from bilinear_circuits.interactions.active import active_tokens
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 from bilinear_circuits.interactions.low_rank import LowRankCorrelation, low_rank_correlation
 from bilinear_circuits.models.bilinear_mlp import BilinearMLP

@@ -2,18 +2,14 @@ import pytest
 import torch
 from helpers import WORDS, assert_near, randn, random_sae, refused, tiny_llama, tiny_tokenizer
 
+import bilinear_circuits.interactions.active as active_module
 import bilinear_circuits.interactions.activity as activity_module
 from bilinear_circuits.data.samples import Rows
 from bilinear_circuits.data.stories import tokenize_stories
 from bilinear_circuits.data.token_texts import TokenTexts
 from bilinear_circuits.dictionaries.dictionary import Dictionary
-from bilinear_circuits.interactions.activity import (
-    ActiveTokens,
-    LayerActivity,
-    active_tokens,
-    collect_activity,
-    top_token_ids,
-)
+from bilinear_circuits.interactions.active import ActiveTokens, active_tokens, top_token_ids
+from bilinear_circuits.interactions.activity import LayerActivity, collect_activity
 from bilinear_circuits.interactions.completeness import circuit_completeness, group_edges
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 from bilinear_circuits.interactions.naming import NO_NAME, all_labels, feature_label
@@ -101,7 +97,7 @@ def dense_of(active, n_tokens):
 @pytest.mark.parametrize("chunk", [1, 7, 4096])
 @pytest.mark.parametrize("architecture", ["topk", "abstopk", "jumprelu"])
 def test_active_tokens_hold_what_encode_gives(chunk, architecture, monkeypatch):
-    monkeypatch.setattr(activity_module, "_TOKENS_PER_CHUNK", chunk)
+    monkeypatch.setattr(active_module, "_TOKENS_PER_CHUNK", chunk)
     dictionary, x = Dictionary.from_sae(random_sae(architecture, dtype="float64")), randn(30, 5, seed=3)
     z, active = dictionary.encode(x), active_tokens(dictionary, x)
     assert_near(dense_of(active, 30), z)
@@ -120,7 +116,7 @@ def test_second_moments_are_means_of_products(chunk, n_tokens, architecture, mon
     """Over all tokens, those at which nothing is active too, and at the borders of chunks."""
     dictionary, x = Dictionary.from_sae(random_sae(architecture, dtype="float64")), randn(min(n_tokens, 30), 5, seed=3)
     active, z = active_tokens(dictionary, x), dictionary.encode(x)
-    monkeypatch.setattr(activity_module, "_TOKENS_PER_CHUNK", chunk)
+    monkeypatch.setattr(active_module, "_TOKENS_PER_CHUNK", chunk)
     found = active.second_moments(n_tokens)
     expected = [[sum(p * q for p, q in zip(a, b, strict=True)) / n_tokens for b in z.T.tolist()] for a in z.T.tolist()]
     assert found.dtype == torch.float32

@@ -19,8 +19,8 @@ from bilinear_circuits.interventions import (
     dose_response,
     edge_effects,
     edge_exactness,
-    edges_of,
     node_ablations,
+    pairs_of,
     random_edges,
     terms_at,
     top_edges,
@@ -93,7 +93,7 @@ def close(actual, expected, tolerance=2e-4):
 def test_single_edges_are_exact_on_the_pre_activation(world):
     terms = terms_at(world.interactions, FEATURE, world.runs.x)
     pairs = terms.of_features
-    edges = edges_of(world.interactions, FEATURE, terms.first[pairs], terms.second[pairs])
+    edges = pairs_of(world.interactions.matrix(FEATURE), terms.first[pairs], terms.second[pairs])
     assert (edges.first == edges.second).any()
     generator = torch.Generator().manual_seed(0)
     exact = edge_exactness(world.runs, world.interactions, FEATURE, edges, 80, generator)
@@ -112,7 +112,7 @@ def test_single_edges_are_exact_on_the_pre_activation(world):
     assert exact.decoder_gain == pytest.approx((row @ column).item())
     together = {*zip(edges.first.tolist(), edges.second.tolist(), strict=True)}
     apart = next(pair for pair in itertools.combinations(range(17), 2) if pair not in together)
-    nowhere = edges_of(world.interactions, FEATURE, *torch.tensor(apart).unsqueeze(1))
+    nowhere = pairs_of(world.interactions.matrix(FEATURE), *torch.tensor(apart).unsqueeze(1))
     with pytest.raises(ValueError, match="edges must be active at one site or more"):
         edge_exactness(world.runs, world.interactions, FEATURE, nowhere, 80, generator)
 
@@ -145,7 +145,7 @@ def effects(world):
     x = world.runs.x
     samples = {
         "contribution": top_edges(world.interactions, FEATURE, x, 6),
-        "weight": edges_of(world.interactions, FEATURE, *torch.tensor([[0, 3, 1], [0, 9, 16]])),
+        "weight": pairs_of(world.interactions.matrix(FEATURE), *torch.tensor([[0, 3, 1], [0, 9, 16]])),
         "random": random_edges(world.interactions, FEATURE, x, 8, torch.Generator().manual_seed(1)),
     }
     directions, scale = unembedding(world.model), final_scale(world.runs)

@@ -8,9 +8,9 @@ import torch
 from helpers import assert_near, randn, random_interactions, refused
 
 from bilinear_circuits.algebra.tensor import InteractionTensor
-from bilinear_circuits.interactions.activity import active_tokens
+from bilinear_circuits.interactions.active import active_tokens
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
-from bilinear_circuits.interventions import edges_of, random_edges, terms_at, top_edges
+from bilinear_circuits.interventions import pairs_of, random_edges, terms_at, top_edges
 from bilinear_circuits.interventions import terms as module
 from bilinear_circuits.interventions.edges import write_direction
 from bilinear_circuits.interventions.terms import coactivation
@@ -81,7 +81,7 @@ def test_sums_means_and_choices_are_those_of_the_table():
     assert_near(terms.mean, table.mean(0))
     assert_near(terms.mean_magnitude, table.abs().mean(0))
     some = terms.of_features.nonzero().squeeze(1)[[3, 0]]
-    edges = edges_of(interactions, FEATURE, terms.second[some], terms.first[some])  # in either order
+    edges = pairs_of(interactions.matrix(FEATURE), terms.second[some], terms.first[some])  # in either order
     assert terms.among(edges).nonzero().squeeze(1).tolist() == sorted(some.tolist())
     assert_near(edges.contributions(interactions.sae_in.encode(x)), table[:, some])
     part = terms.second[some[0]]
@@ -92,7 +92,7 @@ def test_sums_means_and_choices_are_those_of_the_table():
 def test_edges_have_the_coefficients_of_the_dense_matrix_and_come_once():
     interactions, _, _ = random_interactions()
     T = interactions.matrix(FEATURE).to_dense()
-    edges = edges_of(interactions, FEATURE, torch.tensor([7, 2, 2, 5]), torch.tensor([2, 7, 2, 1]))
+    edges = pairs_of(interactions.matrix(FEATURE), torch.tensor([7, 2, 2, 5]), torch.tensor([2, 7, 2, 1]))
     assert list(zip(edges.first.tolist(), edges.second.tolist(), strict=True)) == [(2, 7), (2, 2), (1, 5)]
     assert_near(edges.weight, torch.stack([2 * T[2, 7], T[2, 2], 2 * T[1, 5]]))
     assert len(edges) == 3
@@ -152,7 +152,7 @@ def test_columns_and_coactivation_are_those_of_the_dense_activations():
     z = interactions.sae_in.encode(x)
     active = active_tokens(interactions.sae_in, x)
     assert_near(active.columns(torch.tensor([4, 0, 9]), 20), z[:, [4, 0, 9]])
-    edges = edges_of(interactions, FEATURE, torch.tensor([0, 3, 4]), torch.tensor([5, 3, 10]))
+    edges = pairs_of(interactions.matrix(FEATURE), torch.tensor([0, 3, 4]), torch.tensor([5, 3, 10]))
     assert_near(coactivation(active, edges, 20), (z[:, edges.first] * z[:, edges.second]).mean(0))
 
 

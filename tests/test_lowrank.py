@@ -17,7 +17,7 @@ from helpers import (
 )
 
 import bilinear_circuits.interactions.low_rank as lowrank_module
-from bilinear_circuits.interactions.activity import active_tokens
+from bilinear_circuits.interactions.active import active_tokens
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 from bilinear_circuits.interactions.low_rank import LowRankCorrelation, low_rank_correlation
 from bilinear_circuits.models.bilinear_mlp import BilinearMLP

@@ -7,7 +7,8 @@ from bilinear_circuits.algebra.tensor import InteractionTensor
 from bilinear_circuits.data.samples import Rows
 from bilinear_circuits.dictionaries.activation import Activation
 from bilinear_circuits.dictionaries.dictionary import Dictionary
-from bilinear_circuits.interactions.activity import ActiveTokens, LayerActivity
+from bilinear_circuits.interactions.active import ActiveTokens
+from bilinear_circuits.interactions.activity import LayerActivity
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 from bilinear_circuits.interactions.shape import and_shape, factor_pair
 from bilinear_circuits.models.bilinear_mlp import BilinearMLP

@@ -21,7 +21,8 @@ from bilinear_circuits.comparison.likeness import (
 from bilinear_circuits.comparison.stability import Stability, StabilityTable, compare_circuits
 from bilinear_circuits.data.stories import tokenize_stories
 from bilinear_circuits.dictionaries.dictionary import Dictionary
-from bilinear_circuits.interactions.activity import ActiveTokens, collect_activity
+from bilinear_circuits.interactions.active import ActiveTokens
+from bilinear_circuits.interactions.activity import collect_activity
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 from bilinear_circuits.models.running import unembedding
 from bilinear_circuits.utilities.saving import load_result, save_result

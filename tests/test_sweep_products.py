@@ -23,7 +23,7 @@ from bilinear_circuits.algebra.forms import QuadraticForms
 from bilinear_circuits.algebra.leading import leading_spectra
 from bilinear_circuits.algebra.precision import exact_sums
 from bilinear_circuits.algebra.tensor import InteractionTensor
-from bilinear_circuits.interactions.activity import ActiveTokens
+from bilinear_circuits.interactions.active import ActiveTokens
 from bilinear_circuits.sweep import Products, fastest_precision
 from bilinear_circuits.sweep.keys import magnitudes
 from bilinear_circuits.sweep.rounding import row_norms, spectral_bound

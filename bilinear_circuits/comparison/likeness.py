@@ -15,7 +15,8 @@ from torch import Tensor
 
 from bilinear_circuits.algebra.similarity import quadratic_form_similarity
 from bilinear_circuits.algebra.tensor import QuadraticForm
-from bilinear_circuits.interactions.activity import ActiveTokens, LayerActivity
+from bilinear_circuits.interactions.active import ActiveTokens
+from bilinear_circuits.interactions.activity import LayerActivity
 from bilinear_circuits.utilities.display import Brief
 from bilinear_circuits.utilities.feature import Feature
 

@@ -6,7 +6,7 @@ import torch
 
 from bilinear_circuits.algebra.matrix import InteractionMatrix
 from bilinear_circuits.discovery.results import Block
-from bilinear_circuits.interactions.activity import ActiveTokens
+from bilinear_circuits.interactions.active import ActiveTokens
 
 Members = tuple[tuple[int, ...], tuple[float, ...]]
 """Features of a group and their weights."""

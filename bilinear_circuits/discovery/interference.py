@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bilinear_circuits.interactions.activity import ActiveTokens
+from bilinear_circuits.interactions.active import ActiveTokens
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 from bilinear_circuits.statistics.correlations import rank_correlation
 from bilinear_circuits.utilities.progress import Progress, silent

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from bilinear_circuits.algebra.forms import QuadraticForms
 from bilinear_circuits.algebra.tensor import InteractionTensor
-from bilinear_circuits.interactions.activity import ActiveTokens
+from bilinear_circuits.interactions.active import ActiveTokens
 
 Null = Literal["refit", "weights", "symmetric", "rotation", "dictionary"]
 NULLS: tuple[Null, ...] = ("refit", "weights", "symmetric", "rotation", "dictionary")

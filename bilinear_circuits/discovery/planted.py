@@ -10,7 +10,8 @@ from bilinear_circuits.algebra.tensor import InteractionTensor
 from bilinear_circuits.dictionaries.activation import Activation
 from bilinear_circuits.dictionaries.dictionary import Dictionary
 from bilinear_circuits.discovery.motifs import MOTIFS, Motif
-from bilinear_circuits.interactions.activity import ActiveTokens, FeatureActivity
+from bilinear_circuits.interactions.active import ActiveTokens
+from bilinear_circuits.interactions.activity import FeatureActivity
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 from bilinear_circuits.models.bilinear_mlp import BilinearMLP
 from bilinear_circuits.utilities.display import Brief

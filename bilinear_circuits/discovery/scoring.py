@@ -20,7 +20,8 @@ from bilinear_circuits.discovery.nulls import (
 )
 from bilinear_circuits.discovery.overlaps import PlaneOverlaps, best_overlaps
 from bilinear_circuits.discovery.results import DiscoverySettings
-from bilinear_circuits.interactions.activity import ActiveTokens, FeatureActivity
+from bilinear_circuits.interactions.active import ActiveTokens
+from bilinear_circuits.interactions.activity import FeatureActivity
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 from bilinear_circuits.statistics.false_discovery import empirical_p_values
 from bilinear_circuits.utilities.display import Brief

@@ -12,7 +12,8 @@ from bilinear_circuits.discovery.echoes import echoes
 from bilinear_circuits.discovery.motifs import MOTIFS, TEMPLATES
 from bilinear_circuits.discovery.results import Block, Discovery, DiscoverySearch, DiscoverySettings
 from bilinear_circuits.discovery.scoring import LayerScores, p_values, score_layer
-from bilinear_circuits.interactions.activity import ActiveTokens, FeatureActivity
+from bilinear_circuits.interactions.active import ActiveTokens
+from bilinear_circuits.interactions.activity import FeatureActivity
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 from bilinear_circuits.statistics.false_discovery import q_values
 from bilinear_circuits.utilities.kinds import check_kind

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bilinear_circuits.interactions.activity import ActiveTokens
+from bilinear_circuits.interactions.active import ActiveTokens
 from bilinear_circuits.utilities.display import Brief
 
 

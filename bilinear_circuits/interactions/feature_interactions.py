@@ -15,6 +15,7 @@ from bilinear_circuits.algebra.spectra import Spectrum
 from bilinear_circuits.algebra.tensor import InteractionTensor, QuadraticForm
 from bilinear_circuits.dictionaries.dictionary import Dictionary, as_dictionary
 from bilinear_circuits.interactions.ledger import Ledger, PairContributions, account
+from bilinear_circuits.interactions.pairs import coefficients
 from bilinear_circuits.models.bilinear_mlp import BilinearMLP
 from bilinear_circuits.sweep import (
     InteractionStatistics,
@@ -265,7 +266,7 @@ class FeatureInteractions:
         active = z.nonzero().squeeze(1)
         block = self.matrix(feature).block(active, active).double()
         i, j = torch.triu_indices(len(active), len(active), device=z.device)
-        weights = torch.where(i == j, 1, 2) * block[i, j]
+        weights = coefficients(block[i, j], i, j)
         contributions = weights * z[active[i]].double() * z[active[j]].double()
         order = contributions.abs().argsort(descending=True)
         return PairContributions(active[i][order], active[j][order], weights[order], contributions[order])

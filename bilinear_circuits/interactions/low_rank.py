@@ -10,7 +10,7 @@ from torch import Tensor
 from bilinear_circuits.algebra.forms import QuadraticForms
 from bilinear_circuits.algebra.leading import leading_spectra
 from bilinear_circuits.algebra.precision import exact_sums
-from bilinear_circuits.interactions.activity import ActiveTokens, active_tokens
+from bilinear_circuits.interactions.active import ActiveTokens, active_tokens
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 from bilinear_circuits.statistics.correlations import masked_pearson
 from bilinear_circuits.utilities.display import Result

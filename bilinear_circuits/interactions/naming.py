@@ -9,7 +9,8 @@ from torch import Tensor
 
 from bilinear_circuits.data.samples import FlatTokens
 from bilinear_circuits.data.token_texts import TokenTexts, token_text
-from bilinear_circuits.interactions.activity import ActiveTokens, LayerActivity, Side, top_token_ids
+from bilinear_circuits.interactions.active import ActiveTokens, top_token_ids
+from bilinear_circuits.interactions.activity import LayerActivity, Side
 
 NOT_ACTIVE = "(not active)"
 NO_NAME = "(no name)"  # of what is read on inputs that are no tokens

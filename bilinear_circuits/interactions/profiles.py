@@ -13,7 +13,8 @@ from bilinear_circuits.algebra.forms import QuadraticForms
 from bilinear_circuits.algebra.spectra import Spectrum
 from bilinear_circuits.algebra.tensor import QuadraticForm
 from bilinear_circuits.data.token_texts import TokenTexts
-from bilinear_circuits.interactions.activity import LayerActivity, top_token_ids
+from bilinear_circuits.interactions.active import top_token_ids
+from bilinear_circuits.interactions.activity import LayerActivity
 from bilinear_circuits.interactions.by_token import ActiveFeatures
 from bilinear_circuits.interactions.examples import Example, ExampleFinder, evenly
 from bilinear_circuits.interactions.ledger import Ledger

@@ -1,6 +1,7 @@
 """Interventions on the terms of a bilinear layer: single edges, nodes, circuits and their complements, measured."""
 
 from bilinear_circuits.circuits.target import Target
+from bilinear_circuits.interactions.pairs import Pairs, pairs_of
 from bilinear_circuits.interventions.ablations import circuit_ablations, dose_response, node_ablations
 from bilinear_circuits.interventions.complement import complement_tests, worst_subset
 from bilinear_circuits.interventions.controls import nonsense_task, other_features, other_sites
@@ -9,12 +10,12 @@ from bilinear_circuits.interventions.later import later_effects
 from bilinear_circuits.interventions.proof import prove_interventions
 from bilinear_circuits.interventions.results import CircuitProofs, InterventionProof, ProofSettings
 from bilinear_circuits.interventions.study import prove_circuits
-from bilinear_circuits.interventions.terms import Edges, Terms, edges_of, terms_at
+from bilinear_circuits.interventions.terms import Terms, terms_at
 
 __all__ = [
     "CircuitProofs",
-    "Edges",
     "InterventionProof",
+    "Pairs",
     "ProofSettings",
     "Target",
     "Terms",
@@ -23,12 +24,12 @@ __all__ = [
     "dose_response",
     "edge_effects",
     "edge_exactness",
-    "edges_of",
     "later_effects",
     "node_ablations",
     "nonsense_task",
     "other_features",
     "other_sites",
+    "pairs_of",
     "prove_circuits",
     "prove_interventions",
     "random_edges",

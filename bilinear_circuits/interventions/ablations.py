@@ -16,8 +16,8 @@ from torch import Tensor
 from bilinear_circuits.circuits.query import QueryTokens
 from bilinear_circuits.interactions.activity import LayerActivity
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
+from bilinear_circuits.interactions.pairs import Pairs
 from bilinear_circuits.interventions.edges import write_direction, written
-from bilinear_circuits.interventions.terms import Edges
 from bilinear_circuits.runs import Runs
 from bilinear_circuits.statistics.effects import Effect, bootstrap
 
@@ -108,7 +108,7 @@ def circuit_ablations(
     runs: Runs[QueryTokens],
     interactions: FeatureInteractions,
     feature: int,
-    edges: Edges,
+    edges: Pairs,
     corpus: LayerActivity,
     seed: int,
 ) -> tuple[CircuitAblation, ...]:
@@ -122,13 +122,13 @@ def circuit_ablations(
     )
 
 
-def circuit_sum(runs: Runs[QueryTokens], interactions: FeatureInteractions, edges: Edges) -> Float[Tensor, " site"]:
+def circuit_sum(runs: Runs[QueryTokens], interactions: FeatureInteractions, edges: Pairs) -> Float[Tensor, " site"]:
     """Sum of a circuit's terms at every site, in float64."""
     z = interactions.sae_in.encode(runs.x.to(interactions.sae_in.W_enc.dtype))
     return edges.contributions(z).sum(1)
 
 
-def _corpus_sum(corpus: LayerActivity, edges: Edges) -> Float[Tensor, " token"]:
+def _corpus_sum(corpus: LayerActivity, edges: Pairs) -> Float[Tensor, " token"]:
     """The same at every token of a corpus."""
     features, place = torch.stack([edges.first, edges.second]).unique(return_inverse=True)
     z = corpus.inputs.columns(features, len(corpus.x))
@@ -148,7 +148,7 @@ def dose_response(
     runs: Runs[QueryTokens],
     interactions: FeatureInteractions,
     feature: int,
-    edges: Edges,
+    edges: Pairs,
     factors: Sequence[float],
     seed: int,
 ) -> tuple[Dose, ...]:

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from bilinear_circuits.circuits.query import QueryTokens
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
+from bilinear_circuits.interactions.pairs import Pairs
 from bilinear_circuits.interventions.edges import write_direction, written
-from bilinear_circuits.interventions.terms import Edges, Terms, terms_at
+from bilinear_circuits.interventions.terms import Terms, terms_at
 from bilinear_circuits.runs import Runs
 from bilinear_circuits.statistics.effects import Effect, bootstrap, bootstrap_ratio
 
@@ -89,7 +90,7 @@ def complement_tests(
     runs: Runs[QueryTokens],
     interactions: FeatureInteractions,
     feature: int,
-    sets: Mapping[str, Edges],
+    sets: Mapping[str, Pairs],
     sizes: Sequence[float],
     n_draws: int,
     seed: int,

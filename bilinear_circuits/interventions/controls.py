@@ -60,7 +60,7 @@ def other_features(
         screen: What is known of every output feature of the layer.
         feature: The feature they are matched to.
         reference: MLP inputs that edges are chosen at.
-        n_edges: Edges removed of each.
+        n_edges: Pairs removed of each.
         n: Features of either kind.
         seed: Seed of the bootstrap.
     """

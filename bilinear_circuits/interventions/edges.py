@@ -18,7 +18,8 @@ from torch import Tensor
 from bilinear_circuits.circuits.query import QueryTokens
 from bilinear_circuits.interactions.activity import LayerActivity
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
-from bilinear_circuits.interventions.terms import Edges, coactivation, edges_of, terms_at
+from bilinear_circuits.interactions.pairs import Pairs, pairs_of
+from bilinear_circuits.interventions.terms import coactivation, terms_at
 from bilinear_circuits.runs import Runs
 from bilinear_circuits.statistics.correlations import correlation, rank_correlation, slope
 from bilinear_circuits.utilities.display import Brief
@@ -52,12 +53,12 @@ def written(delta: Float[Tensor, "*n site"], direction: Float[Tensor, " d_model"
     return delta.unsqueeze(-1).to(direction) * direction
 
 
-def top_edges(interactions: FeatureInteractions, feature: int, x: Float[Tensor, "site d_in"], n: int) -> Edges:
+def top_edges(interactions: FeatureInteractions, feature: int, x: Float[Tensor, "site d_in"], n: int) -> Pairs:
     """The n pairs of input features with the largest mean |w_ab z_a z_b| at some MLP inputs, largest first."""
     terms = terms_at(interactions, feature, x)
     size = torch.where(terms.of_features, terms.mean_magnitude, 0)
     best = size.topk(min(n, int((size > 0).sum()))).indices
-    return edges_of(interactions, feature, terms.first[best], terms.second[best])
+    return pairs_of(interactions.matrix(feature), terms.first[best], terms.second[best])
 
 
 def random_edges(
@@ -66,12 +67,12 @@ def random_edges(
     x: Float[Tensor, "site d_in"],
     n: int,
     generator: torch.Generator,
-) -> Edges:
+) -> Pairs:
     """N random ones of the pairs of input features that are active together at some of the MLP inputs."""
     terms = terms_at(interactions, feature, x)
     present = terms.of_features.nonzero().squeeze(1)
     drawn = present[torch.randperm(len(present), generator=generator)[:n]]
-    return edges_of(interactions, feature, terms.first[drawn], terms.second[drawn])
+    return pairs_of(interactions.matrix(feature), terms.first[drawn], terms.second[drawn])
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -117,7 +118,7 @@ def edge_exactness(
     runs: Runs[QueryTokens],
     interactions: FeatureInteractions,
     feature: int,
-    edges: Edges,
+    edges: Pairs,
     n: int,
     generator: torch.Generator,
 ) -> EdgeExactness:
@@ -220,7 +221,7 @@ def edge_effects(
     runs: Runs[QueryTokens],
     interactions: FeatureInteractions,
     feature: int,
-    samples: dict[str, Edges],
+    samples: dict[str, Pairs],
     corpus: LayerActivity,
     directions: Float[Tensor, "d_model d_vocab"],
     scale: Float[Tensor, " site"],
@@ -262,15 +263,15 @@ def edge_effects(
 
 
 def _joined(
-    interactions: FeatureInteractions, feature: int, samples: dict[str, Edges]
-) -> tuple[Edges, tuple[str, ...]]:
+    interactions: FeatureInteractions, feature: int, samples: dict[str, Pairs]
+) -> tuple[Pairs, tuple[str, ...]]:
     """The samples as one, each edge once, with the kind of each."""
     kinds: dict[tuple[int, int], str] = {}
     for kind, edges in samples.items():
         for pair in zip(edges.first.tolist(), edges.second.tolist(), strict=True):
             kinds.setdefault(pair, kind)
     pairs = torch.tensor(list(kinds), dtype=torch.long, device=interactions.sae_in.W_dec.device).view(-1, 2)
-    return edges_of(interactions, feature, pairs[:, 0], pairs[:, 1]), tuple(kinds.values())
+    return pairs_of(interactions.matrix(feature), pairs[:, 0], pairs[:, 1]), tuple(kinds.values())
 
 
 def _measured(

@@ -21,6 +21,7 @@ from bilinear_circuits.interactions.activity import LayerActivity
 from bilinear_circuits.interactions.bounds import truncation_error
 from bilinear_circuits.interactions.completeness import circuit_completeness
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
+from bilinear_circuits.interactions.pairs import Pairs, pairs_of
 from bilinear_circuits.interventions.ablations import (
     NodeAblation,
     circuit_ablations,
@@ -42,7 +43,6 @@ from bilinear_circuits.interventions.edges import (
 from bilinear_circuits.interventions.later import later_effects
 from bilinear_circuits.interventions.predictions import final_scale
 from bilinear_circuits.interventions.results import InterventionProof, Places, ProofSettings
-from bilinear_circuits.interventions.terms import Edges, edges_of
 from bilinear_circuits.runs import Edit, Runs
 from bilinear_circuits.statistics.effects import Effect, bootstrap
 from bilinear_circuits.utilities.display import Brief
@@ -119,7 +119,7 @@ def prove_interventions(place: ProofPlace, target: Target, settings: ProofSettin
     )
 
 
-def _pairs(edges: Edges) -> set[tuple[int, int]]:
+def _pairs(edges: Pairs) -> set[tuple[int, int]]:
     return set(zip(edges.first.tolist(), edges.second.tolist(), strict=True))
 
 
@@ -174,16 +174,16 @@ def _nodes(
 def _samples(
     interactions: FeatureInteractions,
     feature: int,
-    top: Edges,
+    top: Pairs,
     here: Runs[QueryTokens],
     settings: ProofSettings,
     generator: torch.Generator,
-) -> dict[str, Edges]:
+) -> dict[str, Pairs]:
     """Edges that are measured one by one: the circuit, the largest weights of all, and random ones that occur."""
     largest = interactions.top(settings.n_edges, feature)
     return {
         "contribution": top,
-        "weight": edges_of(interactions, feature, largest.first, largest.second),
+        "weight": pairs_of(interactions.matrix(feature), largest.first, largest.second),
         "random": random_edges(interactions, feature, here.x, settings.n_edges, generator),
     }
 
@@ -191,11 +191,11 @@ def _samples(
 def _edge_sets(
     interactions: FeatureInteractions,
     feature: int,
-    top: Edges,
+    top: Pairs,
     reference: Float[Tensor, "n d_in"],
     groups: tuple[Sequence[int], Sequence[int]],
     settings: ProofSettings,
-) -> dict[str, Edges]:
+) -> dict[str, Pairs]:
     """Sets whose necessity and sufficiency are measured: the circuit first."""
     sets = {f"top {len(top)}": top}
     for factor in (4, 16):
@@ -204,11 +204,13 @@ def _edge_sets(
     device = reference.device
     first, second = (torch.tensor(list(group), dtype=torch.long, device=device) for group in groups)
     if len(first) and len(second):
-        sets["between the groups"] = edges_of(interactions, feature, *torch.cartesian_prod(first, second).unbind(1))
+        sets["between the groups"] = pairs_of(
+            interactions.matrix(feature), *torch.cartesian_prod(first, second).unbind(1)
+        )
     members = torch.cat([first, second])
     if len(members):
         pairs = torch.combinations(members, with_replacement=True)
-        sets["among their members"] = edges_of(interactions, feature, *pairs.unbind(1))
+        sets["among their members"] = pairs_of(interactions.matrix(feature), *pairs.unbind(1))
     return sets
 
 
@@ -218,7 +220,7 @@ def _places(
     elsewhere: Runs[QueryTokens],
     interactions: FeatureInteractions,
     feature: int,
-    edges: Edges,
+    edges: Pairs,
     rank: int,
     seed: int,
 ) -> Places:
@@ -244,7 +246,7 @@ def _places(
     )
 
 
-def removal_of(interactions: FeatureInteractions, feature: int, edges: Edges) -> Edit:
+def removal_of(interactions: FeatureInteractions, feature: int, edges: Pairs) -> Edit:
     """Subtract the terms of some edges along the feature's decoder row, at every token."""
     row, dictionary = write_direction(interactions, feature), interactions.sae_in
 

@@ -5,13 +5,13 @@ from dataclasses import dataclass, field
 from bilinear_circuits.circuits.query import CircuitQuery
 from bilinear_circuits.interactions.bounds import TruncationError
 from bilinear_circuits.interactions.completeness import CircuitCompleteness
+from bilinear_circuits.interactions.pairs import Pairs
 from bilinear_circuits.interventions.ablations import CircuitAblation, Dose, NodeAblation
 from bilinear_circuits.interventions.complement import ComplementTests
 from bilinear_circuits.interventions.controls import NonsenseTask, OtherFeature
 from bilinear_circuits.interventions.edges import EdgeEffects, EdgeExactness
 from bilinear_circuits.interventions.joint import JointRemoval
 from bilinear_circuits.interventions.later import LaterEffects
-from bilinear_circuits.interventions.terms import Edges
 from bilinear_circuits.statistics.effects import Effect
 from bilinear_circuits.utilities.display import Result, Shown
 from bilinear_circuits.utilities.feature import OfFeature
@@ -103,7 +103,7 @@ class InterventionProof(OfFeature, Shown):
     feature: int
     n_sites: int
     n_active: int
-    edges: Edges
+    edges: Pairs
     exactness: EdgeExactness
     effects: EdgeEffects
     places: Places

@@ -12,33 +12,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from bilinear_circuits.algebra.tensor import QuadraticForm
-from bilinear_circuits.interactions.activity import ActiveTokens
+from bilinear_circuits.interactions.active import ActiveTokens
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
+from bilinear_circuits.interactions.pairs import Pairs
 from bilinear_circuits.utilities.display import Brief
 
 _MOST_TERMS = 50_000_000
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Edges(Brief):
-    """Pairs of input features in the form of one output feature.
-
-    Attributes:
-        first: Input feature a, a <= b.
-        second: Input feature b.
-        weight: Coefficient of z_a z_b: 2 T_ab, or T_aa for a square.
-    """
-
-    first: Int[Tensor, " edge"]
-    second: Int[Tensor, " edge"]
-    weight: Float[Tensor, " edge"]
-
-    def __len__(self) -> int:
-        return len(self.first)
-
-    def contributions(self, z: Float[Tensor, "n d_sae"]) -> Float[Tensor, "n edge"]:
-        """w_ab z_a z_b of every edge at feature activations z."""
-        return self.weight * z[:, self.first].double() * z[:, self.second].double()
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -85,7 +64,7 @@ class Terms(Brief):
         value = self.value if share is None else self.value * share[self.pair]
         return torch.zeros(self.n_sites, dtype=torch.double).index_add(0, self.site, value)
 
-    def among(self, edges: Edges) -> Bool[Tensor, " pair"]:
+    def among(self, edges: Pairs) -> Bool[Tensor, " pair"]:
         """Which pairs are edges of a set."""
         base = self.d_sae + 2
         return torch.isin(self.first * base + self.second, (edges.first * base + edges.second).cpu())
@@ -145,33 +124,7 @@ def _table(form: QuadraticForm, parts: Float[Tensor, "part d_in"]) -> Float[Tens
     return table
 
 
-def edges_of(
-    interactions: FeatureInteractions, feature: int, first: Int[Tensor, " edge"], second: Int[Tensor, " edge"]
-) -> Edges:
-    """Edges between given input features, with their coefficients from the weights, in float64. Each pair once."""
-    pairs = torch.stack([torch.minimum(first, second), torch.maximum(first, second)], dim=1)
-    pairs = pairs.to(interactions.sae_in.W_dec.device)
-    pairs = pairs[_first_occurrences(pairs)]
-    matrix = interactions.matrix(feature)
-    a, b = pairs.unbind(1)
-    left, right = matrix.left.double(), matrix.right.double()
-    products = left[a] * right[b] + left[b] * right[a]
-    T = products @ matrix.weights.double() / 2
-    return Edges(a, b, torch.where(a == b, 1, 2) * T)
-
-
-def _first_occurrences(pairs: Int[Tensor, "n 2"]) -> Int[Tensor, " kept"]:
-    """Indices of the rows that no earlier row equals, in order."""
-    seen: set[tuple[int, ...]] = set()
-    kept = []
-    for index, pair in enumerate(map(tuple, pairs.tolist())):
-        if pair not in seen:
-            seen.add(pair)
-            kept.append(index)
-    return torch.tensor(kept, dtype=torch.long, device=pairs.device)
-
-
-def coactivation(active: ActiveTokens, edges: Edges, n_tokens: int) -> Float[Tensor, " edge"]:
+def coactivation(active: ActiveTokens, edges: Pairs, n_tokens: int) -> Float[Tensor, " edge"]:
     """E[z_a z_b] over tokens for every edge, in float64."""
     features, place = torch.stack([edges.first, edges.second]).unique(return_inverse=True)
     z = active.columns(features, n_tokens)
