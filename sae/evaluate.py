@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from bilinear_circuits.data.stories import StoryTokens
 from bilinear_circuits.dictionaries.dictionary import Dictionary
 from bilinear_circuits.models.running import capture_mlp, model_device, model_width, run_logits
+from bilinear_circuits.runs.splice import Side, spliced
 from bilinear_circuits.utilities.display import Brief
 from bilinear_circuits.utilities.progress import Progress, silent
-from sae.splice import Side, spliced
 
 _STORIES_PER_BATCH = 32
 _TOKENS_PER_CHUNK = 4096

@@ -5,7 +5,7 @@ from typing import Any
 
 from bilinear_circuits.report.figures import ACTIVATION, GREY, GROUPS, NEGATIVE, POSITIVE, Spec, base_figure
 from bilinear_circuits.report.html import render
-from sae.splice import Side
+from bilinear_circuits.runs.splice import Side
 
 _COLOURS = (POSITIVE, NEGATIVE, *GROUPS, ACTIVATION, GREY)
 _DASHES = {"hook_in": "dot", "hook_out": "solid"}

@@ -19,11 +19,11 @@ from bilinear_circuits.interactions.feature_interactions import FeatureInteracti
 from bilinear_circuits.interactions.low_rank import LowRankCorrelation, low_rank_correlation
 from bilinear_circuits.models.bilinear_mlp import BilinearMLP
 from bilinear_circuits.models.running import capture_mlp, model_blocks, model_device
+from bilinear_circuits.runs.splice import Side, spliced
 from bilinear_circuits.statistics.correlations import rank_correlation
 from bilinear_circuits.utilities.display import Brief
 from bilinear_circuits.utilities.progress import Progress, silent
 from sae.evaluate import Reconstruction, SpliceLoss, Tally, batches_of, cross_entropy
-from sae.splice import Side, spliced
 
 RANKS = (1, 2, 4)
 _LEAST_POINTS = 3

@@ -195,7 +195,7 @@ def test_nothing_is_recovered_where_zero_costs_nothing():
 @pytest.mark.parametrize("hook_name", HOOKS)
 def test_hooks_are_gone_after_an_error(model, tokens, hook_name):
     from bilinear_circuits.models.running import run_logits
-    from sae.splice import Side, spliced
+    from bilinear_circuits.runs.splice import Side, spliced
 
     before = n_hooks(model, tokens)
 
@@ -211,7 +211,7 @@ def test_hooks_are_gone_after_an_error(model, tokens, hook_name):
 @pytest.mark.parametrize("hook_name", HOOKS)
 def test_only_the_places_named_are_replaced(model, tokens, hook_name):
     from bilinear_circuits.models.running import run_logits
-    from sae.splice import Side, spliced
+    from bilinear_circuits.runs.splice import Side, spliced
 
     ids, mask = tokens.ids[:1], torch.zeros(1, tokens.ids.shape[1], dtype=torch.bool)
     mask[0, 4] = True
@@ -243,8 +243,8 @@ def test_duplicates_are_those_of_two_loops(block):
 
 
 def test_what_cannot_be_evaluated_is_refused(tokens, dictionaries):
+    from bilinear_circuits.runs.splice import Side, spliced
     from sae.evaluate import cross_entropy, duplicate_pairs, reconstructions, splice_loss
-    from sae.splice import Side, spliced
 
     model = tiny_llama()
     elsewhere = replace(dictionaries[0], hook_name="blocks.1.hook_resid_post")
