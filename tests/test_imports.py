@@ -18,6 +18,7 @@ ORDER = (
     "workspace",
     "report",
     "prompts",
+    "paths",
     "comparison",
     "surgery",
     "discovery",
