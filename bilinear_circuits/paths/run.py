@@ -1,6 +1,6 @@
 """One prompt in one model, frozen and proved equal to the model: where graphs, effects, degrees and ledgers start."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -8,9 +8,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bilinear_circuits.dictionaries.dictionary import Dictionary
+from bilinear_circuits.paths.degrees import Degrees, IntegratedGradients, degree_spectrum, integrated_gradients
+from bilinear_circuits.paths.effects import Effects, measure_effects
 from bilinear_circuits.paths.frozen import Frozen, freeze
 from bilinear_circuits.paths.graph import PromptGraph, prompt_graph
-from bilinear_circuits.paths.target import Asked
+from bilinear_circuits.paths.removal import Removed
+from bilinear_circuits.paths.target import Asked, target_of
 
 
 class FrozenRun:
@@ -85,3 +88,36 @@ class FrozenRun:
             ValueError: See `target_of`.
         """
         return prompt_graph(self.frozen, target, position, sources)
+
+    def effect(self, target: Asked, remove: Sequence[Removed], position: int = -1) -> Effects:
+        """Remove nodes, pairs or sets of them: what is predicted with norms alive, beside what the model does.
+
+        Cost: two forward passes for each.
+
+        Args:
+            target: See `graph`.
+            remove: `Node`, `Pair`, or sequences of them that go together.
+            position: Token at which the target is read.
+
+        Raises:
+            ValueError: See `target_of` and `removal_of`.
+        """
+        return measure_effects(self.frozen, target, remove, position)
+
+    def degrees(self, target: Asked, position: int = -1, max_degree: int | None = None) -> Degrees:
+        """Divide a target by degrees in the embeddings. See `degree_spectrum`.
+
+        Raises:
+            ValueError: If the model is too deep for all degrees and no `max_degree` is given.
+        """
+        return degree_spectrum(self.frozen, target_of(self.frozen, target, position), max_degree)
+
+    def integrated_gradients(
+        self, target: Asked, position: int = -1, n_nodes: int | None = None
+    ) -> IntegratedGradients:
+        """Divide a target among the tokens, exactly. See the function of the same name.
+
+        Raises:
+            ValueError: If the model is too deep for an exact integral and no `n_nodes` is given.
+        """
+        return integrated_gradients(self.frozen, target_of(self.frozen, target, position), n_nodes)
