@@ -24,7 +24,7 @@ def check_graph(graph, nodes=None):
     assert (cuts - graph.total).abs().max() < EXACT * scale
     for node in nodes or graph.nodes().nodes:
         value = graph.value(node)
-        assert abs(graph.outflows(node).total - value) < EXACT * scale or node.layer == graph.frozen.n_layers, node
+        assert abs(graph.outflows(node).total - value) < EXACT * scale, node
         if node.kind in ("head", "mlp", "feature", "error"):
             assert abs(graph.inflows(node).total - value) < EXACT * scale, node
         if node.kind in ("mlp", "feature", "error") and graph.frozen.weights.layers[node.layer].W_in is not None:
@@ -83,6 +83,7 @@ def test_targets_of_logits_are_the_models():
         assert read_target(graph.target, run.logits[3]).item() == pytest.approx(graph.total, rel=1e-12)
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("kind", ["silu", "biased", "gemma2", "bilinear"])
 def test_the_hessian_of_the_frozen_target_is_twice_the_pair_matrix(kind):
     """At the last MLP, whose output the target reads as it is: pairs of parts are a^T H b."""
@@ -151,12 +152,11 @@ def test_flows_are_sums_over_all_paths():
 @pytest.mark.parametrize("sources", [True, False])
 def test_mass_is_the_smallest_set_and_a_full_one_changes_nothing(sources):
     graph = random_run("biased", n_pos=4).graph(5, sources=sources)
-    all_values = torch.cat(
-        [graph.pairs(Node("mlp", layer, t), 10**6).value for layer, t in itertools.product(range(2), range(4))]
-    )
+    reached = [(0, 0), (0, 1), (0, 2), (0, 3), (1, 3)]  # of the last MLP, the target sees its own token alone
+    all_values = torch.cat([graph.pairs(Node("mlp", layer, t), 10**6).value for layer, t in reached])
     size = all_values.abs().sort(descending=True).values
     kept = graph.mass(0.9)
-    assert kept.n_pairs == len(all_values[all_values != 0]) or kept.n_pairs <= len(all_values)
+    assert kept.n_pairs == sum(graph.pairs(Node("mlp", layer, t)).n_pairs for layer, t in reached)
     n = int((size.cumsum(0) < 0.9 * size.sum()).sum()) + 1
     assert len(kept.value) == n
     assert relative(kept.value.abs(), size[:n]) < EXACT

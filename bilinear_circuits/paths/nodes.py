@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from bilinear_circuits.paths.frozen import Frozen
@@ -65,7 +65,7 @@ class Parts(Brief):
     rows: Float[Tensor, "part d_model"]
     weight: Float[Tensor, "pos part"]
 
-    def at(self, position: int) -> tuple[tuple[Node, ...], Float[Tensor, " part_here"]]:
+    def at(self, position: int) -> tuple[tuple[Node, ...], Int[Tensor, " part_here"]]:
         """Name what is written at one token, and give the indices of its rows."""
         here = self.weight[position].nonzero().flatten()
         return tuple(self.nodes[i]._replace(position=position) for i in here.tolist()), here
