@@ -116,8 +116,8 @@ def degree_spectrum(frozen: Frozen, target: Target, max_degree: int | None = Non
         raise ValueError(f"max_degree must be at least 1, got {max_degree}.")
     if max_degree is None and degree >= MOST_RUNS:
         raise ValueError(
-            f"degree of the target must be below {MOST_RUNS} for all parts to be computed, got {degree}: it doubles with"
-            " every gated MLP. Pass max_degree=8 for the exact parts up to it and the rest as one number."
+            f"degree of the target must be below {MOST_RUNS} for all parts to be computed, got {degree}: it doubles"
+            " with every gated MLP. Pass max_degree=8 for the exact parts up to it and the rest as one number."
         )
     asked, traced = readout(frozen, target), flow(frozen, target)
     if max_degree is None or max_degree >= degree:

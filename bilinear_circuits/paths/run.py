@@ -14,6 +14,7 @@ from bilinear_circuits.paths.frozen import Frozen, freeze
 from bilinear_circuits.paths.graph import PromptGraph, prompt_graph
 from bilinear_circuits.paths.removal import Removed
 from bilinear_circuits.paths.target import Asked, target_of
+from bilinear_circuits.paths.why import AttentionLedger, explain_attention
 
 
 class FrozenRun:
@@ -121,3 +122,11 @@ class FrozenRun:
             ValueError: If the model is too deep for an exact integral and no `n_nodes` is given.
         """
         return integrated_gradients(self.frozen, target_of(self.frozen, target, position), n_nodes)
+
+    def why(self, layer: int, head: int, query_pos: int, key_pos: int) -> AttentionLedger:
+        """Divide an attention score into products of parts at the query and at the key. See `explain_attention`.
+
+        Raises:
+            ValueError: If there is no such head or token, or the query does not see the key.
+        """
+        return explain_attention(self.frozen, layer, head, query_pos, key_pos)
