@@ -55,11 +55,13 @@ class KeptPairs(Brief):
         return self.value.abs().sum().item() / self.mass if self.mass else 1.0
 
     def named(self, frozen: Frozen, k: int = 20) -> list[tuple[Node, Node, Node, float]]:
-        """Name the k largest: the MLP, the two parts, and the flow."""
-        found = []
+        """Name the k largest: the MLP, the two parts, and the flow. Cost: the parts of each MLP named, once."""
+        found, known = [], {}
         for at in range(min(k, len(self.value))):
             layer, t = int(self.layer[at]), int(self.position[at])
-            names = project(frozen, layer, self.sources).names(t)
+            if (layer, t) not in known:
+                known[layer, t] = project(frozen, layer, self.sources).names(t)
+            names = known[layer, t]
             ends = (names[int(self.first[at])], names[int(self.second[at])])
             found.append((Node("mlp", layer, t), *ends, self.value[at].item()))
         return found
