@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from bilinear_circuits.models.bilinear_mlp import BilinearMLP, NotBilinearError
     from bilinear_circuits.models.directions import logit_directions, neuron_directions, token_directions
     from bilinear_circuits.models.running import context_length, unembedding
+    from bilinear_circuits.paths.run import FrozenRun
     from bilinear_circuits.prompts.accounts import explain_prompt, prompt_tokens
     from bilinear_circuits.prompts.attribution import attribute_prompt
     from bilinear_circuits.surgery import FormEdit, edit_model
@@ -49,6 +50,7 @@ _HOME = {
     "FeatureInteractions": "interactions.feature_interactions",
     "FeatureProfile": "interactions.profiles",
     "FormEdit": "surgery",
+    "FrozenRun": "paths.run",
     "InteractionMatrix": "algebra.matrix",
     "InteractionTensor": "algebra.tensor",
     "LayerActivity": "interactions.activity",
@@ -102,6 +104,7 @@ __all__ = [
     "FeatureInteractions",
     "FeatureProfile",
     "FormEdit",
+    "FrozenRun",
     "InteractionMatrix",
     "InteractionTensor",
     "LayerActivity",

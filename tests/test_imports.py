@@ -19,6 +19,7 @@ ORDER = (
     "workspace",
     "report",
     "prompts",
+    "paths",
     "comparison",
     "surgery",
     "discovery",

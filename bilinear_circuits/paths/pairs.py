@@ -1,0 +1,176 @@
+"""Pairs: what the products of two parts of an MLP's input add to the flow of the MLP, exactly.
+
+For parts p_a of the residual stream at a token, x = sum_a p_a / s2, an MLP's flow is the sum over unordered pairs of
+
+    sum_m w_m ((p_a . g_m)(p_b . u_m) + (p_b . g_m)(p_a . u_m)) / s2^2,   the second product only for a != b,
+
+and a constant, the output bias. Biases of the gate and of W_in are one more part. Pairs are made in blocks of rows.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from bilinear_circuits.paths.edges import OF_MLP, mlp_readout
+from bilinear_circuits.paths.flow import Flow
+from bilinear_circuits.paths.frozen import Frozen
+from bilinear_circuits.paths.nodes import Node, residual_parts
+from bilinear_circuits.utilities.display import Brief
+
+_BLOCK = 1 << 22
+_MOST_PROJECTED = 1 << 28
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Pairs(Brief):
+    """The largest pairs of one MLP at one token, or of one feature or error of its dictionary.
+
+    Attributes:
+        node: Whose flow they add up to.
+        parts: The parts of the MLP input; the last is "constant" where gate or W_in have biases.
+        first: Index of one part of each pair kept, by falling magnitude.
+        second: Of the other; equal for a part with itself.
+        value: Flow of each.
+        total: Sum of all pairs, kept or not.
+        constant: The rest of the node's flow: biases behind the product.
+        mass: Sum of the magnitudes of all pairs.
+        n_pairs: Number of pairs.
+    """
+
+    node: Node
+    parts: tuple[Node, ...]
+    first: Int[Tensor, " k"]
+    second: Int[Tensor, " k"]
+    value: Float[Tensor, " k"]
+    total: float
+    constant: float
+    mass: float
+    n_pairs: int
+
+    def table(self) -> dict[str, list[str] | list[float]]:
+        """The pairs kept as columns."""
+        ends = {
+            name: [str(self.parts[i]) for i in column.tolist()]
+            for name, column in (("first", self.first), ("second", self.second))
+        }
+        return {**ends, "flow": self.value.tolist()}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Projected(Brief):
+    """The parts of the input of one MLP, for all tokens, as its neurons read them.
+
+    Attributes:
+        nodes: Names of the rows; a last one "constant" where the MLP has biases inside.
+        weight: Factor of each at each token, the norm's scale included.
+        gate: Rows through W_gate.
+        input: Rows through W_in.
+    """
+
+    nodes: tuple[Node, ...]
+    weight: Float[Tensor, "pos part"]
+    gate: Float[Tensor, "part d_mlp"]
+    input: Float[Tensor, "part d_mlp"]
+
+    def here(self, position: int) -> Int[Tensor, " part_here"]:
+        """Rows that are parts at a token."""
+        return self.weight[position].nonzero().flatten()
+
+    def at(self, position: int) -> tuple[Float[Tensor, "part_here d_mlp"], Float[Tensor, "part_here d_mlp"]]:
+        """What the parts at a token add to every gate and input."""
+        here = self.here(position)
+        factor = self.weight[position, here].unsqueeze(1)
+        return self.gate[here] * factor, self.input[here] * factor
+
+    def names(self, position: int) -> tuple[Node, ...]:
+        """Names of the parts at a token."""
+        return tuple(self.nodes[i]._replace(position=position) for i in self.here(position).tolist())
+
+
+def project(frozen: Frozen, layer: int, sources: bool) -> Projected:
+    """Read all parts of an MLP's input by its neurons. Cost: 2 d_model d_mlp for each part.
+
+    Raises:
+        ValueError: If the MLP has no gate, or there are too many parts to hold.
+    """
+    one = frozen.weights.layers[layer]
+    if one.W_in is None:
+        raise ValueError(
+            f"layer {layer} must have a gate to consist of pairs, but its MLP is linear once its gate factor is fixed."
+            " Read graph.inflows(node)."
+        )
+    n_rows = frozen.n_pos * (1 + (layer + 1) * frozen.n_heads + layer)
+    if n_rows * one.W_gate.shape[1] > _MOST_PROJECTED:
+        raise ValueError(
+            f"parts of layer {layer} must be at most {_MOST_PROJECTED // one.W_gate.shape[1]} to be held, got {n_rows}"
+            f" for {frozen.n_pos} tokens. Shorten the prompt"
+            + (", or pass sources=False for one part a head." if sources else ".")
+        )
+    parts = residual_parts(frozen, layer, True, sources)
+    nodes, weight = parts.nodes, parts.weight / frozen.s2[layer]
+    gate, inputs = parts.rows @ one.W_gate, parts.rows @ one.W_in
+    if one.b_gate.any() or one.b_in.any():
+        nodes += (Node("constant", layer),)
+        weight = torch.cat([weight, torch.ones_like(weight[:, :1])], 1)
+        gate, inputs = torch.cat([gate, one.b_gate.unsqueeze(0)]), torch.cat([inputs, one.b_in.unsqueeze(0)])
+    return Projected(nodes, weight, gate, inputs)
+
+
+def pair_blocks(
+    gate: Float[Tensor, "part d_mlp"], inputs: Float[Tensor, "part d_mlp"], w: Float[Tensor, " d_mlp"]
+) -> Iterator[tuple[int, Float[Tensor, "rows columns"]]]:
+    """Make all unordered pairs, in blocks of rows.
+
+    Cost: n^2 d_mlp products for n parts; blocks of at most 4 million numbers.
+
+    Yields:
+        First row, and the values of its pairs with itself and all parts after it: the block's entry (i, j) is of the
+        parts first + i and first + j, and zero for j < i.
+    """
+    n = len(gate)
+    step = max(1, _BLOCK // n)
+    for first in range(0, n, step):
+        rows = slice(first, first + step)
+        block = (gate[rows] * w) @ inputs[first:].T + (inputs[rows] * w) @ gate[first:].T
+        block.diagonal().div_(2)
+        yield first, block.triu_()
+
+
+def pairs_of(frozen: Frozen, flow: Flow, node: Node, k: int, sources: bool) -> Pairs:
+    """Find the k largest pairs of a node of an MLP. See `PromptGraph.pairs`."""
+    layer, t = node.layer, node.position
+    if node.kind not in OF_MLP or layer is None or t is None:
+        raise ValueError(f"node must be an MLP, a feature or an error at a token to consist of pairs, got {node}.")
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}.")
+    projected, (c, constant) = project(frozen, layer, sources), mlp_readout(frozen, flow, node)
+    one = frozen.weights.layers[layer]
+    first, second, value, total, mass = top_pairs(*projected.at(t), frozen.sigma[layer, t] * (one.W_out @ c), k)
+    names = projected.names(t)
+    constant += (c @ one.b_out).item()
+    return Pairs(node, names, first, second, value, total, constant, mass, len(names) * (len(names) + 1) // 2)
+
+
+def top_pairs(
+    gate: Float[Tensor, "part d_mlp"], inputs: Float[Tensor, "part d_mlp"], w: Float[Tensor, " d_mlp"], k: int
+) -> tuple[Tensor, Tensor, Tensor, float, float]:
+    """Find the k pairs of largest magnitude, and total and mass of all. Memory: that of the parts, and one block.
+
+    Returns:
+        First and second part, value, total and mass.
+    """
+    nothing = torch.zeros(0, dtype=torch.long, device=gate.device)
+    first, second, value, total, mass = nothing, nothing, gate.new_zeros(0), 0.0, 0.0
+    for start, block in pair_blocks(gate, inputs, w):
+        total, mass = total + block.sum().item(), mass + block.abs().sum().item()
+        rows, columns = torch.triu_indices(*block.shape, device=block.device)
+        some = block[rows, columns]
+        best = some.abs().topk(min(k, len(some))).indices
+        value = torch.cat([value, some[best]])
+        first, second = torch.cat([first, rows[best] + start]), torch.cat([second, columns[best] + start])
+        kept = value.abs().argsort(descending=True, stable=True)[:k]
+        first, second, value = first[kept], second[kept], value[kept]
+    return first, second, value, total, mass

@@ -1,0 +1,161 @@
+"""What is taken out of a model's run: masks of messages and MLPs, and changes of the residual stream."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from bilinear_circuits.paths.edges import written
+from bilinear_circuits.paths.flow import back_through_norm
+from bilinear_circuits.paths.frozen import Frozen
+from bilinear_circuits.paths.nodes import Node
+from bilinear_circuits.utilities.display import Brief
+
+
+class Pair(NamedTuple):
+    """The product of two parts of an MLP's input at a token, as text "mlp 3 @5: embedding @5 x head 1.0 2->5".
+
+    Attributes:
+        mlp: The MLP at a token.
+        first: One part; "constant" for biases inside of the MLP.
+        second: The other, or the same.
+    """
+
+    mlp: Node
+    first: Node
+    second: Node
+
+    def __str__(self) -> str:
+        return f"{self.mlp}: {self.first} x {self.second}"
+
+
+Removed = Node | Pair | Sequence[Node | Pair]
+"""One thing to remove, or several together."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Removal(Brief):
+    """Several removals, each of which is a run of its own.
+
+    Attributes:
+        frozen: The run from which is removed.
+        rows: What each removes.
+    """
+
+    frozen: Frozen
+    rows: tuple[tuple[Node | Pair, ...], ...]
+
+    def select(self, start: int, stop: int) -> "Removal":
+        """Some of them."""
+        return Removal(self.frozen, self.rows[start:stop])
+
+    def embedded(self) -> Float[Tensor, "row pos d_model"]:
+        """The embedded prompt, without what is removed."""
+        x = self.frozen.embedded.repeat(len(self.rows), 1, 1)
+        for row, node in self._nodes("embedding", None):
+            x[row, slice(None) if node.position is None else node.position] = 0
+        return x
+
+    def messages(self, layer: int) -> Float[Tensor, "row head query_pos key_pos"] | None:
+        """Zero where a head's message is removed; None where none of the layer is."""
+        found = list(self._nodes("head", layer))
+        if not found:
+            return None
+        mask = torch.ones_like(self.frozen.patterns[layer]).repeat(len(self.rows), 1, 1, 1)
+        for row, node in found:
+            at = (slice(None) if one is None else one for one in (node.head, node.position, node.source))
+            mask[(row, *at)] = 0
+        return mask
+
+    def mlps(self, layer: int) -> Float[Tensor, "row pos 1"] | None:
+        """Zero where an MLP is removed; None where none of the layer is."""
+        found = list(self._nodes("mlp", layer))
+        if not found:
+            return None
+        mask = self.frozen.embedded.new_ones(len(self.rows), self.frozen.n_pos, 1)
+        for row, node in found:
+            mask[row, slice(None) if node.position is None else node.position] = 0
+        return mask
+
+    def change(self, layer: int, mid: bool) -> Float[Tensor, "row pos d_model"] | float:
+        """What biases, features, errors and pairs that are removed had written into the stream after a part."""
+        change = torch.zeros_like(self.frozen.embedded).repeat(len(self.rows), 1, 1)
+        found = False
+        for row, items in enumerate(self.rows):
+            for one in items:
+                if isinstance(one, Node) and one.kind in ("embedding", "head", "mlp"):
+                    continue
+                place = one.mlp if isinstance(one, Pair) else one
+                if place.layer == layer and mid == (place.kind == "bias" and place.head is not None):
+                    change[row, place.position] -= _vector(self.frozen, one)
+                    found = True
+        return change if found else 0.0
+
+    def _nodes(self, kind: str, layer: int | None) -> Iterator[tuple[int, Node]]:
+        """Nodes of a kind in a layer that are removed, and the run of each."""
+        for row, items in enumerate(self.rows):
+            for one in items:
+                if isinstance(one, Node) and one.kind == kind and one.layer == layer:
+                    yield row, one
+
+
+def removal_of(frozen: Frozen, remove: Sequence[Removed]) -> Removal:
+    """Check and gather what is to be removed.
+
+    Raises:
+        ValueError: If there is nothing, or something that the run does not have.
+    """
+    rows = tuple((one,) if isinstance(one, Node | Pair) else tuple(one) for one in remove)
+    if not rows or not all(rows):
+        raise ValueError(f"remove must name at least one node or pair for each run, got {len(rows)} runs.")
+    for one in (one for row in rows for one in row):
+        if not isinstance(one, Node | Pair):
+            raise ValueError(f"remove must hold nodes, pairs, or sequences of them, got a {type(one).__name__}.")
+        for node in (one,) if isinstance(one, Node) else one:
+            _check(frozen, node, isinstance(one, Pair))
+        if isinstance(one, Pair) and frozen.weights.layers[one.mlp.layer or 0].W_in is None:
+            raise ValueError(f"pairs must be of MLPs with a gate, got {one}.")
+    return Removal(frozen, rows)
+
+
+def _check(frozen: Frozen, node: Node, in_pair: bool) -> None:
+    """Refuse a node that the run does not have, or that cannot be taken out."""
+    whole = node.kind in ("embedding", "head", "mlp") and not in_pair
+    if node.position is None and not whole:
+        raise ValueError(f"position of a node must be given, got {node!r}.")
+    if (node.layer is None) != (node.kind == "embedding") or (node.kind == "constant" and not in_pair):
+        raise ValueError(f"node must be of a kind and a layer that can be removed, got {node!r}.")
+    limits = {"layer": frozen.n_layers, "position": frozen.n_pos, "head": frozen.n_heads, "source": frozen.n_pos}
+    for name, size in limits.items():
+        at = getattr(node, name)
+        if at is not None and not (0 <= at < size or (node.kind == "bias" and at == -1)):
+            raise ValueError(f"{name} of a node must be between 0 and {size - 1}, got {at} in {node}.")
+    if node.kind in ("feature", "error") and node.layer not in frozen.dictionaries:
+        raise ValueError(f"node must be of a layer with a dictionary {[*frozen.dictionaries]}, got {node}.")
+
+
+def _vector(frozen: Frozen, one: Node | Pair) -> Tensor:
+    """What a node or a pair has written into the residual stream."""
+    if isinstance(one, Node):
+        return written(frozen, one)
+    layer, t = one.mlp.layer, one.mlp.position
+    assert layer is not None
+    weights = frozen.weights.layers[layer]
+    assert weights.W_in is not None
+    (g_a, u_a), (g_b, u_b) = (_read(frozen, layer, node, t) for node in one[1:])
+    product = g_a * u_a if one.first == one.second else g_a * u_b + g_b * u_a
+    y = (frozen.sigma[layer, t] * product) @ weights.W_out
+    return back_through_norm(y, frozen.t2[layer, t], weights.mlp_out_norm)
+
+
+def _read(frozen: Frozen, layer: int, part: Node, t: int | None) -> tuple[Tensor, Tensor]:
+    """Gate and input of one part."""
+    one = frozen.weights.layers[layer]
+    assert one.W_in is not None
+    if part.kind == "constant":
+        return one.b_gate, one.b_in
+    x = written(frozen, part) / frozen.s2[layer, t]
+    return x @ one.W_gate, x @ one.W_in
