@@ -20,6 +20,7 @@ from torch import Tensor
 from bilinear_circuits.circuits.edits import ablation_edit, removal_edit
 from bilinear_circuits.circuits.query import QueryTokens
 from bilinear_circuits.circuits.rank import Evidence, Screen
+from bilinear_circuits.circuits.settings import SearchSettings
 from bilinear_circuits.interactions.activity import LayerActivity
 from bilinear_circuits.runs import CrossEntropy, Edit, Runs
 from bilinear_circuits.statistics.effects import Effect, bootstrap, bootstrap_ratio, bootstrap_rows
@@ -91,8 +92,7 @@ def prove(
     sites: Runs[QueryTokens],
     losses: Runs[CrossEntropy],
     screen: Screen,
-    rank: int,
-    n_controls: int,
+    settings: SearchSettings,
     seed: int,
     progress: Progress = silent,
 ) -> list[CausalProof]:
@@ -104,12 +104,11 @@ def prove(
         sites: The same layer on the trigger sites.
         losses: The same layer on whole held-out stories.
         screen: What is known of every output feature of the layer.
-        rank: Rank of the form removed.
-        n_controls: Control features of either set per circuit.
+        settings: Rank of the form removed, and how many control features of either set there are per circuit.
         seed: Seed of the bootstrap.
         progress: Wraps the circuits.
     """
-    interactions = activity.interactions
+    interactions, rank, n_controls = activity.interactions, settings.rank, settings.controls
     proofs = []
     for one in progress(evidence, f"prove layer {interactions.mlp.layer}"):
         generator = torch.Generator().manual_seed(seed)

@@ -126,21 +126,14 @@ def find_circuits(
     check_kind("query", query, CircuitQuery, "circuits.query_file.read_query reads one from a file, or by its name.")
     settings = SearchSettings() if settings is None else settings
     check_kind("settings", settings, SearchSettings, "Leave it out for the defaults.")
-    tokenizer = tokenizer if tokenizer is not None else getattr(model, "tokenizer", None)
-    if tokenizer is None:
-        raise ValueError(f"tokenizer must be given for a {type(model).__name__}, which carries none.")
+    tokenizer = _tokenizer_of(model, tokenizer)
     tokens = QueryTokens.resolve(query, tokenizer)
     d_in = min((one.mlp.tensor.d_in for one in interactions), default=settings.rank)
     if settings.rank > d_in:
         raise ValueError(f"rank must be at most d_in={d_in}, got {settings.rank}.")
     context = min(settings.context, context_length(model))
     ranking_stories, loss_stories, proof_stories = story_parts(stories, tokenizer, settings, context, seed)
-    sites = tokens.sites(proof_stories, settings.sites, settings.site_position)
-    if len(sites) == 0:
-        raise ValueError(
-            f"stories must hold triggers ({', '.join(query.triggers)}) within their first {settings.site_position}"
-            f" tokens, got none in the {len(proof_stories)} kept for the proof. Use more stories."
-        )
+    sites = _trigger_sites(query, tokens, proof_stories, settings)
     activity = collect_activity(model, interactions, ranking_stories, progress)
     directions = unembedding(model).to(activity[0].x)
     screens = [screen_features(one, tokens, directions) for one in activity]
@@ -157,7 +150,7 @@ def find_circuits(
         if here := [evidence for evidence in chosen if evidence.layer == layer]:
             at_sites = Runs(model, layer, sites, tokens)
             losses = Runs(model, layer, Sites.everywhere(loss_stories), CrossEntropy())
-            found = prove(here, one, at_sites, losses, screen, settings.rank, settings.controls, seed, progress)
+            found = prove(here, one, at_sites, losses, screen, settings, seed, progress)
             proofs |= {evidence.name: proof for evidence, proof in zip(here, found, strict=True)}
     circuits = tuple(
         Circuit(e, profile_feature(_of_layer(activity, e.layer), e.feature, directions, tokenizer), proofs[e.name])
@@ -168,6 +161,25 @@ def find_circuits(
         query, tokens.missing, tuple(ranking), circuits, _decoder_cosine(activity, chosen), settings,
         len(activity[0].x), n_trigger, len(sites), seed,
     )  # fmt: skip
+
+
+def _tokenizer_of(model: nn.Module, tokenizer: Any) -> Any:
+    """The one given, or the model's own."""
+    tokenizer = tokenizer if tokenizer is not None else getattr(model, "tokenizer", None)
+    if tokenizer is None:
+        raise ValueError(f"tokenizer must be given for a {type(model).__name__}, which carries none.")
+    return tokenizer
+
+
+def _trigger_sites(query: CircuitQuery, tokens: QueryTokens, stories: StoryTokens, settings: SearchSettings) -> Sites:
+    """Sites of the proof, one at least."""
+    sites = tokens.sites(stories, settings.sites, settings.site_position)
+    if len(sites) == 0:
+        raise ValueError(
+            f"stories must hold triggers ({', '.join(query.triggers)}) within their first"
+            f" {settings.site_position} tokens, got none in the {len(stories)} kept for the proof. Use more stories."
+        )
+    return sites
 
 
 def _rank(

@@ -21,7 +21,14 @@ from bilinear_circuits.command_line.values import check_most
 from bilinear_circuits.utilities.feature import Feature
 
 if TYPE_CHECKING:
-    from bilinear_circuits.discovery import Block, Discovery, DiscoverySearch, Interference, PlanePair
+    from bilinear_circuits.discovery import (
+        Block,
+        Discovery,
+        DiscoverySearch,
+        DiscoverySettings,
+        Interference,
+        PlanePair,
+    )
     from bilinear_circuits.interactions.naming import FeatureNames
 
 OUTPUTS = Outputs(
@@ -67,26 +74,9 @@ def run(arguments: Arguments) -> None:
     started = time.perf_counter()
     common.check_out(arguments.out)
 
-    from bilinear_circuits.discovery import (
-        NULLS,
-        DiscoverySettings,
-        discover,
-        interference,
-        plane_pairs,
-        score_layer,
-    )
+    from bilinear_circuits.discovery import discover, interference, plane_pairs, score_layer
 
-    if unknown := set(arguments.nulls) - set(NULLS):
-        raise ValueError(f"nulls must be among {', '.join(NULLS)}, got {', '.join(sorted(unknown))}.")
-    settings = DiscoverySettings(
-        nulls=tuple(arguments.nulls),  # type: ignore[arg-type]
-        replicates=arguments.replicates,
-        fdr=arguments.fdr,
-    )
-    for name, least in (("n_listed", 1), ("n_stories", 1), ("n_largest", 0)):
-        if getattr(arguments, name) < least:
-            raise ValueError(f"{name} must be at least {least}, got {getattr(arguments, name)}.")
-    check_most(arguments, replicates=10_000, n_largest=1_000_000)
+    settings = _settings(arguments)
     layers = common.check_layers(arguments.layers, common.saes_of(arguments))
     corpus = corpus_of(arguments)
 
@@ -118,6 +108,22 @@ def run(arguments: Arguments) -> None:
         source = records.provenance(resolved, interactions, corpus, len(stories), time.perf_counter() - started)
         _write(arguments.out, search, pairs, unmet, names, source)
         print(f"written: {arguments.out}/report.html, result.json, discoveries.csv, discoveries.parquet, pairs.json")
+
+
+def _settings(arguments: Arguments) -> "DiscoverySettings":
+    from bilinear_circuits.discovery import NULLS, DiscoverySettings
+
+    if unknown := set(arguments.nulls) - set(NULLS):
+        raise ValueError(f"nulls must be among {', '.join(NULLS)}, got {', '.join(sorted(unknown))}.")
+    for name, least in (("n_listed", 1), ("n_stories", 1), ("n_largest", 0)):
+        if getattr(arguments, name) < least:
+            raise ValueError(f"{name} must be at least {least}, got {getattr(arguments, name)}.")
+    check_most(arguments, replicates=10_000, n_largest=1_000_000)
+    return DiscoverySettings(
+        nulls=tuple(arguments.nulls),  # type: ignore[arg-type]
+        replicates=arguments.replicates,
+        fdr=arguments.fdr,
+    )
 
 
 def summary(search: "DiscoverySearch", names: "FeatureNames", n_listed: int) -> str:

@@ -14,6 +14,7 @@ from bilinear_circuits.algebra.matrix import InteractionMatrix
 from bilinear_circuits.algebra.spectra import Spectrum
 from bilinear_circuits.algebra.tensor import InteractionTensor, QuadraticForm
 from bilinear_circuits.dictionaries.dictionary import Dictionary, as_dictionary
+from bilinear_circuits.interactions.fit import check_fits
 from bilinear_circuits.interactions.ledger import Ledger, PairContributions, account
 from bilinear_circuits.interactions.pairs import coefficients
 from bilinear_circuits.models.bilinear_mlp import BilinearMLP
@@ -77,8 +78,8 @@ class FeatureInteractions:
             )
         sae_in = Dictionary.coordinates(mlp.tensor.d_in, mlp.hook_in) if sae_in is None else as_dictionary(sae_in)
         sae_out = Dictionary.coordinates(mlp.tensor.d_out, mlp.hook_out) if sae_out is None else as_dictionary(sae_out)
-        _check_fits("sae_in", sae_in, mlp.tensor.d_in, mlp.hook_in, mlp.input_aliases, mlp.layer)
-        _check_fits("sae_out", sae_out, mlp.tensor.d_out, mlp.hook_out, mlp.output_aliases, mlp.layer)
+        check_fits("sae_in", sae_in, mlp.tensor.d_in, mlp.hook_in, mlp.input_aliases, mlp.layer)
+        check_fits("sae_out", sae_out, mlp.tensor.d_out, mlp.hook_out, mlp.output_aliases, mlp.layer)
         dtype = mlp.tensor.W_gate.dtype
         for dictionary in (sae_in, sae_out):
             dtype = torch.promote_types(dtype, dictionary.W_enc.dtype)
@@ -286,22 +287,3 @@ class FeatureInteractions:
     def _check_input(self, x: Tensor) -> None:
         if x.shape[-1:] != (self.mlp.tensor.d_in,):
             raise ValueError(f"x must end in d_in={self.mlp.tensor.d_in} entries, got shape {tuple(x.shape)}.")
-
-
-def _check_fits(
-    argument: str, dictionary: Dictionary, width: int, hook_name: str, aliases: tuple[str, ...], layer: int
-) -> None:
-    if dictionary.d_in != width:
-        raise ValueError(
-            f"{argument} must fit layer {layer}, whose {hook_name} has width {width}, got {dictionary.name} with"
-            f" W_enc {tuple(dictionary.W_enc.shape)}, of width {dictionary.d_in}."
-        )
-    if dictionary.hook_name is None or dictionary.hook_name in (hook_name, *aliases):
-        return
-    hint = ""
-    if dictionary.hook_name == f"blocks.{layer}.ln2.hook_normalized":
-        hint = " Read the MLP there with mlp.before_norm_weight()."
-    raise ValueError(
-        f"{argument} must be trained on {hook_name} of width {width}, got {dictionary.name} trained on"
-        f" {dictionary.hook_name} with W_enc {tuple(dictionary.W_enc.shape)}.{hint}"
-    )

@@ -26,6 +26,7 @@ from bilinear_circuits.zoo.configs import config_file
 from sae.settings import Recipe
 
 if TYPE_CHECKING:
+    from bilinear_circuits.data.corpora import Corpus
     from bilinear_circuits.data.stories import StoryTokens
     from bilinear_circuits.dictionaries.dictionary import Dictionary
     from sae.train import TrainedDictionaries
@@ -81,17 +82,9 @@ def results_folder(arguments: Arguments) -> Path:
 def run(arguments: Arguments) -> None:
     """Train, or go on training, and write the dictionaries."""
     started = time.perf_counter()
-    recipe = read_recipe(arguments.recipe, arguments.set)
     out = results_folder(arguments)
     common.check_out(arguments.out)
-    corpus = chosen_corpus(arguments, recipe.stories)
-    recipe = replace(
-        recipe,
-        model=recipe.model if arguments.model is None else arguments.model,
-        corpus=recipe.corpus if arguments.corpus is None else arguments.corpus,
-        separator=corpus.separator,
-        column=corpus.column,
-    )
+    recipe, corpus = _chosen(arguments)
     common.check_out(str(out))
     common.check_device(arguments.device)
     zoo.model_path(recipe.model)
@@ -103,16 +96,9 @@ def run(arguments: Arguments) -> None:
         return
     folder.check(resolved)
 
-    from sae.checks import check_model, check_options, check_tokens
     from sae.train import excluded_tokens, train_dictionaries
 
-    check_options(recipe)
-    stories = corpus.read(recipe.n_stories)
-    common.note(f"loading {recipe.model}")
-    model = common.quietly_load_model(recipe.model, arguments.device)
-    check_model(model, recipe)
-    tokens = tokenized(corpus, stories, model.tokenizer, recipe.context)
-    check_tokens(tokens, recipe)
+    model, tokens = _loaded(recipe, corpus, arguments.device)
     _start(folder, resolved)
     metadata = _metadata(recipe, resolved, len(tokens), type(model).__name__, excluded_tokens(tokens))
 
@@ -135,6 +121,34 @@ def run(arguments: Arguments) -> None:
     _write(folder, recipe, trained, record, metadata | {"training_tokens": trained.n_tokens})
     print(table(trained))
     print(f"written: {out}")
+
+
+def _chosen(arguments: Arguments) -> "tuple[Recipe, Corpus]":
+    """The recipe with what the options say in its place, and its stories."""
+    recipe = read_recipe(arguments.recipe, arguments.set)
+    corpus = chosen_corpus(arguments, recipe.stories)
+    changed = replace(
+        recipe,
+        model=recipe.model if arguments.model is None else arguments.model,
+        corpus=recipe.corpus if arguments.corpus is None else arguments.corpus,
+        separator=corpus.separator,
+        column=corpus.column,
+    )
+    return changed, corpus
+
+
+def _loaded(recipe: Recipe, corpus: "Corpus", device: str) -> "tuple[Any, StoryTokens]":
+    """The model and the tokens of the stories, checked against the recipe."""
+    from sae.checks import check_model, check_options, check_tokens
+
+    check_options(recipe)
+    stories = corpus.read(recipe.n_stories)
+    common.note(f"loading {recipe.model}")
+    model = common.quietly_load_model(recipe.model, device)
+    check_model(model, recipe)
+    tokens = tokenized(corpus, stories, model.tokenizer, recipe.context)
+    check_tokens(tokens, recipe)
+    return model, tokens
 
 
 def table(trained: "TrainedDictionaries") -> str:
