@@ -5,11 +5,12 @@ BIN := $(VENV)/bin
 # Everything here works without the Hugging Face Hub.
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help install demo test test-all wheel docs bench bench-gpu lint type check clean
+.PHONY: help install demo test fast test-all wheel docs bench bench-gpu lint type check clean
 
 help:
 	@echo "make demo      find the negation circuit of the shipped model: out/negation/report.html"
 	@echo "make test      lint, types and the fast tests"
+	@echo "make fast      the fast tests alone"
 	@echo "make test-all  the slow tests too"
 	@echo "make wheel     build the wheel, install it and run it away from this folder"
 	@echo "make docs      build the documents as a site: out/site/index.html"
@@ -39,7 +40,11 @@ type: install
 
 check: lint type
 
-test: install check
+# The check goes by on one core, beside the tests.
+test: install
+	@$(MAKE) --no-print-directory -j 2 check fast
+
+fast: install
 	$(BIN)/pytest -n auto --dist loadfile
 
 # Built offline by the setuptools of .venv, installed in an environment of its own, run in an empty folder.

@@ -42,7 +42,7 @@ FORMS = {
     "csv": ("rows.csv", {"column": "story"}),
     "parquet": ("rows.parquet", {"column": "story"}),
 }
-form = pytest.mark.parametrize("name", ["lines", "csv"])
+form = pytest.mark.parametrize("name", ["lines", pytest.param("csv", marks=pytest.mark.slow)])
 
 
 def stories(seed=0):
@@ -179,7 +179,7 @@ def test_dictionaries_are_those_of_the_marked_text(name, world, tmp_path):
         assert all(torch.equal(marked[key], other[key]) for key in marked)
 
 
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", ["csv", *(pytest.param(one, marks=pytest.mark.slow) for one in FORMS if one != "csv")])
 def test_a_query_says_how_its_stories_are_found_and_an_option_replaces_it(name, world, searched, tmp_path):
     corpus, settings = FORMS[name]
     asked = query(world, tmp_path / "query.yaml", corpus=str(world / corpus), **settings)

@@ -10,7 +10,7 @@ from verbs import asked, files_of, write_world
 import bilinear_circuits as bc
 from bilinear_circuits.cli import main
 from bilinear_circuits.dictionaries.activation import Activation
-from bilinear_circuits.interactions import activity
+from bilinear_circuits.interactions import active
 from bilinear_circuits.models.running import capture_mlp
 
 
@@ -211,9 +211,9 @@ def test_other_tensors_in_a_folder_of_directions_are_refused(tmp_path):
 
 
 def test_more_activations_than_memory_are_refused(monkeypatch):
-    monkeypatch.setattr(activity, "_MOST_ACTIVATIONS", 19)
+    monkeypatch.setattr(active, "_MOST_ACTIVATIONS", 19)
     with refused(ValueError, "activations of coordinates must be at most 19, got more in the first 4 of 4 tokens"):
-        activity.active_tokens(bc.Dictionary.coordinates(5), randn(4, 5, dtype=torch.float32))
+        active.active_tokens(bc.Dictionary.coordinates(5), randn(4, 5, dtype=torch.float32))
 
 
 @pytest.fixture(scope="module", params=["components", "tokens and logits"])

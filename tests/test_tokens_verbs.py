@@ -118,7 +118,12 @@ FOLDERS = {
 }
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
+FAST = ("pad beyond", "left")
+
+
+@pytest.mark.parametrize(
+    "folder", [one if one in FAST else pytest.param(one, marks=pytest.mark.slow) for one in FOLDERS]
+)
 def test_pad_tokens_sides_and_generation_settings_change_nothing(folder, world, expected, tmp_path):
     model = shutil.copytree(world / "tiny", tmp_path / "tiny")
     for name, values in FOLDERS[folder].items():

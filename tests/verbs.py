@@ -24,7 +24,7 @@ TRAIN_SAE = {
 PUBLISHED = {"point": ["mlp-in", 1], "expansion": 3, "k": 4, "normalize": None}
 
 QUICK_PROOF = ["--n-edges", "40", "--n-exact", "4", "--n-draws", "1", "--n-controls", "1", "--n-nonsense", "3"]
-QUICK_SEARCH = ["--n-stories", "60", "--replicates", "2"]
+QUICK_SEARCH = ["--n-stories", "60", "--replicates", "2", "--n-largest", "50"]
 VERBS = {
     "circuits": "circuits QUERY PLACE --out OUT",
     "explore": "explore CIRCUIT PLACE --n-stories 20 --out OUT",

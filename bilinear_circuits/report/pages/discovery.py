@@ -63,7 +63,7 @@ def discovery_page(
         listed=listed,
         links=links(listed),
         provenance=plain(dict(provenance, settings=asdict(search.settings), seed=search.seed)),
-        words=WORDS,
+        words=[word for word in WORDS if word != "Interaction" or interference],
     )
 
 
