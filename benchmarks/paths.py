@@ -11,6 +11,7 @@ import argparse
 import resource
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -110,14 +111,19 @@ def effects(model: Any, tokenizer: Any, arguments: argparse.Namespace) -> Iterat
 
 
 def pairs(model: Any, tokenizer: Any, arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:
-    """The twenty largest pairs of every prompt, removed one by one."""
-    found = []
+    """Single pairs removed one by one: the twenty largest of every prompt, and twenty drawn from those kept."""
+    found: dict[str, list[Effects]] = {"the 20 largest pairs": [], "20 pairs drawn from 90 %": []}
     for tokens in prompts(tokenizer, arguments, arguments.prompts):
         run = bc.FrozenRun(model, tokens, torch.float64)
         target = int(run.logits[-1].argmax())
-        kept = run.graph(target).mass(0.1).named(run.frozen, 20)
-        found.append(run.effect(target, [Pair(*ends) for *ends, _ in kept]))
-    yield from summary("single pairs", found)
+        kept = run.graph(target).mass(0.9)
+        drawn = torch.randperm(len(kept.value), generator=torch.Generator().manual_seed(0))
+        for name, order in zip(found, (torch.arange(20), drawn[:20]), strict=True):
+            columns = {name: getattr(kept, name)[order] for name in ("layer", "position", "first", "second", "value")}
+            pairs = replace(kept, **columns).named(run.frozen, 20)
+            found[name].append(run.effect(target, [Pair(*ends) for *ends, _ in pairs]))
+    for name, some in found.items():
+        yield from summary(name, some)
 
 
 def pruning(model: Any, tokenizer: Any, arguments: argparse.Namespace) -> Iterator[tuple[str, str]]:

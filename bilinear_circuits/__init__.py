@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from bilinear_circuits.models.bilinear_mlp import BilinearMLP, NotBilinearError
     from bilinear_circuits.models.directions import logit_directions, neuron_directions, token_directions
     from bilinear_circuits.models.running import context_length, unembedding
+    from bilinear_circuits.paths.attention import AttentionHead
+    from bilinear_circuits.paths.nodes import Node
+    from bilinear_circuits.paths.removal import Pair
     from bilinear_circuits.paths.run import FrozenRun
     from bilinear_circuits.prompts.accounts import explain_prompt, prompt_tokens
     from bilinear_circuits.prompts.attribution import attribute_prompt
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOME = {
+    "AttentionHead": "paths.attention",
     "BilinearMLP": "models.bilinear_mlp",
     "CircuitProofs": "interventions",
     "CircuitQuery": "circuits",
@@ -56,7 +60,9 @@ _HOME = {
     "LayerActivity": "interactions.activity",
     "Ledger": "interactions.ledger",
     "LowRankCorrelation": "interactions.low_rank",
+    "Node": "paths.nodes",
     "NotBilinearError": "models.bilinear_mlp",
+    "Pair": "paths.removal",
     "ProofSettings": "interventions",
     "QuadraticForm": "algebra.tensor",
     "SearchSettings": "circuits",
@@ -94,6 +100,7 @@ _HOME = {
 }
 
 __all__ = [
+    "AttentionHead",
     "BilinearMLP",
     "CircuitProofs",
     "CircuitQuery",
@@ -110,7 +117,9 @@ __all__ = [
     "LayerActivity",
     "Ledger",
     "LowRankCorrelation",
+    "Node",
     "NotBilinearError",
+    "Pair",
     "ProofSettings",
     "QuadraticForm",
     "SearchSettings",

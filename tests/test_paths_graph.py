@@ -8,11 +8,14 @@ from helpers import refused
 from llamas import KINDS, random_dictionary, random_llama, random_prompt, random_run, relative
 
 from bilinear_circuits.circuits.query import QueryTokens
+from bilinear_circuits.paths.attention import AttentionHead
 from bilinear_circuits.paths.degrees import frozen_pass
 from bilinear_circuits.paths.nodes import Node, residual_parts
+from bilinear_circuits.paths.prune import _unravel
 from bilinear_circuits.paths.run import FrozenRun
 from bilinear_circuits.paths.target import read_target
 from bilinear_circuits.utilities.feature import Feature
+from bilinear_circuits.utilities.saving import load_result, save_result
 
 EXACT = 1e-9
 
@@ -171,6 +174,17 @@ def test_mass_is_the_smallest_set_and_a_full_one_changes_nothing(sources):
     assert whole.keeps_argmax
 
 
+@pytest.mark.parametrize("n", [1, 2, 7, 5000])
+def test_entries_of_a_triangle_are_found_again(n):
+    at = torch.arange(n).flip(0)[:3]
+    rows = torch.cat([at, torch.arange(n)[:3]]).unique()
+    start = rows * n - rows * (rows - 1) // 2
+    for shift in (torch.zeros_like(rows), n - 1 - rows):
+        first, second = _unravel(start + shift, torch.full_like(rows, n))
+        assert first.equal(rows)
+        assert second.equal(rows + shift)
+
+
 def test_a_pruned_run_is_the_frozen_model_without_the_other_pairs():
     """One layer: the pairs left out are missing in the value, and nothing else is."""
     graph = random_run("silu", n_pos=4, n_layers=1).graph(5)
@@ -223,3 +237,28 @@ def test_what_does_not_exist_is_refused():
             call()
     assert "frozen" in repr(graph)
     assert frozen_pass(run.frozen, run.frozen.embedded.unsqueeze(0))[2].shape == (1, 3, 12)
+
+
+def test_results_are_tables_and_frames_and_come_back_from_disk(tmp_path):
+    run = random_run("silu", n_pos=4)
+    graph, head = run.graph(5), AttentionHead.of(run.frozen.weights, 1, 2)
+    E = run.frozen.weights.W_E
+    found = [
+        graph.nodes(5),
+        graph.pairs(Node("mlp", 1, 3), 4),
+        graph.mass(0.2),
+        run.effect(5, [Node("mlp", 0), Node("head", 1, head=2)]),
+        run.degrees(5),
+        run.integrated_gradients(5),
+        run.why(1, 2, 3, 1),
+        head.qk(E, E).top(4, 5),
+        head.ov(E, E).top(3),
+    ]
+    for at, result in enumerate(found):
+        frame = result.to_pandas()
+        assert len(frame) == len(next(iter(result.table().values()))) > 0
+        assert type(result).__name__ in result._repr_html_()
+        save_result(result, tmp_path / str(at))
+        again = load_result(type(result), tmp_path / str(at))
+        assert again.table() == result.table()
+    assert load_result(type(found[0]), tmp_path / "0").nodes == found[0].nodes

@@ -63,6 +63,11 @@ def test_gate_factors_at_and_near_zero(act, limit):
     torch.testing.assert_close(sigma * gate, ACT2FN[act](gate), rtol=1e-9, atol=1e-15)
 
 
+def test_gate_factors_keep_their_side_of_zero():
+    gate = torch.tensor([-1e-20, 1e-20, -1.0, 1.0], dtype=torch.float64)
+    assert gate_factor(gate, torch.relu).tolist() == [0, 1, 0, 1]
+
+
 def other(name, **more):
     """A random model of another architecture."""
     import transformers as hf

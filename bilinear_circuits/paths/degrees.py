@@ -6,6 +6,7 @@ its derivative is exact with 2^(L-1) nodes of Gauss and Legendre. Attention and 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -16,14 +17,14 @@ from bilinear_circuits.paths.flow import Flow, flow
 from bilinear_circuits.paths.forward import gates_and_inputs, head_values, linear, write_heads
 from bilinear_circuits.paths.frozen import Frozen, written_by
 from bilinear_circuits.paths.target import Readout, Target, readout
-from bilinear_circuits.utilities.display import Brief
+from bilinear_circuits.utilities.display import Shown, Tabled
 
 MOST_RUNS = 4097
 _AT_ONCE = 64
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Degrees(Brief):
+class Degrees(Shown, Tabled):
     """How much of a target is of each degree in the embeddings.
 
     Attributes:
@@ -45,13 +46,13 @@ class Degrees(Brief):
         """Each part as a share of the target."""
         return self.value / self.total
 
-    def table(self) -> dict[str, list[float]]:
+    def table(self) -> dict[str, list[Any]]:
         """One row for each degree."""
-        return {"degree": [*map(float, range(len(self.value)))], "value": self.value.tolist()}
+        return {"degree": [*range(len(self.value))], "value": self.value.tolist()}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class IntegratedGradients(Brief):
+class IntegratedGradients(Shown, Tabled):
     """A target divided among the tokens by the gradient along the line from no embeddings to the prompt's.
 
     Attributes:
@@ -67,6 +68,10 @@ class IntegratedGradients(Brief):
     value: Float[Tensor, " pos"]
     n_nodes: int
     exact: bool
+
+    def table(self) -> dict[str, list[Any]]:
+        """One row for each token."""
+        return {"position": [*range(len(self.value))], "value": self.value.tolist()}
 
 
 def frozen_pass(

@@ -1,6 +1,7 @@
 """Flows into and out of single nodes: what others wrote times the cotangent with which a node reads it."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -9,13 +10,13 @@ from torch import Tensor
 from bilinear_circuits.paths.flow import Flow, back_through_norm
 from bilinear_circuits.paths.frozen import Frozen
 from bilinear_circuits.paths.nodes import Node, head_writes, residual_parts
-from bilinear_circuits.utilities.display import Brief
+from bilinear_circuits.utilities.display import Shown, Tabled
 
 OF_MLP = ("mlp", "feature", "error")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Flows(Brief):
+class Flows(Shown, Tabled):
     """Flows of some nodes, or into or out of one.
 
     Attributes:
@@ -36,7 +37,7 @@ class Flows(Brief):
         best = self.value.abs().argsort(descending=True, stable=True)[:k]
         return Flows(tuple(self.nodes[i] for i in best.tolist()), self.value[best])
 
-    def table(self) -> dict[str, list[str] | list[float]]:
+    def table(self) -> dict[str, list[Any]]:
         """Nodes and flows as columns."""
         return {"node": [str(node) for node in self.nodes], "flow": self.value.tolist()}
 

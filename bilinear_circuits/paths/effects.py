@@ -8,6 +8,7 @@ from the residual stream what it wrote in this run.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -26,13 +27,13 @@ from bilinear_circuits.paths.frozen import Frozen, out_scale, written_by
 from bilinear_circuits.paths.removal import Removal, Removed, removal_of
 from bilinear_circuits.paths.target import Asked, Target, read_target, target_of
 from bilinear_circuits.statistics.correlations import correlation, slope
-from bilinear_circuits.utilities.display import Brief
+from bilinear_circuits.utilities.display import Shown, Tabled
 
 _NUMBERS_AT_ONCE = 1 << 24
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Effects(Brief):
+class Effects(Shown, Tabled):
     """Changes of a target when parts of a run are removed.
 
     Attributes:
@@ -57,7 +58,7 @@ class Effects(Brief):
         """Real change per unit predicted: the least-squares line through the origin."""
         return slope(self.predicted, self.real)
 
-    def table(self) -> dict[str, list[str] | list[float]]:
+    def table(self) -> dict[str, list[Any]]:
         """One row for each run."""
         return {"removed": [*self.removed], "predicted": self.predicted.tolist(), "real": self.real.tolist()}
 

@@ -1,13 +1,14 @@
 """Bilinear forms between two sets of named directions, kept as factors."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from bilinear_circuits.dictionaries.dictionary import Dictionary
-from bilinear_circuits.utilities.display import Brief
+from bilinear_circuits.utilities.display import Brief, Shown, Tabled
 
 _BLOCK = 1 << 22
 
@@ -16,7 +17,7 @@ Directions = Float[Tensor, "_ d_model"] | Dictionary
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class TopEntries(Brief):
+class TopEntries(Shown, Tabled):
     """The largest entries of a form, by falling magnitude.
 
     Attributes:
@@ -29,7 +30,7 @@ class TopEntries(Brief):
     column: Int[Tensor, " k"]
     value: Float[Tensor, " k"]
 
-    def table(self) -> dict[str, list[float]]:
+    def table(self) -> dict[str, list[Any]]:
         """One row for each entry."""
         return {"row": self.row.tolist(), "column": self.column.tolist(), "value": self.value.tolist()}
 

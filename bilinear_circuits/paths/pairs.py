@@ -9,6 +9,7 @@ and a constant, the output bias. Biases of the gate and of W_in are one more par
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -18,14 +19,14 @@ from bilinear_circuits.paths.edges import OF_MLP, mlp_readout
 from bilinear_circuits.paths.flow import Flow
 from bilinear_circuits.paths.frozen import Frozen
 from bilinear_circuits.paths.nodes import Node, residual_parts
-from bilinear_circuits.utilities.display import Brief
+from bilinear_circuits.utilities.display import Brief, Shown, Tabled
 
 _BLOCK = 1 << 22
 _MOST_PROJECTED = 1 << 28
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Pairs(Brief):
+class Pairs(Shown, Tabled):
     """The largest pairs of one MLP at one token, or of one feature or error of its dictionary.
 
     Attributes:
@@ -50,7 +51,7 @@ class Pairs(Brief):
     mass: float
     n_pairs: int
 
-    def table(self) -> dict[str, list[str] | list[float]]:
+    def table(self) -> dict[str, list[Any]]:
         """The pairs kept as columns."""
         ends = {
             name: [str(self.parts[i]) for i in column.tolist()]

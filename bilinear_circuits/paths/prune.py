@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -13,13 +14,13 @@ from bilinear_circuits.paths.frozen import Frozen, written_by
 from bilinear_circuits.paths.nodes import Node
 from bilinear_circuits.paths.pairs import pair_blocks, project
 from bilinear_circuits.paths.target import Target, readout
-from bilinear_circuits.utilities.display import Brief
+from bilinear_circuits.utilities.display import Brief, Shown, Tabled
 
 MOST_PAIRS = 1 << 25
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class KeptPairs(Brief):
+class KeptPairs(Shown, Tabled):
     """The smallest set of pairs with a share of the mass, largest first.
 
     Attributes:
@@ -53,6 +54,11 @@ class KeptPairs(Brief):
     def share_of_mass(self) -> float:
         """What share of the mass they hold."""
         return self.value.abs().sum().item() / self.mass if self.mass else 1.0
+
+    def table(self) -> dict[str, list[Any]]:
+        """The pairs kept as columns, parts by number; `named` gives the largest their names."""
+        names = ("layer", "position", "first", "second", "value")
+        return {name: getattr(self, name).tolist() for name in names}
 
     def named(self, frozen: Frozen, k: int = 20) -> list[tuple[Node, Node, Node, float]]:
         """Name the k largest: the MLP, the two parts, and the flow. Cost: the parts of each MLP named, once."""

@@ -8,20 +8,21 @@ The bound is one product of matrices. What it cannot rule out is computed exactl
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from bilinear_circuits.paths.forms import BilinearForm
-from bilinear_circuits.utilities.display import Brief
+from bilinear_circuits.utilities.display import Brief, Shown, Tabled
 
 _BLOCK = 1 << 21
 _SLACK = 1e-5  # bounds and scores are rounded: what is that near is computed too
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class TopScores(Brief):
+class TopScores(Shown, Tabled):
     """The highest scores over all query directions, key directions and distances.
 
     Attributes:
@@ -40,7 +41,7 @@ class TopScores(Brief):
     n_exact: int
     n_pairs: int
 
-    def table(self) -> dict[str, list[float]]:
+    def table(self) -> dict[str, list[Any]]:
         """One row for each."""
         names = ("query", "key", "distance", "score")
         return {name: getattr(self, name).tolist() for name in names}

@@ -6,6 +6,7 @@ the query sees, the terms add up to log A_qk - mean_j log A_qj, the log-odds aga
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -14,11 +15,11 @@ from torch import Tensor
 from bilinear_circuits.paths.forward import causal_mask, norm_scale, rotate, soft_cap
 from bilinear_circuits.paths.frozen import Frozen
 from bilinear_circuits.paths.nodes import Node, residual_parts
-from bilinear_circuits.utilities.display import Brief
+from bilinear_circuits.utilities.display import Shown, Tabled
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class AttentionLedger(Brief):
+class AttentionLedger(Shown, Tabled):
     """The terms of one attention score.
 
     Attributes:
@@ -61,7 +62,7 @@ class AttentionLedger(Brief):
         best = flat.abs().argsort(descending=True, stable=True)[:k].tolist()
         return [(self.query_parts[at // n], self.key_parts[at % n], flat[at].item()) for at in best]
 
-    def table(self, k: int = 10) -> dict[str, list[str] | list[float]]:
+    def table(self, k: int = 10) -> dict[str, list[Any]]:
         """The largest terms as columns."""
         rows = self.top(k)
         return {

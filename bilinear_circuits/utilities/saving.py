@@ -128,6 +128,8 @@ def _decoded(hint: Any, value: Any, tensors: Mapping[str, Tensor]) -> Any:
         if origin is tuple and not (len(arguments) == 2 and arguments[1] is Ellipsis):
             return tuple(_decoded(one, item, tensors) for one, item in zip(arguments, value, strict=True))
         items = [_decoded(arguments[0] if arguments else Any, one, tensors) for one in value]
+        if isinstance(hint, type) and hasattr(hint, "_fields"):  # a NamedTuple, such as a feature's name
+            return hint(*items)
         return items if origin is list else tuple(items)
     if isinstance(value, dict):
         return {key: _decoded(arguments[1] if arguments else Any, one, tensors) for key, one in value.items()}

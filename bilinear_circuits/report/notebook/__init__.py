@@ -4,7 +4,7 @@ Analyses reach this package by name alone (`bilinear_circuits.utilities.display`
 is registered with the functions of `dispatch`, so that a class of one's own can be added.
 """
 
-from bilinear_circuits.report.notebook import algebra, circuits, columns, discovery, measured
+from bilinear_circuits.report.notebook import algebra, circuits, columns, discovery, measured, paths
 from bilinear_circuits.report.notebook.dispatch import columns_of, figure_of, figures_of, frame_of, html_of
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "frame_of",
     "html_of",
     "measured",
+    "paths",
 ]
