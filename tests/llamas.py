@@ -47,7 +47,7 @@ class Ungated(nn.Module):
         return self.down_proj(self.act_fn(self.up_proj(x)))
 
 
-def random_llama(kind="bilinear", n_layers=2, n_heads=4, n_groups=2, seed=0):
+def random_llama(kind="bilinear", n_layers=2, n_heads=4, n_groups=2, seed=0, **settings):
     """A model with random weights, biases and norms, in float32."""
     import transformers as hf
 
@@ -68,7 +68,7 @@ def random_llama(kind="bilinear", n_layers=2, n_heads=4, n_groups=2, seed=0):
     }
     bilinear = (hf.LlamaConfig, hf.LlamaForCausalLM, {"hidden_act": "linear"})
     config, model_class, more = configs.get(kind, bilinear)
-    model = model_class(config(**sizes | more))
+    model = model_class(config(**sizes | more | settings))
     if kind == "ungated":
         for block in model.model.layers:
             block.mlp = Ungated()

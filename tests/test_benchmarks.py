@@ -76,3 +76,16 @@ def test_every_ranking_scores_every_edge(planted):
     for one in search.discoveries:
         block = one.blocks[0]
         assert scores["search"][one.feature, block.first[0], block.second[0]] > 1e-5
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_paths_measures_what_it_names():
+    from argparse import Namespace
+
+    paths = load("paths")
+    model, tokenizer = paths.load("ts-17m")
+    asked = Namespace(corpus="ts-17m", prompts=2)
+    rows = [row for task in (paths.effects, paths.pairs, paths.pruning) for row in task(model, tokenizer, asked)]
+    found = dict(rows)
+    assert found["pruned to 90 %, with sources: arg max kept"].endswith("of 2")
+    assert found["heads and MLPs: n, r, slope of all"].startswith("84 ")

@@ -80,10 +80,28 @@ def test_composition_is_a_ratio_of_dense_norms(weights, distance):
         AttentionHead.of(weights, 2, 0)
 
 
-@pytest.mark.parametrize("kind", ["silu", "mistral", "qwen3", "gemma"])
-def test_scores_at_a_distance_rebuild_patterns(kind):
+ROPES = {
+    "plain": {},
+    "linear": {"factor": 2.0},
+    "llama3": {
+        "factor": 4.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 16,
+    },
+    "yarn": {"factor": 4.0, "original_max_position_embeddings": 16},
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "rope"),
+    [*((kind, "plain") for kind in ("silu", "mistral", "qwen3", "gemma")), *(("silu", rope) for rope in ROPES)],
+)
+def test_scores_at_a_distance_rebuild_patterns(kind, rope):
     """With residual streams over their scales as directions; norms on queries and keys are scalars of tokens."""
-    run = random_run(kind, n_pos=6)
+    rope_type = {"rope_type": rope, "rope_theta": 100.0, **ROPES[rope]}
+    settings = {} if rope == "plain" else {"rope_parameters": rope_type}
+    run = random_run(kind, n_pos=6, **settings)
     frozen, layer, head = run.frozen, 1, 3
     one = frozen.weights.layers[layer]
     normed = frozen.resid_pre[layer] / frozen.s1[layer]

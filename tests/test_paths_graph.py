@@ -174,6 +174,29 @@ def test_mass_is_the_smallest_set_and_a_full_one_changes_nothing(sources):
     assert whole.keeps_argmax
 
 
+@pytest.mark.parametrize("sources", [True, False])
+@pytest.mark.parametrize("kind", ["silu", "biased", "gemma2"])
+def test_edges_are_the_inflows_of_all_nodes(kind, sources):
+    graph = random_run(kind, n_pos=3, dictionaries={0: random_dictionary(0)}).graph(5, sources=sources)
+    every = graph.edges(1.0)
+    into = {}
+    for part, reader, value in every.named(graph.frozen, 10**6):
+        into.setdefault(reader, {})[part] = value
+    assert len(into) > 20
+    for reader, flows in into.items():
+        if reader.kind == "constant":
+            assert sum(flows.values()) == pytest.approx(graph.total - graph.flow.constant)
+            continue
+        expected = graph.inflows(reader)
+        expected = dict(zip(expected.nodes, expected.value.tolist(), strict=True))
+        assert flows == pytest.approx({node: expected[node] for node in flows}, abs=1e-12)
+        left = [value for node, value in expected.items() if node not in flows and node.kind != "constant"]
+        assert left == pytest.approx([0.0] * len(left))
+    some = graph.edges(0.5)
+    size = every.value.abs()
+    assert len(some.value) == int((size.cumsum(0) < 0.5 * size.sum()).sum()) + 1
+
+
 @pytest.mark.parametrize("n", [1, 2, 7, 5000])
 def test_entries_of_a_triangle_are_found_again(n):
     at = torch.arange(n).flip(0)[:3]
@@ -247,6 +270,7 @@ def test_results_are_tables_and_frames_and_come_back_from_disk(tmp_path):
         graph.nodes(5),
         graph.pairs(Node("mlp", 1, 3), 4),
         graph.mass(0.2),
+        graph.edges(0.2),
         run.effect(5, [Node("mlp", 0), Node("head", 1, head=2)]),
         run.degrees(5),
         run.integrated_gradients(5),

@@ -128,7 +128,7 @@ def freeze(
         raise ValueError(
             f"model must compute what its modules' names say, but logits rebuilt from the weights of this"
             f" {type(plain).__name__} differ by {error:.2g} of the largest one. It may scale or add something that is"
-            " no Llama's (residual multipliers, other masks)."
+            " no Llama's (residual multipliers, other masks), or be in training: call model.eval()."
         )
     kept, active = _active(dictionaries or {}, state["mlp_out"], weights)
     return Frozen(**state, dictionaries=kept, active=active)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from bilinear_circuits.paths import edges
+from bilinear_circuits.paths.edge_sets import KeptEdges, largest_edges
 from bilinear_circuits.paths.edges import Flows
 from bilinear_circuits.paths.flow import Flow, flow
 from bilinear_circuits.paths.frozen import Frozen
@@ -129,6 +130,16 @@ class PromptGraph(Brief):
             ValueError: If q is not between 0 and 1, or there are too many pairs to hold.
         """
         return largest_pairs(self.frozen, self.flow, q, self.sources)
+
+    def edges(self, q: float = 0.9) -> KeptEdges:
+        """Find the smallest set of edges, flows from one node into another, with a share q of all magnitudes.
+
+        Cost: all edges, 48 bytes each; edges of biases are left out.
+
+        Raises:
+            ValueError: If q is not between 0 and 1, or there are too many edges to hold.
+        """
+        return largest_edges(self.frozen, self.flow, q, self.sources)
 
     def prune(self, q: float = 0.9) -> PrunedRun:
         """Run the frozen model with the pairs of `mass(q)` alone, whose values change with those before them.

@@ -130,8 +130,6 @@ def all_pairs(frozen: Frozen, flow: Flow, sources: bool) -> Iterator[tuple[int, 
 
 def largest_pairs(frozen: Frozen, flow: Flow, q: float, sources: bool) -> KeptPairs:
     """Find the smallest set of pairs that holds a share q of the sum of all magnitudes. See `PromptGraph.mass`."""
-    if not 0 < q <= 1:
-        raise ValueError(f"q must be a share above 0 and at most 1, got {q}.")
     n_pairs, places, values = 0, [], []
     for layer, t, n, some in all_pairs(frozen, flow, sources):
         n_pairs += len(some)
@@ -143,17 +141,27 @@ def largest_pairs(frozen: Frozen, flow: Flow, q: float, sources: bool) -> KeptPa
         places.append((layer, t, n, len(some)))
         values.append(some)
     flat = torch.cat(values) if values else frozen.embedded.new_zeros(0)
-    size, order = flat.abs().sort(descending=True)
-    covered = size.double().cumsum(0)
-    mass = covered[-1].item() if len(covered) else 0.0
-    n_kept = len(flat) if q == 1 else int((covered < q * mass).sum()) + 1
-    kept = order[:n_kept]
+    kept, mass = covering(flat, q)
     ends = torch.tensor([count for *_, count in places], dtype=torch.long).cumsum(0)
     place = torch.bucketize(kept.cpu(), ends, right=True)
     columns = torch.tensor([one[:3] for one in places], dtype=torch.long).reshape(-1, 3)[place]
     starts = ends - torch.tensor([count for *_, count in places], dtype=torch.long)
     first, second = _unravel(kept.cpu() - starts[place], columns[:, 2])
     return KeptPairs(columns[:, 0], columns[:, 1], first, second, flat[kept], n_pairs, mass, flat.sum().item(), sources)
+
+
+def covering(values: Float[Tensor, " n"], q: float) -> tuple[Int[Tensor, " kept"], float]:
+    """Find the fewest values that hold a share q of the sum of all magnitudes, largest first, and that sum.
+
+    Raises:
+        ValueError: If q is not above 0 and at most 1.
+    """
+    if not 0 < q <= 1:
+        raise ValueError(f"q must be a share above 0 and at most 1, got {q}.")
+    size, order = values.abs().sort(descending=True)
+    covered = size.double().cumsum(0)
+    mass = covered[-1].item() if len(covered) else 0.0
+    return order[: len(values) if q == 1 else int((covered < q * mass).sum()) + 1], mass
 
 
 def _unravel(at: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:

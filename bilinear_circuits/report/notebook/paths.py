@@ -6,6 +6,7 @@ from typing import Any
 from markupsafe import Markup
 
 from bilinear_circuits.paths.degrees import Degrees, IntegratedGradients
+from bilinear_circuits.paths.edge_sets import KeptEdges
 from bilinear_circuits.paths.edges import Flows
 from bilinear_circuits.paths.effects import Effects
 from bilinear_circuits.paths.forms import TopEntries
@@ -17,7 +18,18 @@ from bilinear_circuits.report.notebook.columns import Columns
 from bilinear_circuits.report.notebook.dispatch import columns_of, shown
 from bilinear_circuits.report.notebook.fragments import N_ROWS, rest_of, table, value
 
-Listed = Flows | Pairs | KeptPairs | Effects | Degrees | IntegratedGradients | AttentionLedger | TopScores | TopEntries
+Listed = (
+    Flows
+    | KeptEdges
+    | Pairs
+    | KeptPairs
+    | Effects
+    | Degrees
+    | IntegratedGradients
+    | AttentionLedger
+    | TopScores
+    | TopEntries
+)
 
 
 @columns_of.register
