@@ -10,9 +10,11 @@ from helpers import assert_near, linear_activation, refused, tiny_hooked_transfo
 from planted import interactions_of, tiny_llama, word_tokenizer
 
 from bilinear_circuits.models.running import capture_mlp, final_norm_scale, hooked, run_logits, unembedding
+from bilinear_circuits.paths.run import FrozenRun
 from bilinear_circuits.prompts.accounts import prompt_tokens
 from bilinear_circuits.prompts.attribution import attribute_prompt
 from bilinear_circuits.runs.downstream import Downstream
+from bilinear_circuits.utilities.feature import Feature
 
 TEXT = "the cat was not good and the zebra sat"
 FEATURES = [(layer, feature) for layer in (1, 2) for feature in range(8)]
@@ -49,6 +51,19 @@ def shapley(value, n):
             for others in itertools.combinations([one for one in range(n) if one != player], size):
                 found[player] += weight * (worth[frozenset({*others, player})] - worth[frozenset(others)])
     return found
+
+
+def test_a_graph_of_a_whole_prompt_ends_in_the_same_shares(model, layers, graph, ids):
+    """One layer is the last step of a graph: its cotangent, read with decoder rows, gives the shares."""
+    for one in graph.attributions:
+        layer = layers[one.layer - 1]
+        run = FrozenRun(model, ids, dictionaries={one.layer: layer.sae_out})
+        flow = run.graph(Feature(one.layer, one.feature), one.position).flow
+        scale, weight = run.frozen.s2[one.layer, one.position], model.model.layers[one.layer].post_attention_layernorm
+        cotangent = flow.c_mid[one.layer, one.position] * scale / weight.weight
+        rows = one.values.double().unsqueeze(1) * layer.sae_in.W_dec[one.inputs].double()
+        assert_near(rows @ cotangent, one.shares, 1e-6)
+        assert flow.total == pytest.approx(one.pre_activation, rel=1e-6)
 
 
 @pytest.mark.parametrize("mlp_bias", [False, True])

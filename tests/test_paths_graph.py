@@ -217,11 +217,11 @@ def test_a_pruned_run_is_the_frozen_model_without_the_other_pairs():
 
 
 def test_blocks_of_rows_find_the_same_pairs(monkeypatch):
-    from bilinear_circuits.paths import pairs
+    from bilinear_circuits.algebra import halves
 
     graph, node = random_run("biased", n_pos=4).graph(5), Node("mlp", 1, 3)
     whole = graph.pairs(node, 7)
-    monkeypatch.setattr(pairs, "_BLOCK", 50)
+    monkeypatch.setattr(halves, "_BLOCK", 50)
     parts = graph.pairs(node, 7)
     assert parts.first.equal(whole.first)
     assert parts.second.equal(whole.second)

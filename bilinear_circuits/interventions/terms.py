@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from bilinear_circuits.algebra.halves import pair_rows
 from bilinear_circuits.algebra.tensor import QuadraticForm
 from bilinear_circuits.interactions.active import ActiveTokens
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
@@ -115,9 +116,7 @@ def _table(form: QuadraticForm, parts: Float[Tensor, "part d_in"]) -> Float[Tens
     """Terms of a form between the parts of one input; the last two are bias and error. Only i <= j is meant."""
     matrix = form.matrix
     gate, other = parts @ matrix.left.double(), parts @ matrix.right.double()
-    table = (gate * matrix.weights.double()) @ other.T
-    table = table + table.T
-    table.diagonal().div_(2)
+    table = pair_rows(gate, other, matrix.weights.double())
     linear, bias = parts @ form.linear.double(), len(parts) - 2
     table[: bias + 1, bias] += linear[: bias + 1]
     table[bias, bias + 1] += linear[bias + 1]

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bilinear_circuits.algebra.halves import half_rule
 from bilinear_circuits.paths.frozen import Frozen
 from bilinear_circuits.paths.target import Target, readout
 from bilinear_circuits.utilities.display import Brief
@@ -99,7 +100,7 @@ def _mlp(frozen: Frozen, layer: int, c: Tensor, c_mlp: Tensor) -> tuple[Tensor, 
     if one.W_in is None:
         c_in, inside = w @ one.W_gate.T, w @ one.b_gate
     else:
-        c_in = ((w * inputs) @ one.W_gate.T + (w * gates) @ one.W_in.T) / 2
+        c_in = half_rule(w, gates, inputs, one.W_gate, one.W_in)
         inside = ((w * inputs) @ one.b_gate + (w * gates) @ one.b_in) / 2
     flows = (frozen.mlp_out[layer] * c_mlp).sum(-1)
     return c + c_in / frozen.s2[layer], flows, inside + c_mlp @ one.b_out

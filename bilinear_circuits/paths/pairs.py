@@ -7,7 +7,6 @@ For parts p_a of the residual stream at a token, x = sum_a p_a / s2, an MLP's fl
 and a constant, the output bias. Biases of the gate and of W_in are one more part. Pairs are made in blocks of rows.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,13 +14,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from bilinear_circuits.algebra.halves import pair_blocks
 from bilinear_circuits.paths.edges import OF_MLP, mlp_readout
 from bilinear_circuits.paths.flow import Flow
 from bilinear_circuits.paths.frozen import Frozen
 from bilinear_circuits.paths.nodes import Node, residual_parts
 from bilinear_circuits.utilities.display import Brief, Shown, Tabled
 
-_BLOCK = 1 << 22
 _MOST_PROJECTED = 1 << 28
 
 
@@ -118,26 +117,6 @@ def project(frozen: Frozen, layer: int, sources: bool) -> Projected:
         weight = torch.cat([weight, torch.ones_like(weight[:, :1])], 1)
         gate, inputs = torch.cat([gate, one.b_gate.unsqueeze(0)]), torch.cat([inputs, one.b_in.unsqueeze(0)])
     return Projected(nodes, weight, gate, inputs)
-
-
-def pair_blocks(
-    gate: Float[Tensor, "part d_mlp"], inputs: Float[Tensor, "part d_mlp"], w: Float[Tensor, " d_mlp"]
-) -> Iterator[tuple[int, Float[Tensor, "rows columns"]]]:
-    """Make all unordered pairs, in blocks of rows.
-
-    Cost: n^2 d_mlp products for n parts; blocks of at most 4 million numbers.
-
-    Yields:
-        First row, and the values of its pairs with itself and all parts after it: the block's entry (i, j) is of the
-        parts first + i and first + j, and zero for j < i.
-    """
-    n = len(gate)
-    step = max(1, _BLOCK // n)
-    for first in range(0, n, step):
-        rows = slice(first, first + step)
-        block = (gate[rows] * w) @ inputs[first:].T + (inputs[rows] * w) @ gate[first:].T
-        block.diagonal().div_(2)
-        yield first, block.triu_()
 
 
 def pairs_of(frozen: Frozen, flow: Flow, node: Node, k: int, sources: bool) -> Pairs:

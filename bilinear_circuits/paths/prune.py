@@ -8,11 +8,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from bilinear_circuits.algebra.halves import pair_blocks
 from bilinear_circuits.paths.flow import Flow
 from bilinear_circuits.paths.forward import head_values, write_heads
 from bilinear_circuits.paths.frozen import Frozen, written_by
 from bilinear_circuits.paths.nodes import Node
-from bilinear_circuits.paths.pairs import pair_blocks, project
+from bilinear_circuits.paths.pairs import project
 from bilinear_circuits.paths.target import Target, readout
 from bilinear_circuits.utilities.display import Brief, Shown, Tabled
 
