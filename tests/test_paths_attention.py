@@ -44,6 +44,14 @@ def test_the_top_of_a_form_is_found_in_blocks(monkeypatch):
     assert form[2, 3].item() == pytest.approx(form.matrix()[2, 3].item())
 
 
+def test_centred_scores_are_less_their_mean_over_the_keys_at_every_distance(weights):
+    form = AttentionHead.of(weights, 0, 2).qk(randn(3, weights.d_model), randn(5, weights.d_model, seed=3))
+    for distance in (0, 1, 7):
+        whole = form.at(distance).matrix()
+        expected = whole - whole.mean(1, keepdim=True)
+        assert relative(form.centred().at(distance).matrix(), expected) < 1e-9
+
+
 def test_eigenvalues_are_those_of_the_dense_matrix(weights):
     head = AttentionHead.of(weights, 0, 2)
     for arguments, dense in (

@@ -73,6 +73,10 @@ class QKForm(Brief):
         """
         return self._turned(self._phases(_distances(window)).mean(0))
 
+    def centred(self) -> "QKForm":
+        """Take away what all keys have in common, at every distance: softmax does not see it."""
+        return QKForm(self.queries, self.keys - self.keys.mean(0), self.inv_freq)
+
     def bound(self) -> BilinearForm:
         """What no score of a pair exceeds in magnitude, at any distance."""
         return BilinearForm(self.queries.abs(), self.keys.abs())
