@@ -14,7 +14,7 @@ from bilinear_circuits.interactions.activity import collect_activity
 from bilinear_circuits.interactions.bounds import QUANTILES, Summary, norm_radius, truncation_bound, truncation_error
 from bilinear_circuits.interactions.completeness import circuit_completeness, group_edges
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
-from bilinear_circuits.models.bilinear_mlp import RMSNorm
+from bilinear_circuits.models.probe import RMSNorm
 
 KINDS = pytest.mark.parametrize("kind", ["indefinite", "positive", "negative"])
 SIZES = pytest.mark.parametrize(("d", "d_mlp"), [(5, 7), (9, 4), (12, 3), (3, 40)])

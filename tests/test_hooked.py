@@ -13,7 +13,8 @@ from helpers import (
     tiny_llama,
 )
 
-from bilinear_circuits.models.bilinear_mlp import BilinearMLP, NotBilinearError, RMSNorm
+from bilinear_circuits.models.bilinear_mlp import BilinearMLP, NotBilinearError
+from bilinear_circuits.models.probe import RMSNorm
 from bilinear_circuits.zoo import load_model
 
 NORMALISATIONS = ("RMS", "RMSPre", "LN", "LNPre", None)

@@ -24,7 +24,7 @@ from helpers import (
 
 from bilinear_circuits.dictionaries.dictionary import Dictionary
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
-from bilinear_circuits.models.bilinear_mlp import RMSNorm
+from bilinear_circuits.models.probe import RMSNorm
 
 BIASES = ("b_gate", "b_in", "b_out")
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from bilinear_circuits.algebra.matrix import InteractionMatrix
 from bilinear_circuits.algebra.spectra import Spectrum
 from bilinear_circuits.interactions.activity import LayerActivity
-from bilinear_circuits.models.bilinear_mlp import RMSNorm
+from bilinear_circuits.models.probe import RMSNorm
 from bilinear_circuits.utilities.display import Brief
 from bilinear_circuits.utilities.feature import OfFeature
 

@@ -10,11 +10,10 @@ from torch import Tensor, nn
 
 from bilinear_circuits.algebra.tensor import InteractionTensor
 from bilinear_circuits.models.host import Host, host_of
-from bilinear_circuits.models.running import capture_mlp, full_precision, hooked, model_device, vocabulary_size
+from bilinear_circuits.models.probe import TOLERANCE, RMSNorm, large_probe, probe, read_norm, relative_error
+from bilinear_circuits.models.running import full_precision
 from bilinear_circuits.utilities.display import Brief
 
-_TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 5e-2}
-_LARGE_GATE = 4.0  # where a gate that is nearly linear at small inputs, as tanh and SiLU are, is far from it
 _OTHER_GATES: dict[str, Callable[[Tensor], Tensor]] = {
     "SiLU": nn.functional.silu,
     "GELU": nn.functional.gelu,
@@ -27,27 +26,6 @@ _OTHER_GATES: dict[str, Callable[[Tensor], Tensor]] = {
 
 class NotBilinearError(ValueError):
     """The layer does not compute ((x W_gate + b_gate) * (x W_in + b_in)) W_out + b_out."""
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class RMSNorm(Brief):
-    """The norm in front of an MLP: x -> x / sqrt(mean(x^2) + eps) * weight.
-
-    Attributes:
-        weight: Norm weight; ones where it has been folded into the MLP.
-        eps: Added to the mean square.
-    """
-
-    weight: Float[Tensor, " d_model"]
-    eps: float
-
-    def scale(self, residual: Float[Tensor, "*n d_model"]) -> Float[Tensor, "*n 1"]:
-        """The divisor sqrt(mean(x^2) + eps), `hook_scale` in TransformerLens."""
-        return (residual.square().mean(-1, keepdim=True) + self.eps).sqrt()
-
-    def __call__(self, residual: Float[Tensor, "*n d_model"]) -> Float[Tensor, "*n d_model"]:
-        """Normalise and apply the weight."""
-        return residual / self.scale(residual) * self.weight
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -98,13 +76,13 @@ class BilinearMLP(Brief):
             raise ValueError(f"layer must be between 0 and {n_layers - 1} ({n_layers=}), got {layer}.")
         block = host.blocks[layer]
         tensor, norm_module = _read_weights(host, layer), host.norm(layer)
-        x, y, residual = _probe(model, layer, probe_rows, norm_module)
-        error = _relative_error(tensor(x), y)
-        for probe in ((x, y), _large_probe(block.mlp, tensor, x, dtype)):
-            if not _relative_error(tensor(probe[0]), probe[1]) < _TOLERANCE[dtype]:
-                raise NotBilinearError(_explain(model, layer, tensor, *probe, _TOLERANCE[dtype]))
+        x, y, residual = probe(model, layer, probe_rows, norm_module)
+        error = relative_error(tensor(x), y)
+        for batch in ((x, y), large_probe(block.mlp, tensor.W_gate, x, dtype)):
+            if not relative_error(tensor(batch[0]), batch[1]) < TOLERANCE[dtype]:
+                raise NotBilinearError(_explain(model, layer, tensor, *batch, TOLERANCE[dtype]))
         hook_in, hook_out = host.hook_names(layer)
-        norm = _read_norm(norm_module, residual, x, _TOLERANCE[dtype])
+        norm = read_norm(norm_module, residual, x, TOLERANCE[dtype])
         return cls(tensor, layer, hook_in, hook_out, norm, error, _input_aliases(block, layer, norm))
 
     def __call__(self, x: Float[Tensor, "*n d_in"]) -> Float[Tensor, "*n d_model"]:
@@ -166,8 +144,8 @@ class BilinearMLP(Brief):
 def input_aliases(model: nn.Module, layer: int) -> tuple[str, ...]:
     """Name the other hooks of a model at which the input of an MLP, bilinear or not, is seen."""
     host = host_of(model)
-    x, _, residual = _probe(model, layer, 2, host.norm(layer))
-    norm = _read_norm(host.norm(layer), residual, x, _TOLERANCE[host.dtype])
+    x, _, residual = probe(model, layer, 2, host.norm(layer))
+    norm = read_norm(host.norm(layer), residual, x, TOLERANCE[host.dtype])
     return _input_aliases(host.blocks[layer], layer, norm)
 
 
@@ -211,63 +189,17 @@ def _input_aliases(block: Any, layer: int, norm: RMSNorm | None) -> tuple[str, .
     return tuple(f"blocks.{layer}.{name}" for name in names)
 
 
-@torch.no_grad()
-def _read_norm(module: Any, residual: Tensor | None, x: Tensor, tolerance: float) -> RMSNorm | None:
-    """The RMSNorm in front of the MLP, if it makes the MLP input of the probe batch out of what it reads.
-
-    Some norms add 1 to their weight, centre, or stand elsewhere: those are no RMSNorm in front of the MLP.
-    """
-    if residual is None or "RMS" not in type(module).__name__:
-        return None
-    weight = getattr(module, "w", getattr(module, "weight", None))
-    if weight is None:
-        weight = x.new_ones(x.shape[-1])
-    eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-    norm = RMSNorm(full_precision(weight.detach()), eps if isinstance(eps, float) else module.config.eps)
-    return norm if _relative_error(norm(residual), x) < tolerance else None
-
-
-@torch.no_grad()
-def _probe(model: nn.Module, layer: int, n_rows: int, norm: Any) -> tuple[Tensor, Tensor, Tensor | None]:
-    """MLP input and output on random tokens, as the model computes them, and what the norm module reads."""
-    tokens = torch.randint(vocabulary_size(model), (n_rows, 8), generator=torch.Generator().manual_seed(0))
-    seen: list[Tensor] = []
-    with hooked([(norm, lambda module, args, output: seen.append(args[0].detach()))] if norm is not None else []):
-        captured = capture_mlp(model, tokens.to(model_device(model)), [layer])[layer]
-    residual = full_precision(seen[0].flatten(0, -2)) if seen else None
-    for what, activation in (("input", captured.x), ("output", captured.y)):
-        if not activation.isfinite().all():
-            raise ValueError(
-                f"model must give finite activations, got infinite or undefined numbers in the MLP {what} of layer"
-                f" {layer} on random tokens, in {next(model.parameters()).dtype}. Weights before it may not be finite;"
-                " in float16 numbers end at 65504: load the model in float32."
-            )
-    return captured.x.flatten(0, -2), captured.y.flatten(0, -2), residual
-
-
-@torch.no_grad()
-def _large_probe(mlp: Any, tensor: InteractionTensor, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """MLP input scaled up until its gates are large, and what the module makes of it."""
-    size = (x @ tensor.W_gate).square().mean().sqrt()
-    scaled = (x * (_LARGE_GATE / size).clamp_min(1)).to(dtype) if size > 0 else x.to(dtype)
-    return full_precision(scaled), full_precision(mlp(scaled))
-
-
-def _relative_error(got: Tensor, want: Tensor) -> float:
-    return ((got - want).float().norm() / want.float().norm().clamp_min(1e-30)).item()
-
-
 def _explain(model: nn.Module, layer: int, tensor: InteractionTensor, x: Tensor, y: Tensor, tolerance: float) -> str:
     """Say what the layer computes instead, as far as it can be told, and what to do about it."""
     message = (
         f"layer {layer} must compute (x W_gate * x W_in) W_out, but its output differs from that by"
-        f" {_relative_error(tensor(x), y):.2g} relative on a probe batch."
+        f" {relative_error(tensor(x), y):.2g} relative on a probe batch."
     )
     gate, linear = tensor._project("x", x)
     for name, function in _OTHER_GATES.items():
         rebuilt = (function(gate) * linear) @ tensor.W_out
         rebuilt = rebuilt if tensor.b_out is None else rebuilt + tensor.b_out
-        if _relative_error(rebuilt, y) < tolerance:
+        if relative_error(rebuilt, y) < tolerance:
             message += f" It applies a {name} gate."
             break
     if getattr(model, "compatibility_mode", False):
