@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from bilinear_circuits.interventions import CircuitProofs, ProofSettings, prove_circuits
     from bilinear_circuits.models.bilinear_mlp import BilinearMLP, NotBilinearError
     from bilinear_circuits.models.directions import logit_directions, neuron_directions, token_directions
+    from bilinear_circuits.models.gated_mlp import GatedMLP
     from bilinear_circuits.models.running import context_length, unembedding
     from bilinear_circuits.paths.attention import AttentionHead
     from bilinear_circuits.paths.nodes import Node
@@ -55,6 +56,7 @@ _HOME = {
     "FeatureProfile": "interactions.profiles",
     "FormEdit": "surgery",
     "FrozenRun": "paths.run",
+    "GatedMLP": "models.gated_mlp",
     "InteractionMatrix": "algebra.matrix",
     "InteractionTensor": "algebra.tensor",
     "LayerActivity": "interactions.activity",
@@ -112,6 +114,7 @@ __all__ = [
     "FeatureProfile",
     "FormEdit",
     "FrozenRun",
+    "GatedMLP",
     "InteractionMatrix",
     "InteractionTensor",
     "LayerActivity",

@@ -109,11 +109,11 @@ class InteractionTensor(Shown):
         Raises:
             ValueError: If a row does not have d_in entries.
         """
-        gate_x, in_x = self._project("x", x)
+        gate_x, in_x = self.projections(x)
         if y is None:
             products = gate_x * in_x
         else:
-            gate_y, in_y = self._project("y", y)
+            gate_y, in_y = self.projections(y, "y")
             products = (gate_x * in_y + gate_y * in_x) / 2
         out = products @ self.W_out
         return out if self.b_out is None else out + self.b_out
@@ -186,7 +186,7 @@ class InteractionTensor(Shown):
             raise ValueError(f"basis must be (d_new, d_in={self.d_in}), one row per input, got {tuple(basis.shape)}.")
         if offset is None:
             return replace(self, W_gate=basis @ self.W_gate, W_in=basis @ self.W_in)
-        b_gate, b_in = self._project("offset", offset)
+        b_gate, b_in = self.projections(offset, "offset")
         return replace(self, W_gate=basis @ self.W_gate, W_in=basis @ self.W_in, b_gate=b_gate, b_in=b_in)
 
     def write_to(
@@ -215,7 +215,14 @@ class InteractionTensor(Shown):
         """Form the quadratic part: d_out d_in^2 numbers and O(d_out d_in^2 d_mlp) time."""
         return self.matrix(torch.eye(self.d_out, dtype=self.W_out.dtype, device=self.W_out.device)).to_dense()
 
-    def _project(self, name: str, x: Tensor) -> tuple[Tensor, Tensor]:
+    def projections(
+        self, x: Float[Tensor, "*n d_in"], name: str = "x"
+    ) -> tuple[Float[Tensor, "*n d_mlp"], Float[Tensor, "*n d_mlp"]]:
+        """Both factors of every neuron's product, x W_gate + b_gate and x W_in + b_in.
+
+        Raises:
+            ValueError: If a row does not have d_in entries; `name` is what the error calls x.
+        """
         if x.shape[-1:] != (self.d_in,):
             raise ValueError(f"{name} must end in d_in={self.d_in} entries, got shape {tuple(x.shape)}.")
         gate, linear = x @ self.W_gate, x @ self.W_in

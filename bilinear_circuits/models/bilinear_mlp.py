@@ -9,19 +9,11 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bilinear_circuits.algebra.tensor import InteractionTensor
+from bilinear_circuits.models.gates import GATES
 from bilinear_circuits.models.host import Host, host_of
 from bilinear_circuits.models.probe import TOLERANCE, RMSNorm, large_probe, probe, read_norm, relative_error
 from bilinear_circuits.models.running import full_precision
 from bilinear_circuits.utilities.display import Brief
-
-_OTHER_GATES: dict[str, Callable[[Tensor], Tensor]] = {
-    "SiLU": nn.functional.silu,
-    "GELU": nn.functional.gelu,
-    "tanh-GELU": lambda x: nn.functional.gelu(x, approximate="tanh"),
-    "ReLU": nn.functional.relu,
-    "squared ReLU": lambda x: nn.functional.relu(x).square(),
-    "sigmoid": torch.sigmoid,
-}
 
 
 class NotBilinearError(ValueError):
@@ -75,7 +67,7 @@ class BilinearMLP(Brief):
         if not 0 <= layer < n_layers:
             raise ValueError(f"layer must be between 0 and {n_layers - 1} ({n_layers=}), got {layer}.")
         block = host.blocks[layer]
-        tensor, norm_module = _read_weights(host, layer), host.norm(layer)
+        tensor, norm_module = read_weights(host, layer), host.norm(layer)
         x, y, residual = probe(model, layer, probe_rows, norm_module)
         error = relative_error(tensor(x), y)
         for batch in ((x, y), large_probe(block.mlp, tensor.W_gate, x, dtype)):
@@ -83,7 +75,7 @@ class BilinearMLP(Brief):
                 raise NotBilinearError(_explain(model, layer, tensor, *batch, TOLERANCE[dtype]))
         hook_in, hook_out = host.hook_names(layer)
         norm = read_norm(norm_module, residual, x, TOLERANCE[dtype])
-        return cls(tensor, layer, hook_in, hook_out, norm, error, _input_aliases(block, layer, norm))
+        return cls(tensor, layer, hook_in, hook_out, norm, error, mlp_input_aliases(block, layer, norm))
 
     def __call__(self, x: Float[Tensor, "*n d_in"]) -> Float[Tensor, "*n d_model"]:
         """MLP output for activations at `hook_in`."""
@@ -146,7 +138,7 @@ def input_aliases(model: nn.Module, layer: int) -> tuple[str, ...]:
     host = host_of(model)
     x, _, residual = probe(model, layer, 2, host.norm(layer))
     norm = read_norm(host.norm(layer), residual, x, TOLERANCE[host.dtype])
-    return _input_aliases(host.blocks[layer], layer, norm)
+    return mlp_input_aliases(host.blocks[layer], layer, norm)
 
 
 def output_aliases(layer: int) -> tuple[str, ...]:
@@ -154,8 +146,13 @@ def output_aliases(layer: int) -> tuple[str, ...]:
     return tuple(f"blocks.{layer}.{name}" for name in ("mlp.hook_out", "hook_mlp_out", "mlp.out.hook_out"))
 
 
-def _read_weights(host: Host, layer: int) -> InteractionTensor:
-    """Weights in x @ W orientation, all of them finite."""
+def read_weights(host: Host, layer: int) -> InteractionTensor:
+    """Read the weights of a gated MLP in x @ W orientation, as of a layer with a linear gate.
+
+    Raises:
+        NotBilinearError: If one of the three matrices is missing.
+        ValueError: If a weight is not finite.
+    """
     weights = host.weights(layer)
     for name in ("W_gate", "W_in", "W_out"):
         if weights[name] is None:
@@ -173,13 +170,22 @@ def _read_weights(host: Host, layer: int) -> InteractionTensor:
     return InteractionTensor(**{name: _read(weight) for name, weight in weights.items()})
 
 
+def apply_gate(
+    weights: InteractionTensor, gate: Callable[[Tensor], Tensor], x: Float[Tensor, "*n d_in"]
+) -> Float[Tensor, "*n d_out"]:
+    """Apply a layer with a function on its gate: act(x W_gate + b_gate) * (x W_in + b_in) W_out + b_out."""
+    g, u = weights.projections(x)
+    out = (gate(g) * u) @ weights.W_out
+    return out if weights.b_out is None else out + weights.b_out
+
+
 def _read(weight: Any) -> Any:
     """A weight in float32 at least; None for a bias that is missing or zero."""
     return None if weight is None or (weight.ndim == 1 and not weight.any()) else full_precision(weight.detach())
 
 
-def _input_aliases(block: Any, layer: int, norm: RMSNorm | None) -> tuple[str, ...]:
-    """Hook names at which the same activation is seen: after the norm, and before its weight where that is folded."""
+def mlp_input_aliases(block: Any, layer: int, norm: RMSNorm | None) -> tuple[str, ...]:
+    """Name the hooks that see the same activation: after the norm, and before its weight where that is folded."""
     names = ["ln2.hook_out", "mlp.gate.hook_in"]
     weightless = norm is not None and bool((norm.weight == 1).all())
     if weightless or type(getattr(block, "ln2", None)).__name__.endswith("NormPre"):
@@ -195,11 +201,8 @@ def _explain(model: nn.Module, layer: int, tensor: InteractionTensor, x: Tensor,
         f"layer {layer} must compute (x W_gate * x W_in) W_out, but its output differs from that by"
         f" {relative_error(tensor(x), y):.2g} relative on a probe batch."
     )
-    gate, linear = tensor._project("x", x)
-    for name, function in _OTHER_GATES.items():
-        rebuilt = (function(gate) * linear) @ tensor.W_out
-        rebuilt = rebuilt if tensor.b_out is None else rebuilt + tensor.b_out
-        if relative_error(rebuilt, y) < tolerance:
+    for name, gate in GATES.items():
+        if relative_error(apply_gate(tensor, gate, x), y) < tolerance:
             message += f" It applies a {name} gate."
             break
     if getattr(model, "compatibility_mode", False):

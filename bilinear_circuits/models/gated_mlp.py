@@ -1,0 +1,93 @@
+"""Binding: one gated MLP of an ordinary model, with the function on its gate proved on a probe batch."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from bilinear_circuits.algebra.tensor import InteractionTensor
+from bilinear_circuits.models.bilinear_mlp import BilinearMLP, apply_gate, mlp_input_aliases, read_weights
+from bilinear_circuits.models.gates import GATES
+from bilinear_circuits.models.host import host_of
+from bilinear_circuits.models.probe import TOLERANCE, RMSNorm, large_probe, probe, read_norm, relative_error
+from bilinear_circuits.utilities.display import Brief
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class GatedMLP(Brief):
+    """One MLP x -> (act(x W_gate + b_gate) * (x W_in + b_in)) W_out + b_out, as of Llama, Qwen, Mistral and Gemma.
+
+    Attributes:
+        weights: Its matrices and biases, held as those of a layer whose gate is linear.
+        gate: Name of act, a key of `GATES`.
+        layer: Index of the block.
+        hook_in: Hook name of the MLP input after the norm and its weight.
+        hook_out: Hook name of the MLP output.
+        norm: The RMSNorm in front of the MLP, or None.
+        probe_error: Relative error against the model's own MLP on the probe batch.
+        input_aliases: Other hook names for the MLP input.
+    """
+
+    weights: InteractionTensor
+    gate: str
+    layer: int
+    hook_in: str
+    hook_out: str
+    norm: RMSNorm | None
+    probe_error: float
+    input_aliases: tuple[str, ...] = ()
+
+    @classmethod
+    @torch.no_grad()
+    def from_model(cls, model: nn.Module, layer: int, probe_rows: int = 8) -> "GatedMLP":
+        """Read the MLP of a layer and prove on a probe batch which function its gate applies.
+
+        The output is rebuilt with every function of `GATES`, on random tokens and on the same inputs scaled up until
+        the gates have a root mean square of 4, where the functions differ. No configuration string is trusted.
+
+        Args:
+            model: A TransformerBridge, a HookedTransformer or a Hugging Face model with Llama's modules.
+            layer: Index of the block.
+            probe_rows: Number of rows, of 8 tokens each, in the probe batch.
+
+        Raises:
+            NotBilinearError: If the layer has no gate.
+            ValueError: If no function fits (relative error as for `BilinearMLP.from_model`), there is no such layer, or
+                weights or activations are not finite.
+            TypeError: If the model is of none of the three kinds.
+        """
+        host = host_of(model)
+        n_layers, dtype = len(host.blocks), host.dtype
+        if not 0 <= layer < n_layers:
+            raise ValueError(f"layer must be between 0 and {n_layers - 1} ({n_layers=}), got {layer}.")
+        block, weights, norm_module = host.blocks[layer], read_weights(host, layer), host.norm(layer)
+        x, y, residual = probe(model, layer, probe_rows, norm_module)
+        batches = ((x, y), large_probe(block.mlp, weights.W_gate, x, dtype))
+        errors = {
+            name: max(relative_error(apply_gate(weights, gate, rows), out) for rows, out in batches)
+            for name, gate in GATES.items()
+        }
+        best = min(errors, key=errors.__getitem__)
+        if not errors[best] < TOLERANCE[dtype]:
+            raise ValueError(
+                f"layer {layer} must apply one of {', '.join(GATES)} to its gate, but the nearest, {best}, differs from"
+                f" its output by {errors[best]:.2g} relative on a probe batch. Other gates cannot be read."
+            )
+        norm = read_norm(norm_module, residual, x, TOLERANCE[dtype])
+        aliases = mlp_input_aliases(block, layer, norm)
+        error = relative_error(apply_gate(weights, GATES[best], x), y)
+        return cls(weights, best, layer, *host.hook_names(layer), norm, error, aliases)
+
+    def __call__(self, x: Float[Tensor, "*n d_in"]) -> Float[Tensor, "*n d_model"]:
+        """MLP output for activations at `hook_in`."""
+        return apply_gate(self.weights, GATES[self.gate], x)
+
+    def to(self, target: torch.dtype | torch.device | str) -> "GatedMLP":
+        """Copy the MLP in another dtype or to another device."""
+        norm = None if self.norm is None else RMSNorm(self.norm.weight.to(target), self.norm.eps)
+        return replace(self, weights=self.weights.to(target), norm=norm)
+
+    def with_tensor(self, tensor: InteractionTensor) -> BilinearMLP:
+        """Put a bilinear layer in its place, at the same hooks; `probe_error` is nan, since it is no copy."""
+        return BilinearMLP(tensor, self.layer, self.hook_in, self.hook_out, self.norm, float("nan"), self.input_aliases)
