@@ -114,12 +114,12 @@ class Workspace:
 
     @cached_property
     def activity(self) -> tuple[LayerActivity, ...]:
-        """What the layers and their dictionaries do on the stories."""
+        """Activity of the layers and their dictionaries on the stories."""
         return collect_activity(self.model, self.interactions, self.tokens, self.progress)
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What it takes to repeat a result: versions, commit, hashes, seed."""
+        """Versions, commit, hashes and seed, which it takes to repeat a result."""
         dictionaries = [dictionary for one in self.interactions for dictionary in (one.sae_in, one.sae_out)]
         source = provenance(self.model_name, self.saes, dictionaries, self.corpus, len(self.stories))
         return source | {"config": {"seed": self.seed, "layers": [one.mlp.layer for one in self.interactions]}}

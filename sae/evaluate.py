@@ -65,7 +65,7 @@ class SpliceLoss:
 
     @property
     def added(self) -> float:
-        """What the splice costs."""
+        """Cross-entropy that the splice adds."""
         return self.spliced - self.base
 
     @property
@@ -258,7 +258,7 @@ class Tally:
             self._active += (z != 0).sum(0)
 
     def result(self) -> Reconstruction:
-        """What all batches together say."""
+        """Combine all batches into one result."""
         variance = self._square - self._sum.square().sum().item() / self._n
         fvu = self._error / variance if variance > 0 else float("nan")
         return Reconstruction(self._n, fvu, self._active.sum().item() / self._n, self._active.double() / self._n)

@@ -158,7 +158,7 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def _named(progress: Progress, name: str) -> Progress:
-    """The same, saying what is measured."""
+    """Name what is measured in a progress bar."""
 
     def named(items: Sequence[T], description: str, /) -> Iterable[T]:
         return progress(items, f"{name}: {description}")

@@ -127,7 +127,7 @@ class TrainSettings:
 
     @property
     def hook_names(self) -> tuple[str, ...]:
-        """Where the dictionaries sit: the sides asked for of each MLP."""
+        """Hook names of the dictionaries: the sides asked for of each MLP."""
         return tuple(f"blocks.{layer}.mlp.{side}" for layer in self.layers for side in self.sides)
 
     @property
@@ -171,7 +171,7 @@ class Recipe(TrainSettings):
 
     @property
     def stories(self) -> Corpus:
-        """What to train on."""
+        """Stories to train on."""
         return Corpus(self.corpus, self.separator, self.column)
 
     @property

@@ -164,7 +164,7 @@ class _Lanczos:
         self._next = torch.linalg.qr(self._random[: self.block].T)[0].T.expand(n, self.block, d)
 
     def of(self, keep: Tensor) -> "_Lanczos":
-        """The same for some of the matrices."""
+        """Keep the iteration of some of the matrices."""
         if bool(keep.all()):
             return self
         part = copy.copy(self)

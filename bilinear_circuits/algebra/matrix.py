@@ -139,7 +139,7 @@ class InteractionMatrix(Drawn):
         return self.inner(self).clamp_min(0).sqrt()
 
     def change_basis(self, basis: Float[Tensor, "d_new d"]) -> "InteractionMatrix":
-        """The same form read in new coordinates x = z @ basis: basis Q basis^T, still factored.
+        """Read the form in new coordinates x = z @ basis: basis Q basis^T, still factored.
 
         Args:
             basis: One row per new coordinate, for instance the decoder rows of a dictionary.
@@ -185,7 +185,7 @@ class InteractionMatrix(Drawn):
         return Spectrum(spectrum.eigenvalues, span @ spectrum.eigenvectors, spectrum.frobenius_norm)
 
     def _promoted(self) -> "InteractionMatrix":
-        """The same in float32 where it is in half precision, in which squares of weights overflow or vanish."""
+        """Promote half precision, in which squares of weights overflow or vanish, to float32."""
         dtype = torch.promote_types(self.weights.dtype, torch.float32)
         if dtype == self.weights.dtype:
             return self

@@ -148,7 +148,7 @@ class _NormalForms:
         return covariance if centred else covariance + torch.outer(self.mean, other.mean)
 
     def paired(self, other: "_NormalForms", centred: bool) -> Float[Tensor, " n"]:
-        """The same of each form with the one in its place."""
+        """Compare each form with the one in its place."""
         covariance = (self._through(other) * other.matrix.weights).sum(1) + (self.linear * other.linear).sum(1)
         return covariance if centred else covariance + self.mean * other.mean
 

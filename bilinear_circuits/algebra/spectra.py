@@ -110,5 +110,5 @@ class Spectrum(Drawn):
         return smaller / self.semicircle_edge().clamp_min(torch.finfo(smaller.dtype).tiny)
 
     def outliers(self) -> Int[Tensor, "*batch"]:
-        """How many of the eigenvalues held lie outside the semicircle of the null, on either side."""
+        """Count the eigenvalues held that lie outside the semicircle of the null, on either side."""
         return (self.eigenvalues.abs() > self.semicircle_edge().unsqueeze(-1)).sum(-1)

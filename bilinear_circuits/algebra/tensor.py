@@ -96,7 +96,7 @@ class InteractionTensor(Shown):
 
     @property
     def has_bias(self) -> bool:
-        """Whether any bias is present, so that the layer has linear or constant parts."""
+        """True with any bias, so that the layer has linear or constant parts."""
         return any(getattr(self, name) is not None for name in _BIASES)
 
     def __call__(
@@ -174,7 +174,7 @@ class InteractionTensor(Shown):
     def read_from(
         self, basis: Float[Tensor, "d_new d_in"], offset: Float[Tensor, " d_in"] | None = None
     ) -> "InteractionTensor":
-        """The same layer as a function of z, where x = z @ basis + offset.
+        """Read the layer as a function of z, where x = z @ basis + offset.
 
         With the decoder of a dictionary, `read_from(W_dec, b_dec)`, the tensor is read in features. An offset turns
         into biases b_gate + offset W_gate and b_in + offset W_in.
@@ -192,7 +192,7 @@ class InteractionTensor(Shown):
     def write_to(
         self, basis: Float[Tensor, "d_out d_new"], offset: Float[Tensor, " d_new"] | None = None
     ) -> "InteractionTensor":
-        """The same layer with outputs y @ basis + offset.
+        """Write the layer's outputs in another basis: y @ basis + offset.
 
         With the encoder of a dictionary, `write_to(W_enc, b_enc)`, its outputs are feature pre-activations.
 
@@ -207,7 +207,7 @@ class InteractionTensor(Shown):
         return replace(self, W_out=self.W_out @ basis, b_out=b_out)
 
     def to(self, target: torch.dtype | torch.device | str) -> "InteractionTensor":
-        """The same tensor in another dtype or on another device."""
+        """Copy the tensor in another dtype or to another device."""
         biases = {name: None if (b := getattr(self, name)) is None else b.to(target) for name in _BIASES}
         return InteractionTensor(self.W_gate.to(target), self.W_in.to(target), self.W_out.to(target), **biases)
 

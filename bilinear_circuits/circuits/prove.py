@@ -30,7 +30,7 @@ from bilinear_circuits.utilities.progress import Progress, silent
 
 @dataclass(frozen=True)
 class Control:
-    """The same removal for another feature, on the same sites.
+    """A control feature, removed at the sites of a circuit.
 
     Attributes:
         feature: Output feature of the same layer.

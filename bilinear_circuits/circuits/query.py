@@ -112,7 +112,7 @@ class QueryTokens(Brief):
         return Sites.first(stories, self.is_trigger(stories.ids), n, max_position)
 
     def is_trigger(self, token_ids: Int[Tensor, "*n"]) -> Bool[Tensor, "*n"]:
-        """Which tokens are triggers."""
+        """Mark the tokens that are triggers."""
         return torch.isin(token_ids, self.triggers.to(token_ids.device))
 
 

@@ -76,7 +76,7 @@ def trigger_share(activity: LayerActivity, tokens: QueryTokens) -> Float[Tensor,
 def pole_shift(
     dictionary: Dictionary, unembedding: Float[Tensor, "d_model d_vocab"], tokens: QueryTokens
 ) -> Float[Tensor, " d_sae"]:
-    """How far every decoder row moves the positive pole against the negative one; see `Evidence.pole_shift`."""
+    """Project every decoder row on the difference of the poles; see `Evidence.pole_shift`."""
     shifts = []
     for rows in dictionary.W_dec.split(512):
         logits = rows @ unembedding.to(rows.dtype)

@@ -45,7 +45,7 @@ class Circuit(Drawn):
 
     @property
     def target(self) -> Target:
-        """What names it for a proof or an edit."""
+        """Layer, feature, sign and groups: the circuit's name for a proof or an edit."""
         shape = self.profile.shape
         groups = (tuple(shape.first.tolist()), tuple(shape.second.tolist()))
         return Target(self.evidence.layer, self.evidence.feature, self.evidence.sign, groups)

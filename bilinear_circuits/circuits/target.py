@@ -37,7 +37,7 @@ class Searched(Protocol):
 
     @property
     def settings(self) -> SearchSettings:
-        """How much the search measured."""
+        """Settings of the search."""
         ...
 
     @property

@@ -58,7 +58,7 @@ class CommonArguments(CorpusArguments, ModelArguments):
 
 @dataclass(kw_only=True)
 class LabelArguments(CommonArguments):
-    """The same of verbs that name features."""
+    """Options of verbs that name features."""
 
     labels: str | None = None
     """YAML or JSON file of names of features, under the keys in and out: layer/feature: name, such as 4/143: negation,

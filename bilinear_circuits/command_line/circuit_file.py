@@ -66,7 +66,7 @@ class CircuitFile:
         return replace(self, targets=named(self.targets, names))
 
     def is_corpus(self, corpus: Corpus) -> bool:
-        """Whether a corpus is the one the search read, and its stories are found in the same way."""
+        """Compare a corpus, and how its stories are found, with the one that the search read."""
         return self._same_text(corpus) and replace(corpus, path=self.corpus.path) == self.corpus
 
     def corpus_of(self, arguments: common.CommonArguments) -> Corpus:
@@ -238,7 +238,7 @@ def read_ranking(path: str) -> dict[Feature, int]:
 
 
 def read_proofs(path: str) -> dict[str, dict[str, Any]]:
-    """What the search proved of every circuit of the file, by name: verdict, effects, pole and its words.
+    """Read the proofs of every circuit of the file, by name: verdict, effects, pole and its words.
 
     Raises:
         FileNotFoundError: If there is no such file.

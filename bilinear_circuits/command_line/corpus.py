@@ -41,7 +41,7 @@ def corpus_of(arguments: CommonArguments, default: Corpus | None = None) -> Corp
 
 
 def settings_of(corpus: Corpus) -> dict[str, str | None]:
-    """What decides which stories a file holds, for records and for settings that a resumed run must share."""
+    """List what decides which stories a file holds, for records and for settings that a resumed run must share."""
     return {"separator": corpus.separator, "column": corpus.column}
 
 

@@ -54,12 +54,12 @@ class Recipe:
 
     @property
     def stories(self) -> Corpus:
-        """What to train on."""
+        """Stories to train on."""
         return Corpus(self.corpus, self.separator, self.column)
 
     @property
     def valid_stories(self) -> Corpus | None:
-        """What to validate with, if it is not a share of the corpus."""
+        """Stories to validate with, if they are no share of the corpus."""
         if self.valid is None:
             return None
         return Corpus(zoo.corpus_path(self.valid), self.valid_separator, self.valid_column)

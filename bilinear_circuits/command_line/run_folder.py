@@ -36,7 +36,7 @@ class RunFolder:
         return read_json(self._marker, MARKER) if self._marker.is_file() else {}
 
     def is_over(self, settings: Mapping[str, Any]) -> bool:
-        """Whether this run has its results in place, and was killed while it cleared away what led to them."""
+        """Find a run that has its results in place, but was killed while it cleared away what led to them."""
         recorded = self._record is not None and (self.folder / self._record).is_file()
         return recorded and self._marker.is_file() and not records.changed_settings(self._marker, settings)
 

@@ -43,7 +43,7 @@ class ShardFolder(RunFolder):
         (self.path / _SAID).unlink(missing_ok=True)
 
     def finished(self, index: int) -> bool:
-        """Whether a shard has been searched, and is as it was written."""
+        """Find a shard that has been searched and is as it was written."""
         file = self.path / f"{index:05d}.json"
         whole = read_sealed(file, self.path) is not None
         if file.is_file() and not whole:
@@ -58,7 +58,7 @@ class ShardFolder(RunFolder):
         self._write(f"{index:05d}", columns, asdict(top.certificate))
 
     def read(self, index: int) -> "TopInteractions":
-        """What was found in a shard.
+        """Read the interactions found in a shard.
 
         Raises:
             ValueError: If its files are damaged.
@@ -99,7 +99,7 @@ class ShardFolder(RunFolder):
 
     @contextlib.contextmanager
     def kept(self) -> Iterator[None]:
-        """Where the search stops half way, because of an interrupt or a lost worker, say how it goes on."""
+        """Say how a search goes on that an interrupt or a lost worker stops half way."""
         with _at_sigterm(self._stop) if processes.n_processes() > 1 else contextlib.nullcontext():
             try:
                 yield

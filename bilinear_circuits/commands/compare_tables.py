@@ -28,7 +28,7 @@ def describe(stability: "Stability") -> str:
 
 
 def summary(table: "StabilityTable") -> str:
-    """How many circuits return, and what the columns are."""
+    """Count the circuits that return, and name the columns."""
     one = table.comparisons[0]
     lines = [
         f"{other.n_returned} of {len(other.matches)} circuits of {other.first} return in {other.second}"

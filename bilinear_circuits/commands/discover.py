@@ -191,7 +191,7 @@ def pair_table(pairs: "Sequence[PlanePair]", names: "FeatureNames", fdr: float, 
 
 
 def interference_table(unmet: "Sequence[Interference]") -> str:
-    """How many of the largest interactions never meet, as text."""
+    """Write as text how many of the largest interactions never meet."""
     lines = []
     for one in unmet:
         lines.append(

@@ -75,7 +75,7 @@ def summary(report: "EditReport", name: str) -> str:
 
 
 def described(edits: "Sequence[FormEdit]") -> str:
-    """What is done to which features."""
+    """Write as text what is done to the features of an edit."""
     by_factor: dict[float, list[str]] = {}
     for edit in edits:
         by_factor.setdefault(edit.factor, []).append(edit.name)

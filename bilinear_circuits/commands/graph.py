@@ -184,7 +184,7 @@ def default_slug(features: Sequence[tuple[int, int]], prompt: str) -> str:
 
 
 def describe(graph: "PromptAttribution", tokenizer: Any, name: "FeatureNames") -> str:
-    """Where the features are active, and the pairs that make them so."""
+    """Write as text where the features are active, and the pairs that make them so."""
     from bilinear_circuits.data.token_texts import token_text
     from bilinear_circuits.report.graph import has_logits
 

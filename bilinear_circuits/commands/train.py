@@ -143,7 +143,7 @@ def resolved(recipe: Recipe, corpus: Corpus) -> dict[str, Any]:
 
 
 def record(settings: dict[str, Any], data: "TrainingData", result: "TrainingResult") -> dict[str, Any]:
-    """What is saved beside the weights: recipe, versions, commit, data, and how the training went."""
+    """Gather what is saved beside the weights: recipe, versions, commit, data, and how the training went."""
     return {
         "recipe": settings,
         "data_sha256": data.rows.data_hash,

@@ -80,7 +80,7 @@ class CircuitSet(Brief):
         ]
 
     def offset(self, layer: int) -> int:
-        """Where the features of a layer begin in `features`."""
+        """Find the place at which the features of a layer begin in `features`."""
         before = self.activity[: self.layers.index(layer)]
         return sum(one.interactions.sae_out.d_sae for one in before)
 
@@ -156,7 +156,7 @@ def _span_overlap(first: Side, second: Side) -> float:
 
 
 def same_mlp(first: LayerActivity, second: LayerActivity) -> bool:
-    """Whether both dictionaries are on the same MLP: same layer, equal weights."""
+    """Compare the MLPs of both dictionaries: layer and weights must be equal."""
     one, other = (activity.interactions.mlp for activity in (first, second))
     if one.layer != other.layer or one.tensor.W_gate.shape != other.tensor.W_gate.shape:
         return False

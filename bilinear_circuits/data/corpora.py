@@ -48,7 +48,7 @@ class Corpus:
 
     @property
     def on_hub(self) -> bool:
-        """Whether it is no file and written like a Hub id (owner/name)."""
+        """True for what is no file and is written like a Hub id (owner/name)."""
         path = Path(self.path)
         return (
             not path.exists()

@@ -154,7 +154,7 @@ class TrainingData(Brief):
 
     @staticmethod
     def is_saved(folder: Path, key: str) -> bool:
-        """Whether the folder holds data made of the same."""
+        """Compare the folder's record with the data asked for."""
         summary = folder / _SUMMARY
         return summary.is_file() and json.loads(summary.read_text(encoding="utf-8"))["key"] == key
 

@@ -21,7 +21,7 @@ class Samples(Protocol):
 
     @property
     def group(self) -> Int[Tensor, " sample"]:
-        """What each sample belongs to; those of one group, as the tokens of a story, are not independent."""
+        """Group of each sample; those of one group, as the tokens of a story, are not independent."""
         ...
 
 

@@ -99,7 +99,7 @@ class Discovery(OfFeature, Shown):
 
     @property
     def meets(self) -> bool:
-        """Whether the two groups of every product are active together, for at least half of it."""
+        """True if the two groups of every product are active together, for at least half of it."""
         return all(block.meeting >= _MEETING for block in self.blocks if block.first != block.second)
 
 

@@ -28,7 +28,7 @@ class ActiveFeatures(Brief):
 
     @classmethod
     def of(cls, active: ActiveTokens, n_tokens: int) -> "ActiveFeatures":
-        """The same activations the other way round: one sort."""
+        """Sort sparse columns of features into rows of tokens."""
         order = active.token.argsort(stable=True)
         counts = active.token.bincount(minlength=n_tokens)
         offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])

@@ -217,7 +217,7 @@ class FeatureInteractions:
         return statistics.result()
 
     def products(self, features: int | Sequence[int] | None = None, precision: Precision | None = None) -> Products:
-        """What a sweep over the whole tensor reads; see `bilinear_circuits.sweep`.
+        """Prepare what a sweep over the whole tensor reads; see `bilinear_circuits.sweep`.
 
         Raises:
             ValueError: If there is no such feature.
@@ -253,7 +253,7 @@ class FeatureInteractions:
 
     @torch.no_grad()
     def pair_contributions(self, x: Float[Tensor, " d_in"], feature: int) -> PairContributions:
-        """What each pair of active input features adds to a feature at one MLP input.
+        """Divide what a feature gets at one MLP input among the pairs of active input features.
 
         O(n^2 d_mlp) for n active input features.
 

@@ -58,7 +58,7 @@ class LowRankCorrelation(Result):
 
     @property
     def kept(self) -> Bool[Tensor, " feature"]:
-        """Which features have enough active tokens."""
+        """Mask of the features with enough active tokens."""
         return self.n_active > self.min_active
 
     def at_rank(self, rank: int) -> Float[Tensor, " kept"]:

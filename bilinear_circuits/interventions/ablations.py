@@ -87,7 +87,7 @@ def node_ablations(
 def replacement(
     values: Float[Tensor, "token n"], n_sites: int, method: Method, generator: torch.Generator
 ) -> Float[Tensor, "site n"]:
-    """What stands in the place of some quantities at every site, from their values at the tokens of a corpus."""
+    """Draw what stands in the place of some quantities at every site, from their values at the tokens of a corpus."""
     if method == "zero":
         return values.new_zeros(n_sites, values.shape[1])
     if method == "mean":
@@ -129,7 +129,7 @@ def circuit_sum(runs: Runs[QueryTokens], interactions: FeatureInteractions, edge
 
 
 def _corpus_sum(corpus: LayerActivity, edges: Pairs) -> Float[Tensor, " token"]:
-    """The same at every token of a corpus."""
+    """Sum the terms of a circuit at every token of a corpus."""
     features, place = torch.stack([edges.first, edges.second]).unique(return_inverse=True)
     z = corpus.inputs.columns(features, len(corpus.x))
     return (z[:, place[0]] * z[:, place[1]]) @ edges.weight.to(z)

@@ -27,7 +27,7 @@ _LIKE = 40  # tokens closest in frequency that a nonsense word is drawn from
 
 @dataclass(frozen=True)
 class OtherFeature:
-    """The same intervention on another feature.
+    """An intervention on another feature than the circuit's.
 
     Attributes:
         feature: Output feature of the same layer.

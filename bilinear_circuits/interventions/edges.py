@@ -36,7 +36,7 @@ class UntestableError(ValueError):
 def write_direction(
     interactions: FeatureInteractions, feature: int, along: Along = "decoder"
 ) -> Float[Tensor, " d_model"]:
-    """What is added to the MLP output per unit of change of a feature's form; see the module's text.
+    """Find what is added to the MLP output per unit of change of a feature's form; see the module's text.
 
     Raises:
         ValueError: If there is no such feature.

@@ -16,7 +16,7 @@ def pole_direction(directions: Float[Tensor, "d_model d_vocab"], tokens: QueryTo
 
 @torch.no_grad()
 def final_scale(runs: Runs[QueryTokens]) -> Float[Tensor, " site"]:
-    """What the final norm divides the residual stream by at every site, in the model as it is."""
+    """Measure what the final norm divides the residual stream by at every site, in the model as it is."""
     norm = final_norm(runs.model)
     if norm is None:
         return torch.ones(len(runs), dtype=torch.double)

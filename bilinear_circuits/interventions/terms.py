@@ -46,7 +46,7 @@ class Terms(Brief):
 
     @property
     def of_features(self) -> Bool[Tensor, " pair"]:
-        """Which pairs are of two input features."""
+        """Mask of the pairs of two input features."""
         return self.second < self.d_sae
 
     @property
@@ -56,7 +56,7 @@ class Terms(Brief):
 
     @property
     def mean_magnitude(self) -> Float[Tensor, " pair"]:
-        """The same of the magnitude."""
+        """Mean magnitude of every pair over the sites; absent terms count as zero."""
         total = torch.zeros(len(self.first), dtype=torch.double).index_add(0, self.pair, self.value.abs())
         return total / self.n_sites
 
@@ -66,12 +66,12 @@ class Terms(Brief):
         return torch.zeros(self.n_sites, dtype=torch.double).index_add(0, self.site, value)
 
     def among(self, edges: Pairs) -> Bool[Tensor, " pair"]:
-        """Which pairs are edges of a set."""
+        """Mark the pairs that are edges of a set."""
         base = self.d_sae + 2
         return torch.isin(self.first * base + self.second, (edges.first * base + edges.second).cpu())
 
     def holding(self, parts: Int[Tensor, " part"]) -> Bool[Tensor, " pair"]:
-        """Which pairs hold one of some parts, on either side."""
+        """Mark the pairs that hold one of some parts, on either side."""
         return torch.isin(self.first, parts.cpu()) | torch.isin(self.second, parts.cpu())
 
 

@@ -83,7 +83,7 @@ class BilinearMLP(Brief):
 
     @property
     def reads_residual(self) -> bool:
-        """Whether the tensor reads the residual stream, so that its output lacks the norm's scale."""
+        """True if the tensor reads the residual stream, so that its output lacks the norm's scale."""
         return self.hook_in == f"blocks.{self.layer}.hook_resid_mid"
 
     @property
@@ -92,7 +92,7 @@ class BilinearMLP(Brief):
         return output_aliases(self.layer)
 
     def to(self, target: torch.dtype | torch.device | str) -> "BilinearMLP":
-        """The same MLP in another dtype or on another device."""
+        """Copy the MLP in another dtype or to another device."""
         norm = None if self.norm is None else RMSNorm(self.norm.weight.to(target), self.norm.eps)
         return replace(self, tensor=self.tensor.to(target), norm=norm)
 

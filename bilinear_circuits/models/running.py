@@ -125,7 +125,7 @@ def final_norm(model: nn.Module) -> Any:
 
 @torch.no_grad()
 def final_norm_scale(model: nn.Module, residual: Float[Tensor, "*n d_model"]) -> Float[Tensor, "*n"]:
-    """What the final norm divides rows of the residual stream by, its epsilon included, in float64; 1 without a norm.
+    """Measure the divisor of the final norm for rows of the residual stream, epsilon included; 1 without a norm.
 
     Read off what the module does, like `unembedding`, so that RMSNorm and LayerNorm of any make are handled.
     """

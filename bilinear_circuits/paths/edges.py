@@ -43,7 +43,7 @@ class Flows(Shown, Tabled):
 
 
 def written(frozen: Frozen, node: Node) -> Float[Tensor, " d_model"]:
-    """What a node has written into the residual stream at its token."""
+    """Find what a node has written into the residual stream at its token."""
     layer, t = node.layer, node.position
     if node.kind == "embedding":
         return frozen.embedded[t]

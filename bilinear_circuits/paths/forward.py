@@ -15,7 +15,7 @@ _NEAR_ZERO = {torch.float64: 1e-12, torch.float32: 1e-7}
 
 
 def norm_scale(x: Float[Tensor, "*n d"], eps: float) -> Float[Tensor, "*n 1"]:
-    """What an RMSNorm divides by: sqrt(mean(x^2) + eps)."""
+    """Compute the divisor of an RMSNorm: sqrt(mean(x^2) + eps)."""
     return (x.square().mean(-1, keepdim=True) + eps).sqrt()
 
 

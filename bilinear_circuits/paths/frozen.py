@@ -171,7 +171,7 @@ def out_scale(
 
 
 def written_by(written: Tensor, scale: Tensor, norm: Tensor | None) -> Tensor:
-    """What reaches the residual stream, past a norm behind the part that wrote it."""
+    """Scale what a part wrote as it reaches the residual stream, past a norm behind the part."""
     return written if norm is None else written / scale * norm
 
 

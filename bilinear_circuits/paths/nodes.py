@@ -133,7 +133,7 @@ def _mlp_parts(frozen: Frozen, layer: int, eye: Tensor) -> Iterator[tuple[list[N
 
 
 def head_writes(frozen: Frozen, layer: int, sources: bool) -> Float[Tensor, "head pos d_model"]:
-    """What heads write for each token they move from, before the pattern, or in all at each token they move to."""
+    """Compute what heads write for each token they move from, before the pattern, or in all for each they move to."""
     one = frozen.weights.layers[layer]
     values = frozen.values[layer] if sources else frozen.patterns[layer] @ frozen.values[layer]
     written = values @ one.W_O

@@ -80,7 +80,7 @@ class Projected(Brief):
         return self.weight[position].nonzero().flatten()
 
     def at(self, position: int) -> tuple[Float[Tensor, "part_here d_mlp"], Float[Tensor, "part_here d_mlp"]]:
-        """What the parts at a token add to every gate and input."""
+        """Read the parts at a token by every neuron's gate and input."""
         here = self.here(position)
         factor = self.weight[position, here].unsqueeze(1)
         return self.gate[here] * factor, self.input[here] * factor

@@ -48,12 +48,12 @@ class KeptPairs(Shown, Tabled):
 
     @property
     def share_of_pairs(self) -> float:
-        """How many of all pairs are kept, as a share."""
+        """Share of all pairs that is kept."""
         return len(self.value) / max(self.n_pairs, 1)
 
     @property
     def share_of_mass(self) -> float:
-        """What share of the mass they hold."""
+        """Share of the mass that they hold."""
         return self.value.abs().sum().item() / self.mass if self.mass else 1.0
 
     def table(self) -> dict[str, list[Any]]:
@@ -94,12 +94,12 @@ class PrunedRun(Brief):
 
     @property
     def share(self) -> float:
-        """What of the target is left."""
+        """Share of the target that is left."""
         return self.value / self.full
 
     @property
     def keeps_argmax(self) -> bool:
-        """Whether the most likely token stays."""
+        """True if the most likely token stays."""
         return bool(self.logits.argmax() == self.full_logits.argmax())
 
     @property

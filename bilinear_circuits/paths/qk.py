@@ -78,7 +78,7 @@ class QKForm(Brief):
         return QKForm(self.queries, self.keys - self.keys.mean(0), self.inv_freq)
 
     def bound(self) -> BilinearForm:
-        """What no score of a pair exceeds in magnitude, at any distance."""
+        """Bound the magnitude of the score of every pair, over all distances."""
         return BilinearForm(self.queries.abs(), self.keys.abs())
 
     def scores(

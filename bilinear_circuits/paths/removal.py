@@ -81,7 +81,7 @@ class Removal(Brief):
         return mask
 
     def change(self, layer: int, mid: bool) -> Float[Tensor, "row pos d_model"] | float:
-        """What biases, features, errors and pairs that are removed had written into the stream after a part."""
+        """Sum what removed biases, features, errors and pairs had written into the stream after a part."""
         change = torch.zeros_like(self.frozen.embedded).repeat(len(self.rows), 1, 1)
         found = False
         for row, items in enumerate(self.rows):

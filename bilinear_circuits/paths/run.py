@@ -69,7 +69,7 @@ class FrozenRun:
 
     @property
     def patterns(self) -> Float[Tensor, "layer head query_pos key_pos"]:
-        """What each query gives each key."""
+        """Attention of each query to each key."""
         return self.frozen.patterns
 
     @property

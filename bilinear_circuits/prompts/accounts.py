@@ -133,7 +133,7 @@ def prompt_tokens(text: str, tokenizer: Any, context: int) -> Int[Tensor, " pos"
 
 
 def in_float64(interactions: FeatureInteractions) -> FeatureInteractions:
-    """The same interactions in float64; those that are stay the same object, with what they have cached."""
+    """Promote interactions to float64; those that are stay the same object, with what they have cached."""
     if interactions.sae_in.W_enc.dtype == torch.float64:
         return interactions
     dtype = torch.float64

@@ -122,7 +122,7 @@ def graph_payload(
 
 
 def has_logits(graph: PromptAttribution) -> bool:
-    """Whether a feature is active at the last token, so that something links to the next tokens."""
+    """Find out if a feature is active at the last token, so that something links to the next tokens."""
     return any(one.direct is not None for one in graph.attributions)
 
 

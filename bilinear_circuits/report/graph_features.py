@@ -27,7 +27,7 @@ def details_scan(name: str) -> str:
 
 
 def neuronpedia_document(document: Mapping[str, Any], model_id: str, source_set: str) -> dict[str, Any]:
-    """The same graph for an upload to Neuronpedia, whose page looks for dashboards of its own.
+    """Change a graph for an upload to Neuronpedia, whose page looks for dashboards of its own.
 
     Args:
         document: A graph as `graph_payload` makes it.

@@ -133,7 +133,7 @@ def plotly_asset() -> str:
 
 @lru_cache
 def packed_plotly() -> str:
-    """The same as gzip in base64; the same bytes every time."""
+    """Pack Plotly as gzip in base64, into equal bytes every time."""
     return base64.b64encode(gzip.compress(plotly_asset().encode(), mtime=0)).decode()
 
 

@@ -48,7 +48,7 @@ class Downstream:
 
     @property
     def reruns_whole_model(self) -> bool:
-        """Whether the short cut is not used."""
+        """True if the short cut is not used."""
         return self._tail is None
 
     @property
@@ -57,7 +57,7 @@ class Downstream:
         return self._residual
 
     def select(self, rows: Int[Tensor, " row"]) -> "Downstream":
-        """The same on some of the stories."""
+        """Keep some of the stories."""
         part = copy.copy(self)
         part._tokens, part._residual = self._tokens[rows], self._residual[rows]
         part.x, part.y = self.x[rows], self.y[rows]

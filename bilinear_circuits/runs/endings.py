@@ -63,7 +63,7 @@ class Endings:
         change: Float[Tensor, " d_model"],
         expected: Float[Tensor, " d_vocab"],
     ) -> bool:
-        """Whether a change gives the logits that the model itself gives, and another ending beside it moves nothing."""
+        """Check that a change gives the model's own logits, and that another ending beside it moves nothing."""
         other = torch.stack([-change, change])
         try:
             found = self(residual, other)[1]

@@ -19,7 +19,7 @@ class Metric(Protocol):
 
     @property
     def name(self) -> str:
-        """What it is, for reports."""
+        """Name for reports."""
         ...
 
     @property

@@ -223,7 +223,7 @@ class Runs(Generic[M]):
     def mlps(
         self, layers: Sequence[int], change: Float[Tensor, "site d_model"] | None = None
     ) -> dict[int, MLPActivations]:
-        """What some MLPs, this one or others, read and write at the sites, in a forward pass with a change if given."""
+        """Capture what some MLPs read and write at the sites, in a forward pass with a change if given."""
         seen: Mapping[int, list[MLPActivations]] = {layer: [] for layer in layers}
         module = model_blocks(self.model)[self.layer].mlp
         parts = [None] * len(self._batches) if change is None else change.split([len(one) for one in self._batches])
@@ -244,7 +244,7 @@ class Runs(Generic[M]):
         input_change: Float[Tensor, "row d_model"] | None = None,
         output_change: Float[Tensor, "row d_model"] | None = None,
     ) -> Float[Tensor, "row d_model"]:
-        """What the model's MLP writes at some sites in forward passes with its input or output changed there.
+        """Capture what the model's MLP writes at some sites in forward passes with its input or output changed there.
 
         Args:
             site: Site of every row; a site may come more than once.

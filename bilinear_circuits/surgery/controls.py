@@ -11,7 +11,7 @@ from bilinear_circuits.surgery.edits import FormEdit
 def control_edits(
     edits: Sequence[FormEdit], activity: Sequence[LayerActivity], screens: Sequence[Screen], n: int
 ) -> tuple[list[list[FormEdit]], list[list[FormEdit]]]:
-    """The same edits of other features: two kinds of controls, n sets of each, one feature for each feature edited.
+    """Edit other features: two kinds of controls, n sets of each, one feature for each feature edited.
 
     The kinds are those of `circuits.prove.control_sets`: features that act at triggers no more than chance, and
     features that act at triggers but point to no pole. Each feature is matched by its own frequency and norm; no

@@ -73,7 +73,7 @@ class FormEdit(OfFeature, Brief):
         return len(self.spectrum)
 
     def truncate(self, rank: int) -> "FormEdit":
-        """The same with fewer eigenpairs."""
+        """Keep the leading eigenpairs of an edit."""
         return replace(self, spectrum=self.spectrum.truncate(rank))
 
     def __call__(self, x: Float[Tensor, "*n d_in"], y: Float[Tensor, "*n d_out"]) -> Float[Tensor, "*n d_out"]:
@@ -82,7 +82,7 @@ class FormEdit(OfFeature, Brief):
         return ((self.factor - 1) * form.unsqueeze(-1) * self.row).to(y.dtype)
 
     def neurons(self) -> InteractionTensor:
-        """The same as neurons: one per pair of eigenvalues of opposite sign, one per eigenvalue left over.
+        """Write the edit as neurons: one per pair of eigenvalues of opposite sign, one per eigenvalue left over.
 
         The three vectors of each neuron have equal norms, which no dtype rounds to zero.
         """

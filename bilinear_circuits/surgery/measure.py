@@ -62,7 +62,7 @@ class RankEffect:
 
 @dataclass(frozen=True)
 class ControlSet:
-    """The same edit of one set of control features, at the sites where a feature of the edit is active."""
+    """Effects of the edit of one set of control features, at the sites where a feature of the edit is active."""
 
     names: tuple[str, ...]
     effect: Effect
@@ -116,7 +116,7 @@ class EditReport(Result):
 
     @property
     def trigger_control_share(self) -> float:
-        """The same of the mean size of the effects of the controls at triggers."""
+        """Mean size of the effects of the controls at triggers, as a share of the edit's."""
         return abs(self.trigger_control.mean / self.effect.mean) if self.effect.mean else math.nan
 
 

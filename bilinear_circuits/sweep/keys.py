@@ -24,7 +24,7 @@ def keys(values: Shaped[Tensor, "*n"], order: Order) -> Shaped[Tensor, "*n"]:
 
 
 def magnitudes(some: Shaped[Tensor, "*n"]) -> Shaped[Tensor, "*n"]:
-    """What keys are the magnitude of, in float32 or wider."""
+    """Undo keys: the values they are the magnitudes of, in float32 or wider."""
     return some.view(torch.bfloat16).float() if some.dtype == torch.int16 else some
 
 

@@ -40,7 +40,7 @@ class Part(Products):
 
     @cached_property
     def factors(self) -> tuple[Float[Tensor, "d_sae_in d_mlp"], Float[Tensor, "d_sae_in d_mlp"]]:
-        """What exact values are read from."""
+        """D W_gate and D W_in, which exact values are read from."""
         return self._whole.factors
 
     @property
@@ -57,7 +57,7 @@ class Part(Products):
             start = stop
 
     def neuron_weights(self, outputs: Int[Tensor, " n"]) -> Float[Tensor, "n d_mlp"]:
-        """What each neuron counts in each output."""
+        """Compute the weight of each neuron in each output."""
         return self._whole.neuron_weights(outputs)
 
     def exact_error(self, weights: Float[Tensor, "n d_mlp"]) -> Float[Tensor, " n"]:

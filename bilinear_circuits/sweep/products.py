@@ -185,7 +185,7 @@ class Products:
         return max(1, min(_BLOCK_OUTPUTS, _BLOCK_BYTES.get(self._read.device.type, 1 << 28) // n_bytes))
 
     def neuron_weights(self, outputs: Int[Tensor, " n"]) -> Float[Tensor, "n d_mlp"]:
-        """What each neuron counts in each output, summed in float64."""
+        """Compute the weight of each neuron in each output, summed in float64."""
         return (self._write[:, outputs].T.double() @ self._tensor.W_out.T.double()).to(self.dtype)
 
     @cached_property

@@ -63,7 +63,7 @@ class InteractionStatistics(Result):
         return _kurtosis(self.power_sums.sum(1) / self.n)
 
     def overall_kurtosis(self, kind: str | None = None) -> float:
-        """The same of the coefficients of all outputs together, or only of the "self" or "cross" ones.
+        """Kurtosis of the coefficients of all outputs together, or only of the "self" or "cross" ones.
 
         Raises:
             ValueError: If the kind is unknown.

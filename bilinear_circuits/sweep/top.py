@@ -156,7 +156,7 @@ class TopSearch:
         return lower.topk(self._k, dim=1, sorted=False).values.amin(1).expand(n_outputs)
 
     def _reached_by_all(self, block: Block, n_groups: int) -> Float[Tensor, " output"]:
-        """The same from counts of all coarse values of the block by the leading bits of their magnitudes."""
+        """Find a floor from counts of all coarse values of the block by the leading bits of their magnitudes."""
         n_outputs = len(block.outputs)
         counts = torch.zeros(n_groups * _N_BINS, dtype=torch.long, device=block.slack.device)
         group = torch.arange(n_outputs, device=block.slack.device) * _N_BINS * (n_groups > 1)

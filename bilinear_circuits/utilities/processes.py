@@ -18,12 +18,12 @@ def n_processes() -> int:
 
 
 def is_first() -> bool:
-    """Whether this is the first of them, or alone."""
+    """Tell the first process, or a lone one, from the others."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def on_gpu(device: str | None) -> bool:
-    """Whether they use GPUs: where there are any, unless the device asked for is the CPU."""
+    """Decide on GPUs: used where there are any, unless the device asked for is the CPU."""
     import torch
 
     return torch.cuda.is_available() and device != "cpu"

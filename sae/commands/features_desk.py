@@ -60,7 +60,7 @@ class Desk:
                 )
 
     def book(self, side: "Side", linked: Any) -> "Book":
-        """What all pages of a dictionary share.
+        """Gather what all pages of a dictionary share.
 
         Args:
             side: Which dictionary.
@@ -117,12 +117,12 @@ class Desk:
         return self._dictionary(side).W_dec[feature]
 
     def logits(self, feature: int) -> Any:
-        """What the decoder row of an output feature adds to the logits."""
+        """Read the decoder row of an output feature by the logits."""
         row = self.interactions.sae_out.W_dec[feature]
         return row @ self._unembedding.to(row)
 
     def neuronpedia_source(self, side: "Side") -> Any:
-        """What the batches of a dictionary say of where they come from; None where none are asked for."""
+        """Describe where the batches of a dictionary come from; None where none are asked for."""
         if not self._arguments.neuronpedia:
             return None
         from sae.report.neuronpedia import Source

@@ -29,7 +29,7 @@ class ReportFolder(RunFolder):
         self.mark(settings, (_PAGES, _PARTS, _NEURONPEDIA))
 
     def finished(self, index: int) -> bool:
-        """Whether the pages of a chunk are all there, and as they were written."""
+        """Find a chunk whose pages are all there, and as they were written."""
         file = self._part(index)
         whole = read_sealed(file, self.folder) is not None
         if file.is_file() and not whole:

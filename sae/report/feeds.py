@@ -142,7 +142,7 @@ def feeds_by_weight(
 
 
 def _of_few(interactions: FeatureInteractions, k: int, rows: Tensor, progress: Progress) -> FeedTable:
-    """The same from all interactions of some input features."""
+    """Find the outputs from all interactions of some input features."""
     read, d_out = interactions.sae_in.W_dec, interactions.sae_out.d_sae
     forms = QuadraticForms(interactions.mlp.tensor, interactions.sae_out.W_enc)
     table = FeedTable.empty(len(read), read.device)
@@ -206,5 +206,5 @@ def feeds_by_activity(profiler: Profiler, k: int = N_FEEDS, progress: Progress =
 
 
 def read_inputs(by_weight: FeedTable, by_activity: FeedTable, feature: int) -> InputReading:
-    """What one input feature feeds."""
+    """Find the output features in which one input feature interacts most."""
     return InputReading(by_weight.of(feature, False), by_activity.of(feature, True))

@@ -104,7 +104,7 @@ def columns_of(rows: Sequence[Row]) -> dict[str, list[Any]]:
 
 
 def state_counts(rows: Sequence[Row]) -> dict[str, int]:
-    """How many features are dead, rare and dense."""
+    """Count the dead, rare and dense features."""
     return {state: sum(row.state == state for row in rows) for state in ("dead", "rare", "dense")}
 
 

@@ -99,7 +99,7 @@ class CardMaker:
 
 
 def state_of(n_active: int, n_tokens: int) -> State:
-    """Whether a feature is dead, rare or dense on a corpus."""
+    """Classify a feature as dead, rare or dense on a corpus."""
     if n_active == 0:
         return "dead"
     if n_active > DENSE * n_tokens:

@@ -69,7 +69,7 @@ class CoActivePairs(Brief):
 def co_active_pairs(
     rows: ActiveFeatures, W_dec: Float[Tensor, "d_sae d_in"], Q: Float[Tensor, "d_in d_in"], token: Int[Tensor, " n"]
 ) -> CoActivePairs:
-    """What pairs of input features add to an output feature where it is active.
+    """Sum what pairs of input features add to an output feature where it is active.
 
     Only the 256 input features that are most active at these tokens are paired, and at most 400 tokens, evenly spread,
     are looked at.

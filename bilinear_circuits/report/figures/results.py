@@ -160,7 +160,7 @@ def correlation_boxes(result: LowRankCorrelation) -> Spec:
 
 
 def magnitude_histogram(statistics: InteractionStatistics) -> Spec:
-    """How many interactions have which magnitude, positive and negative ones apart, both axes logarithmic."""
+    """Draw the numbers of interactions by magnitude, positive and negative ones apart, both axes logarithmic."""
     edges = statistics.edges.double()
     low, high = edges[1:-1], edges[2:]  # the first bin starts at 0, which a logarithmic axis does not have
     middle, octaves = (low * high).sqrt(), (high / low).log2()
