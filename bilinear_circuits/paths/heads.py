@@ -15,7 +15,7 @@ from torch import Tensor
 from bilinear_circuits.paths.attention import AttentionHead
 from bilinear_circuits.paths.forms import TopEntries
 from bilinear_circuits.paths.forward import norm_scale
-from bilinear_circuits.paths.qk import QKForm, TopScores
+from bilinear_circuits.paths.qk import TopScores
 from bilinear_circuits.paths.weights import LlamaWeights
 from bilinear_circuits.utilities.display import Brief, Result
 from bilinear_circuits.utilities.progress import Progress, silent
@@ -62,7 +62,7 @@ class HeadSummary(Brief):
         head: Its number.
         copying: Share of the magnitude of the OV eigenvalues, between tokens and logits, with a positive real part.
         moves: Largest entries of the OV form: which token it is at (row), and what that does to which logit (column).
-        looks: Highest scores over tokens at the query, tokens at the key, and distances.
+        looks: Highest scores over tokens at the query, tokens at the key, and distances, less the mean over keys.
         curves: Scores of these pairs of tokens at every distance.
         by_distance: Mean score over all pairs of tokens, at every distance.
         compositions: The strongest composition with an earlier head by queries, by keys and by values.
@@ -141,11 +141,11 @@ def summarize_heads(
 def _summary(weights: LlamaWeights, head: AttentionHead, token_ids: Tensor, n_distances: int, k: int) -> HeadSummary:
     directions = weights.W_E / norm_scale(weights.W_E, weights.eps)
     some, readouts = directions[token_ids], weights.W_U.T
-    form = head.qk(some, some)
+    mean = some.mean(0, keepdim=True)
+    form = head.qk(some, some - mean)
     looks = form.top(k, n_distances)
-    mean = QKForm(form.queries.mean(0, keepdim=True), form.keys.mean(0, keepdim=True), form.inv_freq)
-    nothing = torch.zeros(1, dtype=torch.long, device=some.device)
-    by_distance = mean.scores(nothing, nothing, n_distances)[0]
+    first = torch.zeros(1, dtype=torch.long, device=some.device)
+    by_distance = head.qk(mean, mean).scores(first, first, n_distances)[0]
     distance = int(by_distance.argmax())
     return HeadSummary(
         layer=head.layer,

@@ -1,9 +1,9 @@
 """The graph of a prompt through all layers in the format of circuit-tracer and Neuronpedia: nodes and their flow.
 
-A link is the exact flow from one node to another: links into a node add up to its flow, and those into the target to its
-value less the constant. What flows in from nodes left out is a node of its own at each layer and token. Nodes of heads and
-MLPs are those of an attention or an MLP that no dictionary explains, "lorsa error" and "mlp reconstruction error", the two
-types that viewers do not ask feature details for. Pairs of scores stand under "qk_tracing_results", as Neuronpedia reads.
+A link is the exact flow from one node to another: links into a node add up to its flow, and those into the target to
+its value less the constant. What flows in from nodes left out is a node of its own at each layer and token. Heads and
+MLPs are nodes of what no dictionary explains, "lorsa error" and "mlp reconstruction error": viewers take types with
+"error" in them for no features. Pairs of scores stand under "qk_tracing_results", where Neuronpedia reads them.
 """
 
 from collections.abc import Callable, Sequence

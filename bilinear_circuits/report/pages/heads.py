@@ -82,7 +82,8 @@ def _moves(table: HeadTable, texts: Sequence[str]) -> Part:
     ]
     note = (
         "Largest entries of OV between tokens and logits, by the direct path: the embedding as the first norm scales"
-        " it, and the final norm's scale left out. Negative: where the head looks at the first token, it lowers the second."
+        " it, and the final norm's scale left out. Negative: where the head looks at the first token, it lowers the"
+        " second."
     )
     return Part("What heads move", Table.of(columns, rows, tall=True), note, "moves")
 
@@ -102,8 +103,8 @@ def _looks(table: HeadTable, texts: Sequence[str]) -> Part:
     ]
     note = (
         f"Highest scores over all pairs of these {number(len(texts))} tokens and the distances 0 to"
-        f" {table.n_distances - 1}, certified: none is higher. Exact for layer 0, but for biases; later layers read"
-        " what earlier ones wrote, too. Softmax ignores what a score owes to the query alone, which is in here."
+        f" {table.n_distances - 1}, certified: none is higher. Scores are less their mean over the tokens at the key,"
+        " which softmax ignores. Exact for layer 0, but for biases; later layers read what earlier ones wrote, too."
     )
     return Part("Where heads look", Table.of(columns, rows, tall=True), note, "looks")
 

@@ -21,16 +21,13 @@ _FLOW = Column("flow", "n", "What it wrote times the cotangent there: its part o
 _TOKENS = Column("tokens", "tokens", "Where it writes; for a message of a head from which token to which.")
 
 
-def paths_page(
-    account: PathAccount, token_text: Callable[[int], str], provenance: Mapping[str, Any], prompt: str = ""
-) -> str:
+def paths_page(account: PathAccount, token_text: Callable[[int], str], provenance: Mapping[str, Any]) -> str:
     """Write the account of a prompt as a page.
 
     Args:
         account: The account.
         token_text: Text of a token id.
         provenance: What it was computed with; shown as a table.
-        prompt: The prompt as it was written.
     """
     texts = [token_text(token) for token in account.token_ids.tolist()]
     matrices = [_matrix(one, texts) for one in account.matrices]
@@ -48,7 +45,6 @@ def paths_page(
         figures=account_figures(account),
         account=account,
         asked=target_text(account, token_text),
-        prompt=prompt,
         texts=texts,
         facts=_facts(account),
         picture=flow_picture(account.map, account.position, texts, places),
