@@ -239,6 +239,7 @@ def _heads_payload(table: "HeadTable", texts: list[str]) -> dict[str, Any]:
                 "copying": one.copying,
                 "distance": one.distance,
                 "by_distance": one.by_distance,
+                "spread": one.spread,
                 "composition": [each._asdict() for each in one.compositions],
                 "read": one.read._asdict(),
                 "moves": [

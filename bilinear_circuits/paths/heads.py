@@ -65,6 +65,7 @@ class HeadSummary(Brief):
         looks: Highest scores over tokens at the query, tokens at the key, and distances, less the mean over keys.
         curves: Scores of these pairs of tokens at every distance.
         by_distance: Mean score over all pairs of tokens, at every distance.
+        spread: Standard deviation of the scores over pairs of tokens, as a root mean square over keys less their mean.
         compositions: The strongest composition with an earlier head by queries, by keys and by values.
         read: The MLP that reads most of what it writes.
     """
@@ -76,6 +77,7 @@ class HeadSummary(Brief):
     looks: TopScores
     curves: Float[Tensor, "pair distance"]
     by_distance: Float[Tensor, " distance"]
+    spread: float
     compositions: tuple[Composition, ...]
     read: ReadByMLP
 
@@ -83,6 +85,11 @@ class HeadSummary(Brief):
     def name(self) -> str:
         """Layer and head, as 3.1."""
         return f"{self.layer}.{self.head}"
+
+    @property
+    def preference(self) -> Float[Tensor, " distance"]:
+        """Mean score at each distance, less its mean over distances, in units of the spread over pairs of tokens."""
+        return (self.by_distance - self.by_distance.mean()) / max(self.spread, 1e-30)
 
     @property
     def distance(self) -> int:
@@ -155,6 +162,7 @@ def _summary(weights: LlamaWeights, head: AttentionHead, token_ids: Tensor, n_di
         looks=looks,
         curves=form.scores(looks.query, looks.key, n_distances),
         by_distance=by_distance,
+        spread=form.at(0).norm() / len(some),
         compositions=_compositions(weights, head, distance),
         read=_read(weights, head),
     )

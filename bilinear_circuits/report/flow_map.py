@@ -7,7 +7,6 @@ the widths that cross it, with their signs, add up to the target.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from bilinear_circuits.paths.account import FlowMap
 from bilinear_circuits.report.text import shorten, signed, visible
@@ -15,7 +14,8 @@ from bilinear_circuits.report.text import shorten, signed, visible
 MOST_TOKENS = 24
 _MOST_MESSAGES = 240
 _LEAST = 0.004  # of the widest: what is thinner is not drawn
-_COLUMN, _LEFT, _TOP, _BOTTOM = 70, 92, 44, 66
+_LEFT, _TOP, _BOTTOM = 84, 40, 62
+_COLUMN, _NARROW, _MANY = 68, 52, 15  # width of a column, and where there are more than so many
 _ATTENTION, _MLP, _WIDEST = 52, 40, 24
 _BULGE = 23
 
@@ -46,7 +46,8 @@ class Picture:
     """The whole picture.
 
     Attributes:
-        width: Of the picture.
+        left: Width of the names of the parts at the left.
+        width: Of the rest of the picture.
         height: Of the picture.
         shapes: Lines, the widest first.
         rows: Height and name of the parts at the left.
@@ -55,6 +56,7 @@ class Picture:
         left_out: Tokens that are not drawn.
     """
 
+    left: int
     width: int
     height: int
     shapes: tuple[Shape, ...]
@@ -78,9 +80,10 @@ class _Drawing:
         self.unit = widest or 1.0
         self.shapes: list[Shape] = []
         self.left_out = n_pos - len(self.tokens)
+        self.column = _COLUMN if len(self.tokens) <= _MANY else _NARROW
 
     def x(self, token: int) -> float:
-        return _LEFT + (self.tokens.index(token) + 0.5) * _COLUMN
+        return (self.tokens.index(token) + 0.5) * self.column
 
     def y(self, cut: int) -> float:
         return self.height - _BOTTOM - (cut + 1) // 2 * _ATTENTION - cut // 2 * _MLP
@@ -114,17 +117,18 @@ def flow_picture(
         _attention(drawing, layer, texts)
         _mlps(drawing, layer, texts, links)
     drawing.shapes.sort(key=lambda one: -one.width)
-    rows = [(drawing.height - _BOTTOM + 17, "embedding")]
+    rows: list[tuple[float, str]] = [(drawing.height - _BOTTOM + 17, "embedding")]
     for layer in range(len(flow.mlps)):
         rows.append((drawing.y(2 * layer) - _ATTENTION / 2, f"attention {layer}"))
         rows.append((drawing.y(2 * layer + 1) - _MLP / 2, f"MLP {layer}"))
     top = 2 * len(flow.mlps)
     return Picture(
-        width=_LEFT + _COLUMN * len(drawing.tokens) + 8,
+        left=_LEFT,
+        width=drawing.column * len(drawing.tokens) + 12,
         height=drawing.height,
         shapes=tuple(drawing.shapes),
         rows=tuple(rows),
-        columns=tuple((drawing.x(t), shorten(visible(texts[t]), 9), t) for t in drawing.tokens),
+        columns=tuple((drawing.x(t), shorten(visible(texts[t]), drawing.column // 7), t) for t in drawing.tokens),
         target=(drawing.x(position), drawing.y(top)),
         left_out=drawing.left_out,
     )
@@ -170,8 +174,3 @@ def _beside(x: float, low: float, high: float) -> str:
     """A line that leaves the stream to the right and comes back."""
     out = x + _BULGE * 4 / 3
     return f"M{x:g} {low:g}C{out:g} {low:g} {out:g} {high:g} {x:g} {high:g}"
-
-
-def picture_context(picture: Picture) -> dict[str, Any]:
-    """What the template reads."""
-    return {"picture": picture, "boxed": [one for one in picture.shapes if one.box is not None]}

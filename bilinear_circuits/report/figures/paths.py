@@ -92,8 +92,8 @@ def head_figures(table: HeadTable, texts: Sequence[str]) -> dict[str, Spec]:
 
 
 def distance_map(table: HeadTable) -> Spec:
-    """Draw the mean score of every head at every distance, less its mean over distances, which softmax ignores."""
-    values = [one.by_distance - one.by_distance.mean() for one in table.heads]
+    """Draw how much every head prefers every distance, in standard deviations of its scores over pairs of tokens."""
+    values = [one.preference for one in table.heads]
     names = [one.name for one in table.heads]
     trace = {
         "type": "heatmap",
@@ -152,7 +152,7 @@ def score_curves(head: HeadSummary, texts: Sequence[str]) -> Spec:
     return base_figure(
         traces,
         360,
-        xaxis={"title": {"text": "distance from query to key"}, "showgrid": False},
+        xaxis={"title": {"text": "distance from query to key"}, "showgrid": False, "zeroline": False},
         yaxis={"title": {"text": "score"}, "zeroline": True},
         layout={"showlegend": True, "legend": _LEGEND},
     )

@@ -108,6 +108,7 @@ def _(heads: HeadTable) -> Columns:
         "layer": [one.layer for one in heads.heads],
         "copying": [one.copying for one in heads.heads],
         "distance": [one.distance for one in heads.heads],
+        "preference": [one.preference.max().item() for one in heads.heads],
     }
     for by in "QKV":
         found = [next((one for one in head.compositions if one.by == by), None) for head in heads.heads]

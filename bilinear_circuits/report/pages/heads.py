@@ -52,6 +52,7 @@ def _overview(table: HeadTable) -> Part:
         _HEAD,
         Column("copying", "n", "Copying score: 1 if all eigenvalues of OV are positive, 1/2 by chance."),
         Column("prefers distance", "n", "Where the mean score over all pairs of tokens is highest."),
+        Column("by", "n", "Above the mean over distances, in standard deviations of the scores over pairs of tokens."),
         Column("Q-composition", "keep", "Earlier head of which the queries read most, at the distance preferred."),
         Column("K-composition", "keep", "Earlier head of which the keys read most."),
         Column("V-composition", "keep", "Earlier head of which the values read most."),
@@ -62,6 +63,7 @@ def _overview(table: HeadTable) -> Part:
             one.name,
             percent(one.copying, 3),
             str(one.distance),
+            value(one.preference.max().item(), 2),
             *(composition_text(one, by) for by in "QKV"),
             f"{one.read.layer}: {one.read.gate:.3f}, {one.read.input:.3f}",
         )
