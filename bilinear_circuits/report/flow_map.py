@@ -15,7 +15,7 @@ MOST_TOKENS = 24
 _MOST_MESSAGES = 240
 _LEAST = 0.004  # of the widest: what is thinner is not drawn
 _LEFT, _TOP, _BOTTOM = 84, 40, 62
-_COLUMN, _NARROW, _MANY = 68, 52, 15  # width of a column, and where there are more than so many
+_COLUMN, _NARROW, _MANY = 68, 49, 15  # width of a column, and where there are more than so many
 _ATTENTION, _MLP, _WIDEST = 52, 40, 24
 _BULGE = 23
 
@@ -86,7 +86,7 @@ class _Drawing:
         return (self.tokens.index(token) + 0.5) * self.column
 
     def y(self, cut: int) -> float:
-        return self.height - _BOTTOM - (cut + 1) // 2 * _ATTENTION - cut // 2 * _MLP
+        return float(self.height - _BOTTOM - (cut + 1) // 2 * _ATTENTION - cut // 2 * _MLP)
 
     def add(self, path: str, value: float, tip: str, link: str = "", box: tuple[float, float] | None = None) -> None:
         """A line, unless it would be too thin to be seen."""
@@ -117,7 +117,7 @@ def flow_picture(
         _attention(drawing, layer, texts)
         _mlps(drawing, layer, texts, links)
     drawing.shapes.sort(key=lambda one: -one.width)
-    rows: list[tuple[float, str]] = [(drawing.height - _BOTTOM + 17, "embedding")]
+    rows = [(drawing.y(0) + 17, "embedding")]
     for layer in range(len(flow.mlps)):
         rows.append((drawing.y(2 * layer) - _ATTENTION / 2, f"attention {layer}"))
         rows.append((drawing.y(2 * layer + 1) - _MLP / 2, f"MLP {layer}"))

@@ -48,6 +48,7 @@ def paths_page(account: PathAccount, token_text: Callable[[int], str], provenanc
         texts=texts,
         facts=_facts(account),
         picture=flow_picture(account.map, account.position, texts, places),
+        biased=(account.map.residual.sum(1) - account.total).abs().max().item() > 1e-3 * abs(account.total),
         nodes=nodes,
         matrices=matrices,
         effects=effects,
