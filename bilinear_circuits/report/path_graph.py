@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from bilinear_circuits.paths.edges import Flows
 from bilinear_circuits.paths.graph import PromptGraph
-from bilinear_circuits.paths.nodes import Node, residual_parts
+from bilinear_circuits.paths.links import links_between
+from bilinear_circuits.paths.nodes import Node
 from bilinear_circuits.paths.why import AttentionLedger
 from bilinear_circuits.report.graph_draft import (
     FEATURE_TYPE,
@@ -50,7 +50,7 @@ def path_graph(
 ) -> dict[str, Any]:
     """Write the graph of a prompt as a JSON document.
 
-    Cost: the flows into each node that is kept.
+    Cost: the parts of the residual stream at every place, and (nodes kept)^2 d_model.
 
     Args:
         graph: The graph.
@@ -72,10 +72,7 @@ def path_graph(
     for node in kept.nodes:
         draft.put(node)
     target = draft.put_target(token_text)
-    for node in kept.nodes:
-        if node.kind not in ("embedding", "bias"):
-            draft.feed(graph.inflows(node), draft.name(node), node.layer or 0, node.position or 0)
-    draft.feed(target_inflows(graph), target, graph.frozen.n_layers, graph.target.position)
+    draft.connect([*{*kept.nodes, *(one for one in every.nodes if one.kind == "embedding")}], target)
     draft.share_out({draft.name(node): abs(flow) for node, flow in zip(kept.nodes, kept.value.tolist(), strict=True)})
     others = draft.trace(ledgers, graph.sources)
     return {
@@ -99,18 +96,6 @@ def path_graph(
             "provenance": plain(source.provenance or {}),
         },
     }
-
-
-def target_inflows(graph: PromptGraph) -> Flows:
-    """Flows into the target from all that it reads: they add up to its value less the constant."""
-    frozen, target = graph.frozen, graph.target
-    if target.feature is not None:
-        node = Node("mlp", target.feature.layer, target.position)
-        return Flows((node,), torch.tensor([graph.value(node)]))
-    parts = residual_parts(frozen, frozen.n_layers, False, graph.sources)
-    nodes, here = parts.at(target.position)
-    c = graph.flow.c_pre[-1, target.position]
-    return Flows(nodes, parts.weight[target.position, here] * (parts.rows[here] @ c))
 
 
 class _PathDraft(GraphDraft):
@@ -173,19 +158,30 @@ class _PathDraft(GraphDraft):
         self.nodes[name] |= {"token_prob": probability, "is_target_logit": True}
         return name
 
-    def feed(self, flows: Flows, target: str, layer: int, position: int) -> None:
-        """Link the nodes that are there to one that they flow into, and the sum of the others."""
-        rest = 0.0
-        for node, flow in zip(flows.nodes, flows.value.tolist(), strict=True):
-            name = "" if node.kind == "constant" else self.name(node)
-            if name in self.nodes:
-                self.link(name, target, flow)
-            else:
-                rest += flow
-        if rest:
-            number = _NUMBERS["rest"]
-            name = f"{layer}_{number}_{position}"
-            self.link(self.add(name, str(layer), number, position, NO_FEATURE, _REST), target, rest)
+    def connect(self, nodes: Sequence[Node], target: str) -> None:
+        """Link nodes that are there, and the sum of all others to each."""
+        graph = self._graph
+        readers = [one for one in nodes if one.kind not in ("embedding", "bias")]
+        sums: dict[Node | None, float] = dict.fromkeys([*readers, None], 0.0)
+        sizes = dict(sums)
+        for link in links_between(graph, nodes):
+            self.link(self.name(link.source), target if link.target is None else self.name(link.target), link.flow)
+            sums[link.target] += link.flow
+            sizes[link.target] += abs(link.flow)
+        noise = 64 * torch.finfo(graph.frozen.embedded.dtype).eps
+        for node, linked in sums.items():
+            value = graph.total - graph.flow.constant if node is None else graph.value(node)
+            if abs(value - linked) > noise * max(sizes[node], abs(value)):
+                self._add_rest(node, target, value - linked)
+
+    def _add_rest(self, node: Node | None, target: str, flow: float) -> None:
+        """Link to a node what flows into it from nodes that are left out."""
+        place = Node("mlp", self._graph.frozen.n_layers, self._graph.target.position) if node is None else node
+        number = _NUMBERS["rest"]
+        name = self.add(
+            f"{place.layer}_{number}_{place.position}", str(place.layer), number, place.position or 0, NO_FEATURE, _REST
+        )
+        self.link(name, target if node is None else self.name(node), flow)
 
     def trace(self, ledgers: Sequence[AttentionLedger], sources: bool) -> dict[str, dict[str, Any]]:
         """Add the pairs of attention scores to their heads; the nodes that they name and that are not in the graph."""
