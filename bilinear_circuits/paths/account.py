@@ -181,10 +181,10 @@ def _mlps(graph: PromptGraph, gated: list[bool], n: int) -> list[Node]:
     return [Node("mlp", i // graph.frozen.n_pos, i % graph.frozen.n_pos) for i in best.tolist()]
 
 
-def _messages(graph: PromptGraph, n: int) -> list[tuple[int, int, int, int]]:
+def _messages(graph: PromptGraph, n_kept: int) -> list[tuple[int, int, int, int]]:
     """Layer, head, query and key of the messages of largest flow; a token that sees one key alone has no choice."""
     flow = graph.flow.heads.clone()
     flow[:, :, 0] = 0
-    best = flow.flatten().abs().argsort(descending=True, stable=True)[: min(n, int(flow.count_nonzero()))]
-    columns = [column.tolist() for column in torch.unravel_index(best, flow.shape)]
-    return [(layer, head, q, k) for layer, head, q, k in zip(*columns, strict=True)]
+    best = flow.flatten().abs().argsort(descending=True, stable=True)[: min(n_kept, int(flow.count_nonzero()))]
+    _, n_heads, n, _ = flow.shape
+    return [(at // n**2 // n_heads, at // n**2 % n_heads, at // n % n, at % n) for at in best.tolist()]

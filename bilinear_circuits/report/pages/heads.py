@@ -50,7 +50,7 @@ def composition_text(head: HeadSummary, by: str) -> str:
 def _overview(table: HeadTable) -> Part:
     columns = (
         _HEAD,
-        Column("copying", "n", "Copying score: 1 if all eigenvalues of OV are positive, 1/2 by chance."),
+        Column("copying score", "n", "1 if all eigenvalues of OV are positive, 1/2 by chance."),
         Column("prefers distance", "n", "Where the mean score over all pairs of tokens is highest."),
         Column("by", "n", "Above the mean over distances, in standard deviations of the scores over pairs of tokens."),
         Column("Q-composition", "keep", "Earlier head of which the queries read most, at the distance preferred."),
