@@ -123,8 +123,7 @@ def run(arguments: Arguments) -> None:
     account, texts = account_for(frozen, graph, settings), TokenTexts(tokenizer)
     print(describe(account, texts))
     if folder is not None:
-        seconds = time.perf_counter() - started
-        provenance = _provenance(arguments, list(dictionaries.values()), seconds)
+        provenance = _provenance(arguments, list(dictionaries.values()), time.perf_counter() - started)
         _write(arguments, account, texts, provenance)
         document = _document(arguments, slug, graph, account, texts, provenance)
         folder.write(arguments.prompt, document, {f"{NEURONPEDIA}/{slug}.json": _upload(arguments, document)})

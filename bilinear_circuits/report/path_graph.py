@@ -75,24 +75,26 @@ def path_graph(
     draft.connect([*{*kept.nodes, *(one for one in every.nodes if one.kind == "embedding")}], target)
     draft.share_out({draft.name(node): abs(flow) for node, flow in zip(kept.nodes, kept.value.tolist(), strict=True)})
     others = draft.trace(ledgers, graph.sources)
+    document = _document(draft, source, target, {"max_nodes": max_nodes}, graph)
+    document["bilinear_circuits"]["n_nodes"] = len(every.nodes)
+    return {**document, "qk_only_nodes": others} if others else document
+
+
+def _document(
+    draft: "_PathDraft", source: GraphSource, target: str, caps: dict[str, int], graph: PromptGraph
+) -> dict[str, Any]:
+    """Nodes and links with all that a graph says of itself."""
+    shown = {"supernodes": [], "linkType": "both", "sg_pos": ""}
     return {
-        "metadata": graph_metadata(source, draft.texts, {"max_nodes": max_nodes}, _DESCRIPTION),
-        "qParams": {
-            "pinnedIds": [target],
-            "supernodes": [],
-            "linkType": "both",
-            "clickedId": target,
-            "sg_pos": "",
-        },
+        "metadata": graph_metadata(source, draft.texts, caps, _DESCRIPTION),
+        "qParams": {"pinnedIds": [target], "clickedId": target, **shown},
         "nodes": list(draft.nodes.values()),
         "links": draft.links,
-        **({"qk_only_nodes": others} if others else {}),
         "bilinear_circuits": {
             "schema_version": GRAPH_VERSION,
             "target": graph.target.name,
             "value": graph.total,
             "constant": graph.flow.constant,
-            "n_nodes": len(every.nodes),
             "provenance": plain(source.provenance or {}),
         },
     }
