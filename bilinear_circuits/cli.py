@@ -32,6 +32,8 @@ VERBS = {
     "features": "sae.commands.features",
     "names": "bilinear_circuits.command_line.names",
     "graph": "bilinear_circuits.commands.graph",
+    "paths": "bilinear_circuits.commands.paths",
+    "heads": "bilinear_circuits.commands.heads",
     "interactions": "bilinear_circuits.commands.interactions",
     "lowrank": "bilinear_circuits.commands.lowrank",
     "sample": "bilinear_circuits.commands.sample",

@@ -14,8 +14,12 @@ from bilinear_circuits.dictionaries.dictionary import Dictionary
 
 # What differs between runs and devices, or orders what is equal but for rounding.
 _ASIDE = {"provenance", "seconds", "settings", "device"}
-_VERBS = [verb for verb, line in (VERBS | OTHERS).items() if "PLACE" in line and verb != "serve"] + ["sae-progress"]
-_FAST = ("prove", "discover")
+_VERBS = [verb for verb, line in (VERBS | OTHERS).items() if "PLACE" in line and verb != "serve"] + [
+    "sae-progress",
+    "paths",
+    "heads",
+]
+_FAST = ("prove", "discover", "paths", "heads")
 
 
 @pytest.fixture(scope="module")

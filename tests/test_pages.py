@@ -170,7 +170,7 @@ def test_the_glossary_is_that_of_the_documents(world):
     assert {word: " ".join(documents[word].split()) for word in GLOSSARY} == GLOSSARY
 
 
-@pytest.mark.parametrize("verb", ["circuits", "prove", "discover", "edit", "compare"])
+@pytest.mark.parametrize("verb", ["circuits", "prove", "discover", "edit", "compare", "paths", "heads"])
 def test_a_glossary_has_the_words_of_its_page_alone(verb, world):
     page = page_of(world.root / "found" if verb == "circuits" else world.run(verb))
     body, _, glossary = page.partition('<h2 id="glossary">')

@@ -35,6 +35,8 @@ VERBS = {
     "inspect": "inspect PLACE --layer 1 --feature 3 --n-stories 40 --out OUT",
     "features": "features PLACE --layer 1 --feature 0 1 2 --neuronpedia --n-stories 40 --out OUT",
     "graph": "graph PLACE --layer 1 --feature 0 1 2 3 4 5 6 7 --prompt TEXT --n-stories 40 --out OUT",
+    "paths": "paths --model MODEL --saes SAES --layers 1 --prompt TEXT --out OUT",
+    "heads": "heads --model MODEL --n-tokens 12 --n-distances 6 --out OUT",
     "interactions": "interactions PLACE --layer 1 --k 9 --shard-size 5 --coactive --n-stories 40 --out OUT",
     "lowrank": "lowrank PLACE --ranks 1 2 --min-active 3 --out OUT",
     "train": "train TRAIN --device cpu --out OUT",

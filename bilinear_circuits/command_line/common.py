@@ -61,7 +61,7 @@ def check_out(out: str | None) -> None:
         raise ValueError(f"out must be a folder that can be written, got {out}: no permission for {there}.")
 
 
-def saes_of(arguments: CommonArguments, *, reads_corpus: bool = True) -> str:
+def saes_of(arguments: ModelArguments, *, reads_corpus: bool = True) -> str:
     """The dictionaries asked for, or those shipped with the model.
 
     Args:
@@ -77,7 +77,7 @@ def saes_of(arguments: CommonArguments, *, reads_corpus: bool = True) -> str:
         return arguments.saes
     if arguments.model in zoo.names():
         return arguments.model
-    both = reads_corpus and arguments.corpus is None
+    both = reads_corpus and getattr(arguments, "corpus", None) is None
     names, what = ("--saes and --corpus", "dictionaries and stories") if both else ("--saes", "dictionaries")
     raise ValueError(f"{names} must be given for {arguments.model}: {what} are shipped for {', '.join(zoo.names())}.")
 

@@ -21,6 +21,8 @@ from bilinear_circuits.zoo.provenance import provenance as zoo_provenance
 if TYPE_CHECKING:
     from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 
+_TEXTS = ("prompt", "target", "against")  # options that hold text of the user's, which is no path
+
 
 def provenance(
     arguments: CommonArguments,
@@ -32,6 +34,18 @@ def provenance(
     """Gather what it takes to repeat a result: configuration, versions, commit, hashes of all that was read."""
     dictionaries = [dictionary for layer in interactions for dictionary in (layer.sae_in, layer.sae_out)]
     source = zoo_provenance(arguments.model, saes_of(arguments), dictionaries, corpus, n_stories)
+    return source | {"config": shared_config(arguments), "seconds": round(seconds, 1)}
+
+
+def prompt_provenance(arguments: Any, dictionaries: Sequence[Mapping[str, Any]], seconds: float) -> dict[str, Any]:
+    """Gather what it takes to repeat a result of a model that reads no stories.
+
+    Args:
+        arguments: Arguments of a verb, with a model.
+        dictionaries: Sources of the dictionaries that were read.
+        seconds: How long it took.
+    """
+    source = {"model": model_source(arguments.model), "dictionaries": [*dictionaries], "corpus": None, **environment()}
     return source | {"config": shared_config(arguments), "seconds": round(seconds, 1)}
 
 
@@ -55,7 +69,7 @@ def names_hashes(arguments: CommonArguments, layer: int) -> list[str | None]:
 def shared_config(arguments: Any) -> dict[str, Any]:
     """Write options as plain data that can be sent to others: files and folders by the last part of their path."""
     named = {
-        key: value if key.startswith("prompt") else _without_paths(value) for key, value in asdict(arguments).items()
+        key: value if key.startswith(_TEXTS) else _without_paths(value) for key, value in asdict(arguments).items()
     }
     return named | {"out": Path(named["out"]).name} if named.get("out") else named
 

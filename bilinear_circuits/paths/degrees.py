@@ -158,7 +158,7 @@ def _by_roots(
         rows = some.reshape(-1, 1, 1) * frozen.embedded
         found.append(_read(frozen, target, asked, traced, frozen_pass(frozen, rows)))
     value, heads, mlps = (
-        (torch.fft.hfft(torch.cat(some), n=n, dim=0) / n).movedim(0, -1) for some in zip(*found, strict=True)
+        torch.fft.irfft(torch.cat(some).conj_physical(), n=n, dim=0).movedim(0, -1) for some in zip(*found, strict=True)
     )
     return value.clone(), heads, mlps
 

@@ -116,7 +116,7 @@ def inflows(frozen: Frozen, flow: Flow, node: Node, sources: bool) -> Flows:
         ValueError: If nothing flows into nodes of this kind.
     """
     if node.kind in OF_MLP:
-        reads, inside = _mlp_reading(frozen, flow, node)
+        reads, inside = mlp_reading(frozen, flow, node)
         return _from_parts(frozen, node, reads, inside, sources)
     if node.kind != "head":
         raise ValueError(f"node must be a head, an MLP, a feature or an error for others to flow into it, got {node}.")
@@ -145,7 +145,7 @@ def _from_parts(frozen: Frozen, node: Node, reads: Tensor, inside: float, source
     return Flows((*nodes, constant), torch.cat([value, value.new_tensor([inside])]))
 
 
-def _mlp_reading(frozen: Frozen, flow: Flow, node: Node) -> tuple[Tensor, float]:
+def mlp_reading(frozen: Frozen, flow: Flow, node: Node) -> tuple[Tensor, float]:
     """Cotangent with which a node reads the residual stream in front of its MLP, and its constant."""
     layer, t = node.layer, node.position
     assert layer is not None

@@ -85,7 +85,7 @@ class QKForm(Brief):
         self, query: Int[Tensor, " pair"], key: Int[Tensor, " pair"], n_distances: int
     ) -> Float[Tensor, "pair distance"]:
         """Scores of some pairs at distances 0 to n_distances - 1."""
-        product = self.queries[query] * self.keys[key].conj()
+        product = self.queries[query] * self.keys[key].conj_physical()
         phases = self._phases(_distances(n_distances))
         return product.real @ phases.real.T - product.imag @ phases.imag.T
 

@@ -7,25 +7,22 @@ does. Pairs, which a graph has no place for, stand under the key "bilinear_circu
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
-import bilinear_circuits
 from bilinear_circuits.data.token_texts import token_text
 from bilinear_circuits.interactions.activity import Side
 from bilinear_circuits.prompts.attribution import Attribution, PromptAttribution
+from bilinear_circuits.report.graph_draft import FEATURE_TYPE as FEATURE_TYPE
+from bilinear_circuits.report.graph_draft import GENERATOR as GENERATOR
+from bilinear_circuits.report.graph_draft import GRAPH_VERSION as GRAPH_VERSION
+from bilinear_circuits.report.graph_draft import NO_FEATURE, GraphDraft, graph_metadata
+from bilinear_circuits.report.graph_draft import GraphSource as GraphSource
 from bilinear_circuits.report.graph_ids import cantor_pair, shared_index
 from bilinear_circuits.report.payload import plain
 from bilinear_circuits.utilities.feature import Feature
 
-GRAPH_VERSION = 1
-GENERATOR = "bilinear-circuits"
-FEATURE_TYPE = "cross layer transcoder"
 MAX_LINKS, MAX_PAIRS = 2000, 2000
-# The one type of MLPs that neither viewer takes for a feature, and that Neuronpedia's scores do not take for a logit,
-# as they do every type they have no place for.
-_NO_FEATURE = "mlp reconstruction error"
 _ERROR, _BIAS, _REST = -1, -2, -3  # numbers that no feature has
 _PARTS = {
     _ERROR: "what the input dictionary misses",
@@ -42,27 +39,6 @@ _DESCRIPTION = (
     " no links from embeddings. Pairs of input features: key bilinear_circuits."
 )
 _NO_LOGITS = " Next tokens are left out: no feature of the graph is active at the last token, so nothing links to them."
-
-
-@dataclass(frozen=True)
-class GraphSource:
-    """What a graph says of where it comes from.
-
-    Attributes:
-        prompt: The prompt as it was written.
-        slug: Short name of the graph, for file names and addresses.
-        scan: Where circuit-tracer's page looks for feature details.
-        dictionaries: Names of the dictionaries.
-        creator: Who made the graph, if that should be told.
-        provenance: What it was computed with; kept as it is.
-    """
-
-    prompt: str
-    slug: str
-    scan: str
-    dictionaries: tuple[str, ...] = ()
-    creator: str | None = None
-    provenance: Mapping[str, Any] | None = None
 
 
 def graph_payload(
@@ -102,7 +78,7 @@ def graph_payload(
     targets = [_target_id(one) for one in graph.attributions]
     caps = {"max_n_logits": len(graph.logit_ids), "max_links": max_links, "max_pairs": max_pairs}
     return {
-        "metadata": _metadata(source, texts, caps, "" if has_logits(graph) else _NO_LOGITS),
+        "metadata": graph_metadata(source, texts, caps, _DESCRIPTION + ("" if has_logits(graph) else _NO_LOGITS)),
         "qParams": {
             "pinnedIds": targets,
             "supernodes": [],
@@ -140,63 +116,26 @@ def _share(graph: PromptAttribution, limit: int) -> int:
     return max(1, limit // max(1, len(graph.attributions)))
 
 
-class _Draft:
-    """Nodes and links of a graph in the making."""
+class _Draft(GraphDraft):
+    """Nodes and links of a graph of one layer in the making."""
 
     def __init__(self, n_tokens: int, name: Callable[[int, int, Side], str]) -> None:
-        self.nodes: dict[str, dict[str, Any]] = {}
-        self.links: list[dict[str, Any]] = []
-        self._n_tokens, self._name = n_tokens, name
-
-    def add(
-        self,
-        node_id: str,
-        layer: str,
-        feature: int,
-        position: int,
-        feature_type: str,
-        clerp: str,
-        activation: float | None = None,
-    ) -> str:
-        """A node, unless it is there; its id."""
-        first, number, _ = node_id.split("_")
-        reverse = self._n_tokens - 1 - position
-        self.nodes.setdefault(
-            node_id,
-            {
-                "node_id": node_id,
-                "feature": feature,
-                "layer": layer,
-                "ctx_idx": position,
-                "feature_type": feature_type,
-                "token_prob": 0.0,
-                "is_target_logit": False,
-                "run_idx": 0,
-                "reverse_ctx_idx": reverse,
-                "jsNodeId": f"{'L' if feature_type == 'logit' else first}_{number}-{reverse}",
-                "clerp": clerp,
-                "influence": None,
-                "activation": activation,
-            },
-        )
-        return node_id
-
-    def link(self, source: str, target: str, weight: float, removal: float) -> None:
-        self.links.append({"source": source, "target": target, "weight": weight, "removal": removal})
+        super().__init__(n_tokens)
+        self._name = name
 
     def add_target(self, one: Attribution, n_links: int) -> None:
         """An output feature at one token, with everything that feeds it."""
         target = self._feature(one, one.feature, "out", one.activation)
         columns = (one.inputs, one.values, one.shares, one.removals)
         for feature, value, weight, removal in zip(*(column[:n_links].tolist() for column in columns), strict=True):
-            self.link(self._feature(one, feature, "in", value), target, weight, removal)
+            self.link(self._feature(one, feature, "in", value), target, weight, removal=removal)
         parts = {_ERROR: (one.error, one.error_removal), _BIAS: (one.bias, one.bias_removal)}
         if len(one.shares) > n_links:
             parts[_REST] = (one.shares[n_links:].sum().item(), one.joint_removal(one.inputs[n_links:]))
         for number, numbers in parts.items():
             node_id = _node_id(one.layer, number, one.position)
-            self.add(node_id, str(one.layer), number, one.position, _NO_FEATURE, _PARTS[number])
-            self.link(node_id, target, *numbers)
+            self.add(node_id, str(one.layer), number, one.position, NO_FEATURE, _PARTS[number])
+            self.link(node_id, target, numbers[0], removal=numbers[1])
 
     def _feature(self, one: Attribution, feature: int, side: Side, activation: float) -> str:
         index = shared_index(feature, side, one.d_sae_out)
@@ -219,10 +158,7 @@ class _Draft:
         for link in self.links:
             if self.nodes[link["target"]]["feature_type"] != "logit" and fed[link["target"]]:
                 weight[link["source"]] += abs(link["weight"]) / fed[link["target"]]
-        total, so_far = sum(weight.values()), 0.0
-        for node_id in sorted(weight, key=lambda one: -weight[one]):
-            so_far += weight[node_id]
-            self.nodes[node_id]["influence"] = min(1.0, round(so_far / total, 6)) if total else 0.0
+        self.share_out(weight)
 
 
 def _node_id(layer: int, number: int, position: int) -> str:
@@ -245,27 +181,7 @@ def _add_logits(draft: _Draft, graph: PromptAttribution, tokenizer: Any) -> None
         for one in graph.attributions:
             if one.direct is not None:
                 effect = one.direct[index].item()
-                draft.link(_target_id(one), node_id, effect, -effect)
-
-
-def _metadata(source: GraphSource, texts: Sequence[str], caps: Mapping[str, int], remark: str) -> dict[str, Any]:
-    info: dict[str, Any] = {
-        "description": _DESCRIPTION + remark,
-        "generator": {"name": GENERATOR, "version": bilinear_circuits.__version__},
-    }
-    if source.creator:
-        info["creator_name"] = source.creator
-    return {
-        "slug": source.slug,
-        "scan": source.scan,
-        "transcoder_list": list(source.dictionaries),
-        "prompt_tokens": list(texts),
-        "prompt": source.prompt,
-        "node_threshold": 1.0,
-        "schema_version": GRAPH_VERSION,
-        "info": info,
-        "generation_settings": dict(caps),
-    }
+                draft.link(_target_id(one), node_id, effect, removal=-effect)
 
 
 def _target(one: Attribution, n_pairs: int) -> dict[str, Any]:
