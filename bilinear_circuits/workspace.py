@@ -59,7 +59,7 @@ class Workspace:
     progress: Progress
 
     def __repr__(self) -> str:
-        layers = ", ".join(str(one.mlp.layer) for one in self.interactions)
+        layers = ", ".join(str(layer.mlp.layer) for layer in self.interactions)
         return f"Workspace({self.model_name!r}, layers [{layers}], {len(self.stories):,} stories, seed={self.seed})"
 
     @classmethod
@@ -120,9 +120,9 @@ class Workspace:
     @property
     def provenance(self) -> dict[str, Any]:
         """Versions, commit, hashes and seed, which it takes to repeat a result."""
-        dictionaries = [dictionary for one in self.interactions for dictionary in (one.sae_in, one.sae_out)]
+        dictionaries = [dictionary for layer in self.interactions for dictionary in (layer.sae_in, layer.sae_out)]
         source = provenance(self.model_name, self.saes, dictionaries, self.corpus, len(self.stories))
-        return source | {"config": {"seed": self.seed, "layers": [one.mlp.layer for one in self.interactions]}}
+        return source | {"config": {"seed": self.seed, "layers": [layer.mlp.layer for layer in self.interactions]}}
 
     def layer(self, layer: int) -> FeatureInteractions:
         """The interactions of one layer.
@@ -182,7 +182,7 @@ class Workspace:
             TypeError: If it is no search.
         """
         check_kind("search", search, CircuitSearch, _SEARCH)
-        edits = [FormEdit.of(self.layer(one.layer), one.feature, rank, factor) for one in search.targets]
+        edits = [FormEdit.of(self.layer(target.layer), target.feature, rank, factor) for target in search.targets]
         return edit_model(self.model, edits)
 
     def discover(self, settings: DiscoverySettings | None = None) -> DiscoverySearch:
@@ -192,7 +192,9 @@ class Workspace:
     def profile(self, layer: int, feature: int) -> FeatureProfile:
         """Measure one output feature."""
         self.layer(layer)
-        (activity,) = (one for one in self.activity if one.interactions.mlp.layer == layer)
+        (activity,) = (
+            layer_activity for layer_activity in self.activity if layer_activity.interactions.mlp.layer == layer
+        )
         return profile_feature(activity, feature, unembedding(self.model).to(activity.x), self.model.tokenizer)
 
     def explain(self, prompt: str, features: Sequence[tuple[int, int]]) -> PromptAccount:

@@ -40,14 +40,14 @@ def progress_panels(document: Mapping[str, Any]) -> dict[str, Spec]:
     panels = {}
     for column, rank in enumerate(document["ranks"]):
         shares = [
-            (one["name"], (one["training_tokens"], *_percent(one["low_rank"][column]["share"])))
-            for one in stages
-            if one["low_rank"]
+            (stage["name"], (stage["training_tokens"], *_percent(stage["low_rank"][column]["share"])))
+            for stage in stages
+            if stage["low_rank"]
         ]
         panels[f"share-{rank}"] = _panel(stages, shares, f"above {document['threshold']:g} at rank {rank} (%)")
         panels[f"share-{rank}"]["layout"]["yaxis"]["range"] = [0, 100]
     for key, title in (("fvu", "FVU"), ("ce_recovered", "CE recovered"), ("n_dead", "dead features")):
-        points = [(one["name"], (one["training_tokens"], one[key], None, None)) for one in stages]
+        points = [(stage["name"], (stage["training_tokens"], stage[key], None, None)) for stage in stages]
         panels[key] = _panel(stages, points, title)
     return panels
 
@@ -57,7 +57,7 @@ def _percent(share: Mapping[str, Any]) -> list[float | None]:
 
 
 def _panel(stages: Sequence[Mapping[str, Any]], points: Sequence[tuple[str, _Point]], title: str) -> Spec:
-    layers = list(dict.fromkeys(Side.of(one["name"]).layer for one in stages))
+    layers = list(dict.fromkeys(Side.of(stage["name"]).layer for stage in stages))
     lines: dict[str, list[_Point]] = {}
     for name, point in points:
         lines.setdefault(name, []).append(point)

@@ -137,11 +137,11 @@ def trends(stages: Sequence[Stage], rank: int = 2, threshold: float = 0.75) -> t
         ValueError: If the rank was not measured.
     """
     found = []
-    for name in dict.fromkeys(one.hook_name for one in stages if one.low_rank is not None):
-        rows = [one for one in stages if one.hook_name == name]
-        share = [one.low_rank.share_above(rank, threshold).value for one in rows if one.low_rank is not None]
-        fvu = spearman([one.reconstruction.fvu for one in rows], share)
-        found.append(Trend(name, rank, len(rows), fvu, spearman([one.loss.recovered for one in rows], share)))
+    for name in dict.fromkeys(stage.hook_name for stage in stages if stage.low_rank is not None):
+        rows = [stage for stage in stages if stage.hook_name == name]
+        share = [row.low_rank.share_above(rank, threshold).value for row in rows if row.low_rank is not None]
+        fvu = spearman([row.reconstruction.fvu for row in rows], share)
+        found.append(Trend(name, rank, len(rows), fvu, spearman([row.loss.recovered for row in rows], share)))
     return tuple(found)
 
 

@@ -110,16 +110,18 @@ def prove(
     """
     interactions, rank, n_controls = activity.interactions, settings.rank, settings.controls
     proofs = []
-    for one in progress(evidence, f"prove layer {interactions.mlp.layer}"):
+    for circuit in progress(evidence, f"prove layer {interactions.mlp.layer}"):
         generator = torch.Generator().manual_seed(seed)
-        active = sites.active(interactions.sae_out, one.feature)
-        removed = removal_edit(interactions, one.feature, interactions.spectrum(one.feature, rank))
-        ablated = ablation_edit(interactions, one.feature)
+        active = sites.active(interactions.sae_out, circuit.feature)
+        removed = removal_edit(interactions, circuit.feature, interactions.spectrum(circuit.feature, rank))
+        ablated = ablation_edit(interactions, circuit.feature)
         removal, ablation = sites.effect(removed), sites.effect(ablated)
         at_active = bootstrap(removal[active], generator)
         here, sets = sites.select(active), control_sets(activity, screen)
         (controls, table), (trigger_controls, trigger_table) = (
-            _run_controls(matched(screen, *one_set, one.feature, n_controls), activity, screen, here, rank, generator)
+            _run_controls(
+                matched(screen, *one_set, circuit.feature, n_controls), activity, screen, here, rank, generator
+            )
             for one_set in sets
         )
         every = (*controls, *trigger_controls)

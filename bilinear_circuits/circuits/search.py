@@ -136,7 +136,7 @@ def find_circuits(
     sites = _trigger_sites(query, tokens, proof_stories, settings)
     activity = collect_activity(model, interactions, ranking_stories, progress)
     directions = unembedding(model).to(activity[0].x)
-    screens = [screen_features(one, tokens, directions) for one in activity]
+    screens = [screen_features(layer_activity, tokens, directions) for layer_activity in activity]
     ranking = _rank(activity, screens, settings, seed, progress)
     chosen = [e for sign in (1, -1) for e in [e for e in ranking if e.sign == sign][: settings.circuits]]
     if not chosen:
@@ -145,12 +145,12 @@ def find_circuits(
             f" tokens in {len(ranking_stories)} stories. Use more stories."
         )
     proofs: dict[str, CausalProof] = {}
-    for one, screen in zip(activity, screens, strict=True):
-        layer = one.interactions.mlp.layer
+    for layer_activity, screen in zip(activity, screens, strict=True):
+        layer = layer_activity.interactions.mlp.layer
         if here := [evidence for evidence in chosen if evidence.layer == layer]:
             at_sites = Runs(model, layer, sites, tokens)
             losses = Runs(model, layer, Sites.everywhere(loss_stories), CrossEntropy())
-            found = prove(here, one, at_sites, losses, screen, settings, seed, progress)
+            found = prove(here, layer_activity, at_sites, losses, screen, settings, seed, progress)
             proofs |= {evidence.name: proof for evidence, proof in zip(here, found, strict=True)}
     circuits = tuple(
         Circuit(e, profile_feature(_of_layer(activity, e.layer), e.feature, directions, tokenizer), proofs[e.name])
@@ -191,8 +191,8 @@ def _rank(
 ) -> list[Evidence]:
     """The rankings of all layers as one."""
     ranking: list[Evidence] = []
-    for one, screen in zip(activity, screens, strict=True):
-        ranking += rank_features(one, screen, settings.shortlist, settings.baseline, seed, progress)
+    for layer_activity, screen in zip(activity, screens, strict=True):
+        ranking += rank_features(layer_activity, screen, settings.shortlist, settings.baseline, seed, progress)
     return sorted(ranking, key=lambda evidence: -evidence.score)
 
 
@@ -219,7 +219,7 @@ def story_parts(
 
 
 def _of_layer(activity: Sequence[LayerActivity], layer: int) -> LayerActivity:
-    return next(one for one in activity if one.interactions.mlp.layer == layer)
+    return next(layer_activity for layer_activity in activity if layer_activity.interactions.mlp.layer == layer)
 
 
 def _decoder_cosine(activity: Sequence[LayerActivity], chosen: Sequence[Evidence]) -> Tensor:

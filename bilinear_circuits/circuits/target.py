@@ -70,7 +70,7 @@ def named(circuits: Sequence[T], names: str | Sequence[str]) -> tuple[T, ...]:
     Raises:
         ValueError: If there is none of that name, or none is asked for.
     """
-    known = {one.name: one for one in circuits}
+    known = {circuit.name: circuit for circuit in circuits}
     names = [names] if isinstance(names, str) else names
     for name in names:
         if name not in known:

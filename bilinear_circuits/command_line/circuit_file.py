@@ -53,7 +53,7 @@ class CircuitFile:
     @property
     def layers(self) -> list[int]:
         """Layers of the circuits, each once, in order."""
-        return sorted({one.layer for one in self.targets})
+        return sorted({target.layer for target in self.targets})
 
     def only(self, names: Sequence[str]) -> "CircuitFile":
         """Keep some of the circuits, by their names (4/143), in the order asked for.
@@ -118,10 +118,10 @@ def read_circuit_file(path: str) -> CircuitFile:
     corpus = _typed(source, "corpus", dict, f"provenance of {path}")
     dictionaries = _typed(source, "dictionaries", list, f"provenance of {path}")
     targets = [
-        _target(one, f"circuits[{index}] of {path}")
-        for index, one in enumerate(_typed(document, "circuits", list, path))
+        _target(circuit, f"circuits[{index}] of {path}")
+        for index, circuit in enumerate(_typed(document, "circuits", list, path))
     ]
-    names = [one.name for one in targets]
+    names = [target.name for target in targets]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"circuits of {path} must be one or more, each once, got {', '.join(names) or 'none'}.")
     seed = _typed(document, "seed", int, path)
@@ -227,10 +227,10 @@ def read_ranking(path: str) -> dict[Feature, int]:
         ValueError: If it is no JSON, or not what `bilinear-circuits circuits` writes.
     """
     ranking: dict[Feature, int] = {}
-    for index, one in enumerate(_typed(_document(path), "ranking", list, path)):
+    for index, evidence in enumerate(_typed(_document(path), "ranking", list, path)):
         where = f"ranking[{index}] of {path}"
-        layer, feature = (_counted(one, name, 0, where) for name in ("layer", "feature"))
-        sign = _typed(one, "sign", int, where)
+        layer, feature = (_counted(evidence, name, 0, where) for name in ("layer", "feature"))
+        sign = _typed(evidence, "sign", int, where)
         if sign not in (1, -1):
             raise ValueError(f"sign of {where} must be 1 or -1, got {sign}.")
         ranking.setdefault(Feature(layer, feature), sign)
@@ -247,9 +247,12 @@ def read_proofs(path: str) -> dict[str, dict[str, Any]]:
     document = _document(path)
     query = _typed(document, "query", dict, path)
     proofs = {}
-    for index, one in enumerate(_typed(document, "circuits", list, path)):
+    for index, circuit in enumerate(_typed(document, "circuits", list, path)):
         where = f"circuits[{index}] of {path}"
-        known, verdict, proof = _target(one, where), *(_typed(one, key, dict, where) for key in ("verdict", "proof"))
+        known, verdict, proof = (
+            _target(circuit, where),
+            *(_typed(circuit, key, dict, where) for key in ("verdict", "proof")),
+        )
         pole = "positive" if known.sign > 0 else "negative"
         effects = {name: _typed(proof, name, dict, where) for name in ("removal", "control", "ce_removal")}
         proofs[known.name] = {**verdict, "pole": pole, "words": _typed(query, pole, list, path), **effects}

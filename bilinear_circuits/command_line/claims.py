@@ -36,7 +36,7 @@ def claimed(out: str | Path | None, wait: bool = False) -> Iterator[None]:
         return
     folder = Path(out).resolve()
     _restore(folder)
-    made = [one for one in (folder, *folder.parents) if not one.exists()]
+    made = [ancestor for ancestor in (folder, *folder.parents) if not ancestor.exists()]
     try:
         with _locked(folder, str(out), wait):
             clear_half_written(folder)  # only who holds the folder writes beside it under its name
@@ -101,7 +101,7 @@ def clear_half_written(folder: Path) -> None:
 
 def _half_written(folder: Path) -> list[Path]:
     name = re.compile(rf"\.{re.escape(folder.name)}-\w{{8}}{re.escape(HALF_WRITTEN)}")  # as tempfile makes them
-    return [one for one in folder.parent.glob(f".*{HALF_WRITTEN}") if name.fullmatch(one.name)]
+    return [path for path in folder.parent.glob(f".*{HALF_WRITTEN}") if name.fullmatch(path.name)]
 
 
 def _restore(folder: Path) -> None:

@@ -29,10 +29,10 @@ def explain(error: Exception, out: Path | None) -> tuple[str, int]:
         One line for the user, and the exit code.
     """
     chain = list(_chain(error))
-    if any(_is_full(one) for one in chain) or (not isinstance(error, ValueError) and _free(out) < _LEAST_FREE):
+    if any(_is_full(cause) for cause in chain) or (not isinstance(error, ValueError) and _free(out) < _LEAST_FREE):
         where = f" of {out}" if out is not None else ""
         return f"the disk{where} is full: make room and give the same command again ({reason_of(error)})", MISTAKE
-    if any(isinstance(one, MemoryError) or _says(one, _SAYS_MEMORY) for one in chain):
+    if any(isinstance(cause, MemoryError) or _says(cause, _SAYS_MEMORY) for cause in chain):
         return f"not enough memory: {reason_of(error)}. Ask for less at once, or use a larger machine.", MISTAKE
     if isinstance(error, ValueError | OSError):
         return str(error), MISTAKE

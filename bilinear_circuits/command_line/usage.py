@@ -38,7 +38,7 @@ def usage(prog: str, actions: Sequence[argparse.Action]) -> str:
 
 
 def _option(action: argparse.Action) -> str:
-    name = next(one for one in action.option_strings if one.startswith("--"))
+    name = next(option_string for option_string in action.option_strings if option_string.startswith("--"))
     is_flag = action.nargs == 0 or isinstance(action.default, bool)
     return name if is_flag else f"{name} {_name(action)}"
 

@@ -102,7 +102,7 @@ def run(arguments: Arguments) -> None:
     layers = layers_for(sources)
     corpus = corpus_for(arguments, sources)
     stories = corpus.read(arguments.n_stories)
-    loaded = [common.load_interactions(source.place, one) for source, one in zip(sources, layers, strict=True)]
+    loaded = [common.load_interactions(source.place, layer) for source, layer in zip(sources, layers, strict=True)]
     first, *others = circuit_sets(sources, loaded, corpus, stories)
     result = StabilityTable(
         tuple(
@@ -119,7 +119,7 @@ def run(arguments: Arguments) -> None:
             for other in others
         )
     )
-    print("\n\n".join([*(describe(one) for one in result.comparisons), summary(result)]))
+    print("\n\n".join([*(describe(comparison) for comparison in result.comparisons), summary(result)]))
     if arguments.out is not None:
         source = provenance(arguments, sources, loaded, corpus, len(stories), time.perf_counter() - started)
         with common.written_whole(arguments.out, first=OUTPUTS.record) as folder:
@@ -165,7 +165,7 @@ def layers_for(sources: Sequence[Source]) -> list[list[int]]:
     layers = sorted({layer for source in sources for layer in source.file.layers})
     one_model = len({source.file.model_files.sha256 for source in sources}) == 1
     saes = [common.saes_of(source.place, reads_corpus=False) for source in sources]
-    return [common.check_layers(layers if one_model else None, one) for one in saes]
+    return [common.check_layers(layers if one_model else None, sae) for sae in saes]
 
 
 def corpus_for(arguments: Arguments, sources: Sequence[Source]) -> Corpus:
@@ -211,7 +211,7 @@ def circuit_sets(
             source.name,
             collect_activity(model, interactions, tokens, common.bar),
             unembedding(model),
-            tuple(one.key for one in source.file.targets),
+            tuple(target.key for target in source.file.targets),
         )
         for source, (model, interactions) in zip(sources, loaded, strict=True)
     ]
@@ -260,9 +260,10 @@ def _check_places(arguments: Arguments, files: Sequence[CircuitFile]) -> None:
         if values is None
     }
     if missing := [name for name, names in unknown.items() if names]:
+        used = dict.fromkeys(name for option in missing for name in unknown[option])
         raise ValueError(
             f"{' and '.join(f'--{name}' for name in missing)} must be given, one for all files or one for each: they"
-            f" were made with {', '.join(dict.fromkeys(one for name in missing for one in unknown[name]))}, not shipped"
+            f" were made with {', '.join(used)}, not shipped"
             f" ({', '.join(zoo.names())}) or moved since."
         )
 

@@ -89,14 +89,14 @@ def run(arguments: Arguments) -> None:
     tokens = tokenized(corpus, stories, model.tokenizer, context_length(model))
     activity = collect_activity(model, interactions, tokens, common.bar)
     scores = [
-        score_layer(one, data, settings, arguments.seed, common.bar)
-        for one, data in zip(interactions, activity, strict=True)
+        score_layer(layer, data, settings, arguments.seed, common.bar)
+        for layer, data in zip(interactions, activity, strict=True)
     ]
     search = discover(interactions, activity, settings, arguments.seed, common.bar, scores)
-    pairs = [pair for one, own in zip(interactions, scores, strict=True) for pair in plane_pairs(one, own)]
+    pairs = [pair for layer, own in zip(interactions, scores, strict=True) for pair in plane_pairs(layer, own)]
     unmet = [
-        interference(one, data.inputs, len(data.x), arguments.n_largest, arguments.seed, common.bar)
-        for one, data in zip(interactions, activity, strict=True)
+        interference(layer, data.inputs, len(data.x), arguments.n_largest, arguments.seed, common.bar)
+        for layer, data in zip(interactions, activity, strict=True)
         if arguments.n_largest
     ]
     names = FeatureNames(activity, model.tokenizer)
@@ -140,15 +140,15 @@ def summary(search: "DiscoverySearch", names: "FeatureNames", n_listed: int) -> 
         "",
         "motif        discoveries  echoes  smallest significant score  99 % points: " + ", ".join(search.high_scores),
     ]
-    counts, echoes = (Counter(one.motif for one in part) for part in (search.discoveries, search.echoes))
+    counts, echoes = (Counter(discovery.motif for discovery in part) for part in (search.discoveries, search.echoes))
     for motif in MOTIFS:
         points = ", ".join(f"{column[motif]:.3f}" for column in search.high_scores.values())
         cutoff = f"{search.cutoffs[motif]:.3f}"
         lines.append(f"{motif:<11}  {counts[motif]:>11}  {echoes[motif]:>6}  {cutoff:<26}  {points}")
     for motif in MOTIFS:
-        best = [one for one in search.discoveries if one.motif == motif][:n_listed]
+        best = [discovery for discovery in search.discoveries if discovery.motif == motif][:n_listed]
         if best:
-            lines += ["", f"{motif}:"] + [line for one in best for line in _described(one, names)]
+            lines += ["", f"{motif}:"] + [line for discovery in best for line in _described(discovery, names)]
     return "\n".join(lines)
 
 
@@ -183,7 +183,9 @@ def pair_table(pairs: "Sequence[PlanePair]", names: "FeatureNames", fdr: float, 
     lines = ["", f"output features and the one nearest to their plane (beyond chance): {count}"]
     for kind in ("antipodal", "shared plane"):
         for pair in [one for one in pairs if one.kind == kind][:n_listed]:
-            first, second = (f"{Feature(pair.layer, one)} ({_tokens(names, pair.layer, one)})" for one in pair.features)
+            first, second = (
+                f"{Feature(pair.layer, feature)} ({_tokens(names, pair.layer, feature)})" for feature in pair.features
+            )
             numbers = f"overlap {pair.overlap:.2f}, forms {pair.correlation:+.2f}, decoders {pair.decoder_cosine:+.2f}"
             numbers += f", q {pair.q:.2g}"
             lines.append(f"  {kind:<12} {first} and {second}: {numbers}")
@@ -193,14 +195,15 @@ def pair_table(pairs: "Sequence[PlanePair]", names: "FeatureNames", fdr: float, 
 def interference_table(unmet: "Sequence[Interference]") -> str:
     """Write as text how many of the largest interactions never meet."""
     lines = []
-    for one in unmet:
+    for check in unmet:
         lines.append(
-            f"layer {one.layer}: of the {one.k} largest interactions of two input features {100 * one.never:.0f} % join"
-            f" features never active together (random pairs: {100 * one.never_random:.0f} %);"
+            f"layer {check.layer}: of the {check.k} largest interactions of two input features"
+            f" {100 * check.never:.0f} % join features never active together"
+            f" (random pairs: {100 * check.never_random:.0f} %);"
         )
         lines.append(
-            f"  weighted by co-activation their ranks correlate {one.rank_correlation:+.2f}, and {100 * one.kept:.0f} %"
-            f" of the largest {one.k} of {10 * one.k} stay among them"
+            f"  weighted by co-activation their ranks correlate {check.rank_correlation:+.2f}, and"
+            f" {100 * check.kept:.0f} % of the largest {check.k} of {10 * check.k} stay among them"
         )
     return "\n".join([*lines, ""]) if lines else ""
 
@@ -224,7 +227,7 @@ def _write(
         tables.write(folder, "discoveries", _columns(search, names))
         document = {"schema_version": 1, "kind": OUTPUTS.kind, "provenance": source}
         rows = [asdict(pair) for pair in pairs]
-        document |= {"pairs": rows, "interference": [asdict(one) for one in unmet]}
+        document |= {"pairs": rows, "interference": [asdict(check) for check in unmet]}
         (folder / "pairs.json").write_text(common.to_json(plain(document)), encoding="utf-8")
     common.write_page(out, lambda: discovery_page(search, pairs, unmet, names, source))
 
@@ -235,6 +238,6 @@ def _columns(search: "DiscoverySearch", names: "FeatureNames") -> tables.Columns
 
     columns = columns_of(search)
     rows = (*search.discoveries, *search.echoes, *search.apart)
-    columns["at"] = [_tokens(names, one.layer, one.feature) for one in rows]
-    columns["blocks"] = ["; ".join(_block(block, one.layer, names) for block in one.blocks) for one in rows]
+    columns["at"] = [_tokens(names, row.layer, row.feature) for row in rows]
+    columns["blocks"] = ["; ".join(_block(block, row.layer, names) for block in row.blocks) for row in rows]
     return columns

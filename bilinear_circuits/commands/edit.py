@@ -132,7 +132,7 @@ def factors_of(arguments: Arguments, asked: CircuitFile, ranking: Mapping[Featur
     Raises:
         ValueError: If a feature is not in the ranking, or nothing is left to edit.
     """
-    chosen = {one.key: one.sign for one in asked.targets}
+    chosen = {target.key: target.sign for target in asked.targets}
     if arguments.features is not None:
         named = [Feature.parse(name) for name in arguments.features]
         for name in named:
@@ -177,7 +177,7 @@ def _check_out(arguments: Arguments) -> None:
 def _edits(interactions: "list[FeatureInteractions]", factors: Mapping[Feature, float], rank: int) -> "list[FormEdit]":
     from bilinear_circuits.surgery import FormEdit
 
-    by_layer = {one.mlp.layer: one for one in interactions}
+    by_layer = {layer.mlp.layer: layer for layer in interactions}
     edits = []
     for name, factor in factors.items():
         edits.append(FormEdit.of(by_layer[name.layer], name.number, rank, factor))

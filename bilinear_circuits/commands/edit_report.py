@@ -53,8 +53,11 @@ def summary(report: "EditReport", name: str) -> str:
         f"{'':<24}{'where a feature is active':<36}all trigger sites",
         _row("edited model", report.effect, report.effect_all_sites),
         _row("predicted with hooks", report.predicted),
-        *(_row(f"{one.name} x {one.factor:g} alone", one.effect, one.effect_all_sites) for one in report.features),
-        *(_row(f"rank {one.rank}", one.effect) for one in report.ranks),
+        *(
+            _row(f"{feature.name} x {feature.factor:g} alone", feature.effect, feature.effect_all_sites)
+            for feature in report.features
+        ),
+        *(_row(f"rank {rank.rank}", rank.effect) for rank in report.ranks),
         _row("controls, mean", report.control) + " sets of features of like frequency and norm",
         _row("controls, mean size", report.trigger_control) + " sets of features that act at triggers",
         "",
@@ -89,7 +92,7 @@ def interval(effect: "Effect", digits: int = 3) -> str:
 
 
 def _row(label: str, *effects: "Effect") -> str:
-    return f"  {label:<22}" + "".join(f"{interval(one):<26}{one.n:>4}      " for one in effects).rstrip()
+    return f"  {label:<22}" + "".join(f"{interval(effect):<26}{effect.n:>4}      " for effect in effects).rstrip()
 
 
 def _prediction_row(label: str, shift: Any) -> str:

@@ -91,7 +91,7 @@ class PromptAnswers:
 
         self.names = tuple(Feature(*one) for one in names)
         self._model = model
-        exact = {one.interactions.mlp.layer: in_float64(one.interactions) for one in activities}
+        exact = {activity.interactions.mlp.layer: in_float64(activity.interactions) for activity in activities}
         self._interactions = tuple(exact.values())
         self._edits = {name: FormEdit.of(exact[name[0]], name[1], RANK) for name in self.names}
         self._name = FeatureNames(activities, model.tokenizer)
@@ -148,7 +148,7 @@ def run(arguments: Arguments) -> None:
     with common.written_whole(arguments.out, first=OUTPUTS.record) as folder:
         (folder / "explorer.json").write_text(common.to_json(document), encoding="utf-8")
         (folder / "explorer.html").write_text(page, encoding="utf-8")
-    names = ", ".join(one["name"] for one in document["circuits"])
+    names = ", ".join(circuit["name"] for circuit in document["circuits"])
     print(f"circuits {names} in {len(document['prompts'])} prompts, {time.perf_counter() - started:.0f} s. Written:")
     print(f"  {Path(arguments.out) / 'explorer.html'} ({len(page.encode()) / 1e6:.1f} MB)")
     print(f"  {Path(arguments.out) / 'explorer.json'}")
@@ -203,8 +203,8 @@ def _measured(
         for layer, feature in common.bar(names, "circuits")
     ]
     around = [
-        neighbourhood(activities[one.layer], one, model.tokenizer, n_members)
-        for one in common.bar(profiles, "input features")
+        neighbourhood(activities[profile.layer], profile, model.tokenizer, n_members)
+        for profile in common.bar(profiles, "input features")
     ]
     return profiles, around
 
@@ -215,7 +215,7 @@ def _resolved(arguments: Arguments, names: Sequence[Feature], corpus: Corpus) ->
         arguments,
         circuit=None if arguments.circuit is None else Path(arguments.circuit).name,
         prompts=None if arguments.prompts is None else Path(arguments.prompts).name,
-        features=[str(one) for one in names],
+        features=[str(name) for name in names],
         saes=common.saes_of(arguments),
         corpus=records.display_name(corpus.path),
     )
@@ -232,7 +232,7 @@ def read_prompts(path: str) -> tuple[str, ...]:
     texts = content.pop("prompts", None)
     if content:
         raise ValueError(f"{path} must hold the key prompts alone, got {', '.join(map(str, content))} too.")
-    if not isinstance(texts, list) or not texts or not all(isinstance(one, str) and one.strip() for one in texts):
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) and text.strip() for text in texts):
         raise ValueError(f'prompts of {path} must be a list of texts, got {texts!r:.60}. Quote texts such as "no".')
     return tuple(dict.fromkeys(texts))
 
@@ -242,7 +242,7 @@ def _asked_for(arguments: Arguments, asked: CircuitFile | None) -> tuple[list[Fe
     if asked is not None and arguments.circuit is not None:
         chosen = (asked if arguments.features is None else asked.only(arguments.features)).targets
         asked.check_source(arguments)
-        return [one.key for one in chosen], read_proofs(arguments.circuit)
+        return [circuit.key for circuit in chosen], read_proofs(arguments.circuit)
     if not arguments.features:
         raise ValueError("a CIRCUIT.json or --features must be given, such as --features 4/143 4/1846, got neither.")
     return [Feature.parse(name) for name in dict.fromkeys(arguments.features)], {}

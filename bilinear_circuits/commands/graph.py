@@ -195,7 +195,7 @@ def describe(graph: "PromptAttribution", tokenizer: Any, name: "FeatureNames") -
         f"next: {', '.join(f'{token_text(tokenizer, token_id)} {p:.2g}' for token_id, p in likeliest)}",
     ]
     for feature in graph.features:
-        found = [one for one in graph.attributions if one.key == feature]
+        found = [attribution for attribution in graph.attributions if attribution.key == feature]
         where = f"active at {len(found)} of {len(texts) - 1} tokens"
         lines += ["", f"{Feature(*feature)} ({name(*feature, 'out')}): {where}"]
         if found:
@@ -225,4 +225,4 @@ def _row(one: "Attribution", token: str, name: "FeatureNames") -> list[str]:
 
 
 def _pair(first: int, second: int, layer: int, name: "FeatureNames") -> str:
-    return " x ".join(f"{one} {name(layer, one, 'in')}" for one in dict.fromkeys((first, second)))
+    return " x ".join(f"{feature} {name(layer, feature, 'in')}" for feature in dict.fromkeys((first, second)))

@@ -83,7 +83,7 @@ class GraphFolder:
             return {"graphs": []}
         listed = read_json(file, LIST)
         graphs = listed.get("graphs")
-        if not isinstance(graphs, list) or not all(isinstance(one, dict) and "slug" in one for one in graphs):
+        if not isinstance(graphs, list) or not all(isinstance(graph, dict) and "slug" in graph for graph in graphs):
             raise ValueError(
                 f'{LIST} must hold a list "graphs" of entries with a slug, got {file}, which does not. Repair or remove'
                 " it, or name another --out."
@@ -92,11 +92,11 @@ class GraphFolder:
 
     def _with_entry(self, metadata: Mapping[str, Any]) -> dict[str, Any]:
         listed = self._listed()
-        others = [one for one in listed["graphs"] if one["slug"] != self.slug]
+        others = [graph for graph in listed["graphs"] if graph["slug"] != self.slug]
         return {**listed, "graphs": [*others, metadata]}
 
     def _check_slug(self, prompt: str) -> None:
-        entries = [one for one in self._listed()["graphs"] if one["slug"] == self.slug]
+        entries = [graph for graph in self._listed()["graphs"] if graph["slug"] == self.slug]
         files = [self.folder / part / f"{self.slug}.json" for part in (".", NEURONPEDIA)]
         known = [read_json(file, file.name).get("metadata") for file in files if file.is_file()]
         for metadata in (*known, *entries):

@@ -196,14 +196,14 @@ def describe(table: "HeadTable", texts: list[str]) -> str:
         f" composition by chance {table.chance:.3f}",
         "head  copying  distance  Q-composition   K-composition   V-composition   moves; looks",
     ]
-    for one in table.heads:
-        row, column = texts[int(one.moves.row[0])], texts[int(one.moves.column[0])]
-        query, key = texts[int(one.looks.query[0])], texts[int(one.looks.key[0])]
-        by = "".join(f"{composition_text(one, by):<16}" for by in "QKV")
+    for head in table.heads:
+        row, column = texts[int(head.moves.row[0])], texts[int(head.moves.column[0])]
+        query, key = texts[int(head.looks.query[0])], texts[int(head.looks.key[0])]
+        by = "".join(f"{composition_text(head, by):<16}" for by in "QKV")
         lines.append(
-            f"{one.name:<6}{100 * one.copying:5.0f} %  {one.distance:8}  {by}{visible(row)} ->"
-            f" {visible(column)} {one.moves.value[0]:+.2f}; {visible(query)} at {visible(key)},"
-            f" {int(one.looks.distance[0])} before {one.looks.score[0]:+.1f}"
+            f"{head.name:<6}{100 * head.copying:5.0f} %  {head.distance:8}  {by}{visible(row)} ->"
+            f" {visible(column)} {head.moves.value[0]:+.2f}; {visible(query)} at {visible(key)},"
+            f" {int(head.looks.distance[0])} before {head.looks.score[0]:+.1f}"
         )
     return "\n".join(lines)
 
@@ -234,23 +234,23 @@ def _heads_payload(table: "HeadTable", texts: list[str]) -> dict[str, Any]:
         "n_tokens": len(texts),
         "heads": [
             {
-                "layer": one.layer,
-                "head": one.head,
-                "copying": one.copying,
-                "distance": one.distance,
-                "by_distance": one.by_distance,
-                "spread": one.spread,
-                "composition": [each._asdict() for each in one.compositions],
-                "read": one.read._asdict(),
+                "layer": head.layer,
+                "head": head.head,
+                "copying": head.copying,
+                "distance": head.distance,
+                "by_distance": head.by_distance,
+                "spread": head.spread,
+                "composition": [each._asdict() for each in head.compositions],
+                "read": head.read._asdict(),
                 "moves": [
                     {"token": texts[row], "promoted": texts[column], "value": value}
-                    for row, column, value in zip(*one.moves.table().values(), strict=True)
+                    for row, column, value in zip(*head.moves.table().values(), strict=True)
                 ],
                 "looks": [
                     {"query": texts[query], "key": texts[key], "distance": distance, "score": score}
-                    for query, key, distance, score in zip(*one.looks.table().values(), strict=True)
+                    for query, key, distance, score in zip(*head.looks.table().values(), strict=True)
                 ],
             }
-            for one in table.heads
+            for head in table.heads
         ],
     }

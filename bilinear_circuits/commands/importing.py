@@ -175,7 +175,7 @@ def _load(file: Path) -> "dict[str, Tensor]":
             f"weights must be plain tensors, got {file}, which is damaged or holds other objects. Those are never"
             " unpickled, because that can run code of the file: convert it to safetensors where you trust it."
         ) from error
-    if not isinstance(content, dict) or not all(isinstance(one, torch.Tensor) for one in content.values()):
+    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise ValueError(f"weights must be a dictionary of tensors by name, got another object in {file}.")
     return content
 

@@ -68,7 +68,7 @@ def run(arguments: Arguments) -> None:
     print(describe(profile))
     print("\nlargest interactions in the weights (coefficient of z_a z_b):")
     for _, first, second, weight in top:
-        names = [input_label(activity, one, model.tokenizer) for one in dict.fromkeys((first, second))]
+        names = [input_label(activity, feature, model.tokenizer) for feature in dict.fromkeys((first, second))]
         print(f"  {weight:+.4f}  {first:>5} x {second:<5}  {'   x   '.join(names)}")
     if arguments.out is not None:
         resolved = replace(arguments, saes=common.saes_of(arguments))

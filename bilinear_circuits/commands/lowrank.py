@@ -76,7 +76,7 @@ def run(arguments: Arguments) -> None:
         ranks = arguments.ranks or list(results[layers[0]].ranks[:-1])
         resolved = replace(arguments, saes=common.saes_of(arguments), layers=layers, ranks=ranks)
         source = records.provenance(resolved, interactions, corpus, len(stories), time.perf_counter() - started)
-        rows = {str(layer): payload(one, arguments.seed) for layer, one in results.items()}
+        rows = {str(layer): payload(result, arguments.seed) for layer, result in results.items()}
         with common.written_whole(arguments.out, first=OUTPUTS.record) as folder:
             document = {"schema_version": 1, "kind": OUTPUTS.kind, "layers": rows, "provenance": source}
             (folder / OUTPUTS.record).write_text(common.to_json(plain(document)), encoding="utf-8")

@@ -46,10 +46,10 @@ def _at(node: "Node", tokens: list[str]) -> str:
 
 def _pairs(account: "PathAccount", tokens: list[str]) -> list[str]:
     lines = []
-    for one in account.matrices[:_N_MATRICES]:  # the others are in the tables
-        at = _at(one.node, tokens)
-        lines += ["", f"largest of {one.n_pairs:,} pairs of {one.node} {at}, which add up to {one.value:+.3f}"]
-        rows = zip(one.flow.tolist(), one.first, one.second, strict=True)
+    for matrix in account.matrices[:_N_MATRICES]:  # the others are in the tables
+        at = _at(matrix.node, tokens)
+        lines += ["", f"largest of {matrix.n_pairs:,} pairs of {matrix.node} {at}, which add up to {matrix.value:+.3f}"]
+        rows = zip(matrix.flow.tolist(), matrix.first, matrix.second, strict=True)
         for flow, *pair in islice(rows, _N_PAIRS):
             lines.append(f"  {flow:+9.3f}  {' x '.join(f'{part} {_at(part, tokens)}' for part in pair)}")
     return lines
@@ -57,7 +57,7 @@ def _pairs(account: "PathAccount", tokens: list[str]) -> list[str]:
 
 def _degrees(account: "PathAccount") -> list[str]:
     values = account.degrees.value.tolist()
-    shown = ", ".join(f"{at}: {one:+.3f}" for at, one in enumerate(values[:_N_DEGREES]))
+    shown = ", ".join(f"{at}: {value:+.3f}" for at, value in enumerate(values[:_N_DEGREES]))
     rest = sum(values[_N_DEGREES:]) + account.degrees.rest
     return ["", f"by degree in the embeddings: {shown}, higher: {rest:+.3f}"]
 
@@ -86,15 +86,15 @@ def payload(account: "PathAccount", texts: Texts) -> dict[str, Any]:
         "nodes": nodes.table(),
         "pairs": [
             {
-                "node": str(one.node),
-                "flow": one.value,
-                "constant": one.constant,
-                "n_pairs": one.n_pairs,
-                "mass": one.mass,
-                "groups": one.groups,
-                "matrix": one.matrix,
+                "node": str(matrix.node),
+                "flow": matrix.value,
+                "constant": matrix.constant,
+                "n_pairs": matrix.n_pairs,
+                "mass": matrix.mass,
+                "groups": matrix.groups,
+                "matrix": matrix.matrix,
             }
-            for one in account.matrices
+            for matrix in account.matrices
         ],
         "degrees": {"value": account.degrees.value, "rest": account.degrees.rest},
         "effects": {
@@ -104,7 +104,7 @@ def payload(account: "PathAccount", texts: Texts) -> dict[str, Any]:
             **effects.table(),
             "flow": account.flows,
         },
-        "attention": [_attention(one) for one in account.ledgers],
+        "attention": [_attention(ledger) for ledger in account.ledgers],
     }
 
 
@@ -131,12 +131,20 @@ def pair_columns(account: "PathAccount", texts: Texts) -> dict[str, list[Any]]:
     names = ("mlp", "token", "first", "first_tokens", "second", "second_tokens", "flow")
     for name in names:
         columns[name] = []
-    for one in account.matrices:
-        for first, second, flow in zip(one.first, one.second, one.flow.tolist(), strict=True):
+    for matrix in account.matrices:
+        for first, second, flow in zip(matrix.first, matrix.second, matrix.flow.tolist(), strict=True):
             ends = [
                 [texts(ids[at]) for at in (part.source, part.position) if at is not None] for part in (first, second)
             ]
-            row = (str(one.node), texts(ids[one.node.position or 0]), str(first), ends[0], str(second), ends[1], flow)
+            row = (
+                str(matrix.node),
+                texts(ids[matrix.node.position or 0]),
+                str(first),
+                ends[0],
+                str(second),
+                ends[1],
+                flow,
+            )
             for name, value in zip(names, row, strict=True):
                 columns[name].append(value)
     return columns

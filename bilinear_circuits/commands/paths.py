@@ -180,7 +180,11 @@ def token_of(name: str, text: str, tokenizer: Any, logits: Any) -> int:
 def _provenance(arguments: Arguments, dictionaries: "Sequence[Dictionary]", seconds: float) -> dict[str, Any]:
     saes = _saes(arguments) if dictionaries else None
     folder = None if saes is None else zoo.dictionaries_path(saes)
-    sources = [records.dictionary_source(folder / one.name) for one in dictionaries] if folder is not None else []
+    sources = (
+        [records.dictionary_source(folder / dictionary.name) for dictionary in dictionaries]
+        if folder is not None
+        else []
+    )
     return records.prompt_provenance(replace(arguments, saes=saes), sources, seconds)
 
 
@@ -211,7 +215,7 @@ def _document(
     from bilinear_circuits.report.graph_draft import GraphSource
     from bilinear_circuits.report.path_graph import path_graph
 
-    names = tuple(one.name for one in graph.frozen.dictionaries.values())
+    names = tuple(dictionary.name for dictionary in graph.frozen.dictionaries.values())
     # A scan that begins so is looked for in the folder alone, and nothing is there: no details of features are written.
     source = GraphSource(arguments.prompt, slug, "./data/features/none", names, provenance=provenance)
     return path_graph(graph, source, texts, account.ledgers)

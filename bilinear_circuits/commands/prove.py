@@ -81,7 +81,10 @@ def run(arguments: Arguments) -> None:
     tokens = tokenized(corpus, stories, model.tokenizer, min(asked.settings.context, context_length(model)))
     proofs = prove_circuits(model, interactions, asked, tokens, settings, arguments.seed, progress=common.bar)
     resolved = replace(
-        arguments, saes=saes, corpus=records.display_name(corpus.path), features=[one.name for one in asked.targets]
+        arguments,
+        saes=saes,
+        corpus=records.display_name(corpus.path),
+        features=[target.name for target in asked.targets],
     )
     source = records.provenance(resolved, interactions, corpus, len(stories), time.perf_counter() - started)
     source |= {"circuits": {"sha256": file_hash(Path(arguments.circuit)), "seed": asked.seed}}
@@ -114,7 +117,9 @@ def _payload(proofs: "CircuitProofs", source: dict[str, Any]) -> dict[str, Any]:
 
     content = {
         **asdict(proofs),
-        "proofs": [{"name": one.name, **asdict(one), "exactness": _exactness(one.exactness)} for one in proofs.proofs],
+        "proofs": [
+            {"name": proof.name, **asdict(proof), "exactness": _exactness(proof.exactness)} for proof in proofs.proofs
+        ],
     }
     return plain({"schema_version": 1, "kind": OUTPUTS.kind, "provenance": source, **content})
 

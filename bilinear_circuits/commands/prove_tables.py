@@ -53,7 +53,7 @@ def _largest(proof: "InterventionProof", labels: dict[str, str], n: int = 6) -> 
         first, second = int(effects.first[index]), int(effects.second[index])
         numbers = f"{effects.weight[index]:+.4f}  {effects.contribution[index]:+.3f}"
         moved = f"{effects.predicted[index].mean():+.4f}  {effects.measured[index].mean():+.4f}"
-        names = "   x   ".join(labels[str(one)] for one in dict.fromkeys((first, second)))
+        names = "   x   ".join(labels[str(feature)] for feature in dict.fromkeys((first, second)))
         lines.append(f"  {first:>5} x {second:<5} {numbers}  {moved}  {names}")
     return lines
 
@@ -72,7 +72,7 @@ def _places(proof: "InterventionProof") -> list[str]:
 
 
 def _ablations(proof: "InterventionProof") -> list[str]:
-    lines = [_line(f"circuit ablated by {one.method}", one.effect) for one in proof.circuit]
+    lines = [_line(f"circuit ablated by {effect.method}", effect.effect) for effect in proof.circuit]
     for node in proof.nodes:
         if len(node.features) > 1:
             lines.append(_line(f"{node.name} ablated by {node.method}: in the form", node.form))
@@ -90,23 +90,23 @@ def _complement(proof: "InterventionProof") -> list[str]:
         _line("whole form removed", tests.whole),
         "edges left or removed     n   share   lost without   kept alone",
     ]
-    for one in tests.sets:
-        lost, kept = (f"{x.mean:+.2f} [{x.low:+.2f}, {x.high:+.2f}]" for x in (one.lost, one.kept))
-        lines.append(f"  {one.name:<22}{one.n_edges:>5}  {one.share:+.2f}   {lost}   {kept}")
+    for edges in tests.sets:
+        lost, kept = (f"{x.mean:+.2f} [{x.low:+.2f}, {x.high:+.2f}]" for x in (edges.lost, edges.kept))
+        lines.append(f"  {edges.name:<22}{edges.n_edges:>5}  {edges.share:+.2f}   {lost}   {kept}")
     lines.append("of the complement removed, effect that survives (and effect of the circuit within):")
     groups: dict[str, list[Any]] = {}
     for subset in tests.subsets:
         groups.setdefault(f"{subset.kind} {100 * subset.size:.0f} %", []).append(subset)
     for name, some in groups.items():
-        survived, circuit = ([getattr(one, key) for one in some] for key in ("survived", "circuit"))
+        survived, circuit = ([getattr(effect, key) for effect in some] for key in ("survived", "circuit"))
         lines.append(f"  {name:<14}{_span(survived):<32}({_span(circuit)})")
     return lines
 
 
 def _controls(proof: "InterventionProof") -> list[str]:
     lines = []
-    for kind in dict.fromkeys(one.kind for one in proof.other_features):
-        means = [one.effect.mean for one in proof.other_features if one.kind == kind]
+    for kind in dict.fromkeys(other_feature.kind for other_feature in proof.other_features):
+        means = [other_feature.effect.mean for other_feature in proof.other_features if other_feature.kind == kind]
         lines.append(f"{len(means)} control features ({kind}): {_span(means)}")
     nonsense = proof.nonsense
     return [
@@ -123,8 +123,8 @@ def _later(proof: "InterventionProof", tokenizer: Any) -> list[str]:
     for layer in proof.later.layers:
         changes = []
         for side in ("input", "output"):
-            some = [one for one in layer.features if one.side == side][:3]
-            changes += [f"{side} {one.feature} {one.change.mean:+.3f}" for one in some]
+            some = [feature for feature in layer.features if feature.side == side][:3]
+            changes += [f"{side} {effect.feature} {effect.change.mean:+.3f}" for effect in some]
         lines.append(
             f"layer {layer.layer}: MLP input moves by {100 * layer.input_change:.1f} %, output by"
             f" {100 * layer.output_change:.1f} %{'; features ' + ', '.join(changes) if changes else ''}"

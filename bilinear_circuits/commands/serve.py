@@ -130,11 +130,11 @@ def explorer_app(arguments: Arguments) -> "Starlette":
             n_stories=arguments.n_stories,
         )
     )
-    names = {str(one): one for one in explorer.answers.names}
+    names = {str(name): name for name in explorer.answers.names}
     tokenizer = explorer.model.tokenizer
     return make_app(
         explorer_page(explorer.document, live=True),
-        lambda text, features: explorer.answers(text, [names[one] for one in features]),
+        lambda text, features: explorer.answers(text, [names[feature] for feature in features]),
         features=list(names),
         count_tokens=lambda text: len(tokenizer.encode(text, add_special_tokens=False)),
         max_tokens=min(arguments.max_tokens, context_length(explorer.model) - 1),

@@ -68,15 +68,15 @@ class CircuitSet(Brief):
     @property
     def layers(self) -> list[int]:
         """Layers in the order of `activity`."""
-        return [one.interactions.mlp.layer for one in self.activity]
+        return [layer_activity.interactions.mlp.layer for layer_activity in self.activity]
 
     @property
     def features(self) -> list[Feature]:
         """Every output feature of every layer."""
         return [
-            Feature(one.interactions.mlp.layer, f)
-            for one in self.activity
-            for f in range(one.interactions.sae_out.d_sae)
+            Feature(layer_activity.interactions.mlp.layer, f)
+            for layer_activity in self.activity
+            for f in range(layer_activity.interactions.sae_out.d_sae)
         ]
 
     def offset(self, layer: int) -> int:
@@ -140,10 +140,10 @@ def compare_features(measure: Measure, first: Side, second: Side) -> Float[Tenso
 @torch.no_grad()
 def pair_likeness(first: Side, second: Side) -> Likeness:
     """Every measure of two features, one on either side."""
-    activation, jaccard, promoted = (compare_features(one, first, second).item() for one in ANY_MODEL)
+    activation, jaccard, promoted = (compare_features(measure, first, second).item() for measure in ANY_MODEL)
     if not same_mlp(first.activity, second.activity):
         return Likeness(activation, jaccard, promoted, None, None, None, None)
-    decoder, encoder, form = (compare_features(one, first, second).item() for one in SAME_MLP)
+    decoder, encoder, form = (compare_features(measure, first, second).item() for measure in SAME_MLP)
     return Likeness(activation, jaccard, promoted, decoder, encoder, form, _span_overlap(first, second))
 
 

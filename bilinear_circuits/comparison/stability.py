@@ -206,7 +206,7 @@ def _table(
     """One measure of some features of the first against all of the second; minus infinity where it cannot be taken."""
     rows = torch.full((len(features), len(second.features)), -torch.inf, dtype=torch.double)
     for layer in dict.fromkeys(layer for layer, _ in features):
-        index = [i for i, one in enumerate(features) if one[0] == layer]
+        index = [i for i, feature in enumerate(features) if feature[0] == layer]
         side = first.side(layer, [features[i][1] for i in index])
         for other in _candidates(first, layer, second):
             start = second.offset(other)
@@ -217,7 +217,12 @@ def _table(
 
 def _candidates(first: CircuitSet, layer: int, second: CircuitSet) -> list[int]:
     """Layers of the second where a feature of a layer of the first may return: its own, or all in another model."""
-    shared = [one.interactions.mlp.layer for one in first.activity for other in second.activity if same_mlp(one, other)]
+    shared = [
+        layer_activity.interactions.mlp.layer
+        for layer_activity in first.activity
+        for other in second.activity
+        if same_mlp(layer_activity, other)
+    ]
     if not shared:
         return second.layers
     return [layer] if layer in shared else []

@@ -234,8 +234,8 @@ class Dictionary(Shown):
         Raises:
             ValueError: If there are none, or their rules, widths, hooks or decoder biases do not fit.
         """
-        if not dictionaries or any(one.activation.kind != "identity" for one in dictionaries):
-            kinds = ", ".join(one.activation.kind for one in dictionaries) or "none"
+        if not dictionaries or any(dictionary.activation.kind != "identity" for dictionary in dictionaries):
+            kinds = ", ".join(dictionary.activation.kind for dictionary in dictionaries) or "none"
             raise ValueError(f"dictionaries must be of the rule identity to be stacked, got {kinds}.")
         first = dictionaries[0]
         for other in dictionaries[1:]:
@@ -248,9 +248,13 @@ class Dictionary(Shown):
                 raise ValueError(
                     f"dictionaries must have one decoder bias, got others in {first.name} and {other.name}."
                 )
-        names = [one.names.get(a, f"{one.name} {a}") for one in dictionaries for a in range(one.d_sae)]
-        name = " and ".join(one.name for one in dictionaries)
-        rows = torch.cat([one.W_dec for one in dictionaries])
+        names = [
+            dictionary.names.get(a, f"{dictionary.name} {a}")
+            for dictionary in dictionaries
+            for a in range(dictionary.d_sae)
+        ]
+        name = " and ".join(dictionary.name for dictionary in dictionaries)
+        rows = torch.cat([dictionary.W_dec for dictionary in dictionaries])
         return cls.from_directions(rows, first.b_dec, names=names, hook_name=first.hook_name, name=name)
 
     @property

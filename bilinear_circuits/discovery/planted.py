@@ -111,8 +111,8 @@ def plant(settings: PlantedSettings) -> PlantedLayer:
     n, d = settings.n_features, settings.d_model
     read, write = (torch.nn.functional.normalize(_randn(generator, n, d), dim=1) for _ in range(2))
     circuits = _draw_circuits(settings, generator)
-    named = {one.output for one in circuits}
-    neurons = [_neuron(one, read, write) for one in circuits]
+    named = {circuit.output for circuit in circuits}
+    neurons = [_neuron(circuit, read, write) for circuit in circuits]
     for output in range(n):
         if output not in named:
             own = write[output, :, None] * _randn(generator, _RANDOM_NEURONS)
@@ -186,16 +186,16 @@ def _draw_activations(
     """Sparse activations; the groups of a circuit are active together often, those of a decoy never."""
     n, tokens = settings.n_features, settings.tokens
     active = torch.rand(tokens, n, generator=generator) < settings.frequency
-    for one in circuits:
+    for circuit in circuits:
         together = torch.rand(tokens, generator=generator) < settings.frequency
-        for group in one.groups if one.meets else ():
+        for group in circuit.groups if circuit.meets else ():
             chosen = torch.tensor(group)[torch.randint(len(group), (tokens,), generator=generator)]
             # Not always all of them, so that each side of a flip, xor or contrast also comes without the other.
             here = together & (torch.rand(tokens, generator=generator) < _TOGETHER)
             active[here.nonzero().squeeze(1), chosen[here]] = True
-    for one in circuits:
-        if not one.meets:
-            first, second = (list(group) for group in one.groups)
+    for circuit in circuits:
+        if not circuit.meets:
+            first, second = (list(group) for group in circuit.groups)
             clash = active[:, first].any(1, keepdim=True)
             active[:, second] &= ~clash
     size = 0.5 + torch.rand(tokens, n, generator=generator)

@@ -69,9 +69,11 @@ def discover(
         found += described.found(own <= settings.fdr, lowest)
     found.sort(key=lambda one: -one.score)
     return DiscoverySearch(
-        discoveries=_judged([one for one in found if one.meets and one.echo_of is None], len(flat), settings.fdr),
-        echoes=tuple(one for one in found if one.meets and one.echo_of is not None),
-        apart=tuple(one for one in found if not one.meets),
+        discoveries=_judged(
+            [discovery for discovery in found if discovery.meets and discovery.echo_of is None], len(flat), settings.fdr
+        ),
+        echoes=tuple(discovery for discovery in found if discovery.meets and discovery.echo_of is not None),
+        apart=tuple(discovery for discovery in found if not discovery.meets),
         n_features=sum(len(layer.features) for layer in layers),
         n_tests=len(flat),
         cutoffs=dict(zip(MOTIFS, lowest.tolist(), strict=True)),
@@ -96,9 +98,9 @@ def _high_scores(layers: Sequence[LayerScores], settings: DiscoverySettings) -> 
 def _judged(found: Sequence[Discovery], n_tests: int, fdr: float) -> tuple[Discovery, ...]:
     """Those of some discoveries that are significant when nothing else is reported."""
     p = torch.ones(n_tests, dtype=torch.double)
-    p[: len(found)] = torch.tensor([one.p for one in found], dtype=torch.double)
+    p[: len(found)] = torch.tensor([discovery.p for discovery in found], dtype=torch.double)
     q = q_values(p)[: len(found)].tolist()
-    return tuple(replace(one, q=own) for one, own in zip(found, q, strict=True) if own <= fdr)
+    return tuple(replace(discovery, q=own) for discovery, own in zip(found, q, strict=True) if own <= fdr)
 
 
 class _Describer:
@@ -124,7 +126,7 @@ class _Describer:
             return []
         found = [self._describe(place, int(motif[place])) for place in chosen.tolist()]
         # A motif whose groups never meet explains nothing.
-        explains = torch.tensor([one.meets for one in found], device=best.device)
+        explains = torch.tensor([discovery.meets for discovery in found], device=best.device)
         features, sae_out = self._layer.features[chosen], self._interactions.sae_out
         left, source = echoes(
             best[chosen] * explains,

@@ -138,7 +138,7 @@ def histogram(value: Float[Tensor, " n"], n_bins: int = N_BINS) -> Histogram:
         return Histogram(0.0, 0.0, ())
     low, high = min(0.0, value.min().item()), max(0.0, value.max().item())
     counts = torch.histc(value.float().cpu(), n_bins, low, high)
-    return Histogram(low, high, tuple(int(one) for one in counts.tolist()))
+    return Histogram(low, high, tuple(int(count) for count in counts.tolist()))
 
 
 def bands(finder: ExampleFinder, value: Float[Tensor, " n"]) -> tuple[Band, ...]:

@@ -39,7 +39,7 @@ class FeatureNames:
 
     def __init__(self, activities: Iterable[LayerActivity], tokenizer: Any) -> None:
         """Keep layers on a corpus, and the model's tokenizer."""
-        self._activities = {one.interactions.mlp.layer: one for one in activities}
+        self._activities = {activity.interactions.mlp.layer: activity for activity in activities}
         self._tokenizer = tokenizer
         self._names: dict[tuple[int, int, Side], str] = {}
 
@@ -54,7 +54,7 @@ class FeatureNames:
         """Tokens that tell most about when an output feature is active, those that tell most first."""
         activity = self._activities[layer]
         ids = top_token_ids(activity.outputs, activity.token_ids, feature)
-        return tuple(token_text(self._tokenizer, one) for one in ids)
+        return tuple(token_text(self._tokenizer, token_id) for token_id in ids)
 
 
 def made_label(texts: Sequence[str]) -> str:

@@ -102,9 +102,9 @@ def later_effects(
         known = dictionaries.get(layer)
         sides = (("x", known.sae_in), ("y", known.sae_out)) if known else ()
         features = tuple(
-            one
+            side
             for name, dictionary in sides
-            for one in _changed(
+            for side in _changed(
                 _SIDES[name], dictionary, getattr(before[layer], name), getattr(after[layer], name), n, generator
             )
         )
@@ -114,8 +114,8 @@ def later_effects(
     moved = (new - old).mean(0)
     tokens = [moved.topk(min(n, len(moved)), largest=largest) for largest in (True, False)]
     raised, lowered = (
-        tuple(TokenChange(i, c) for i, c in zip(one.indices.tolist(), one.values.tolist(), strict=True))
-        for one in tokens
+        tuple(TokenChange(i, c) for i, c in zip(token.indices.tolist(), token.values.tolist(), strict=True))
+        for token in tokens
     )
     divergence = (old.exp() * (old - new)).sum(-1).cpu()
     return LaterEffects(tuple(found), raised, lowered, bootstrap(divergence, generator))

@@ -99,7 +99,7 @@ def _labels(
     labels: dict[str, dict[str, str]] = {}
     for proof in proofs:
         ends = torch.cat([proof.effects.first, proof.effects.second]).unique().tolist()
-        labels.setdefault(str(proof.layer), {}).update({str(one): name(proof.layer, one) for one in ends})
+        labels.setdefault(str(proof.layer), {}).update({str(end): name(proof.layer, end) for end in ends})
     return labels
 
 
@@ -126,8 +126,8 @@ def _joint(
         outputs = runs.mlps(sorted({proof.layer for proof in some}))
         active = torch.stack(
             [
-                activity[one.layer].interactions.sae_out.is_active(outputs[one.layer].y, one.feature).cpu()
-                for one in some
+                activity[effect.layer].interactions.sae_out.is_active(outputs[effect.layer].y, effect.feature).cpu()
+                for effect in some
             ]
         ).any(0)
         found.append(joint_removal(runs.select(active), edits, seed))

@@ -159,7 +159,7 @@ class LlamaHost(Host):
         if not hasattr(mlp, "gate_proj"):
             return super().weights(layer)
         projections = (mlp.gate_proj, mlp.up_proj, mlp.down_proj)
-        parts = [*(one.weight.T for one in projections), *(one.bias for one in projections)]
+        parts = [*(projection.weight.T for projection in projections), *(projection.bias for projection in projections)]
         return dict(zip(_WEIGHTS, parts, strict=True))
 
     def plain(self) -> Any:

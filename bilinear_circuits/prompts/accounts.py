@@ -220,11 +220,11 @@ def explain_prompt(
         if edit.key != name:
             raise ValueError(f"edits must be of the features they are given for, got {edit.name} for {Feature(*name)}.")
     accounts: dict[tuple[int, int], FeatureAccount] = {}
-    for one in interactions:
-        chosen = [name for name in features if name[0] == one.mlp.layer]
+    for layer in interactions:
+        chosen = [name for name in features if name[0] == layer.mlp.layer]
         if not chosen:
             continue
-        exact, runs = in_float64(one), Runs(model, one.mlp.layer, _after_bos(token_ids), CrossEntropy())
+        exact, runs = in_float64(layer), Runs(model, layer.mlp.layer, _after_bos(token_ids), CrossEntropy())
         for name in chosen:
             edit = (edits or {}).get(name) or FormEdit.of(exact, name[1], rank)
             accounts[name] = _account(exact, name[1], runs, edit, n_next)

@@ -52,14 +52,14 @@ def explorer_document(
     names = [one.name for one in profiles]
     if not names or len(set(names)) < len(names):
         raise ValueError(f"profiles must be of one circuit or more, each once, got {', '.join(names) or 'none'}.")
-    if [one.name for one in neighbourhoods] != names:
+    if [neighbourhood.name for neighbourhood in neighbourhoods] != names:
         raise ValueError(
             f"neighbourhoods must be of the circuits {', '.join(names)}, got"
-            f" {', '.join(one.name for one in neighbourhoods) or 'none'}."
+            f" {', '.join(neighbourhood.name for neighbourhood in neighbourhoods) or 'none'}."
         )
     circuits = [
-        _circuit(profile, one, (proofs or {}).get(name))
-        for name, profile, one in zip(names, profiles, neighbourhoods, strict=True)
+        _circuit(profile, neighbourhood, (proofs or {}).get(name))
+        for name, profile, neighbourhood in zip(names, profiles, neighbourhoods, strict=True)
     ]
     document = {
         "schema_version": SCHEMA_VERSION,

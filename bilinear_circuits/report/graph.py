@@ -70,12 +70,12 @@ def graph_payload(
     draft = _Draft(len(texts), name)
     for position, token_id in enumerate(graph.token_ids.tolist()):
         draft.add(f"E_{token_id}_{position}", "E", position, position, "embedding", texts[position])
-    for one in graph.attributions:
-        draft.add_target(one, _share(graph, max_links))
+    for attribution in graph.attributions:
+        draft.add_target(attribution, _share(graph, max_links))
     if has_logits(graph):
         _add_logits(draft, graph, tokenizer)
     draft.set_influence()
-    targets = [_target_id(one) for one in graph.attributions]
+    targets = [_target_id(attribution) for attribution in graph.attributions]
     caps = {"max_n_logits": len(graph.logit_ids), "max_links": max_links, "max_pairs": max_pairs}
     return {
         "metadata": graph_metadata(source, texts, caps, _DESCRIPTION + ("" if has_logits(graph) else _NO_LOGITS)),
@@ -90,7 +90,7 @@ def graph_payload(
         "links": draft.links,
         "bilinear_circuits": {
             "schema_version": GRAPH_VERSION,
-            "targets": [_target(one, _share(graph, max_pairs)) for one in graph.attributions],
+            "targets": [_target(attribution, _share(graph, max_pairs)) for attribution in graph.attributions],
             "pair_columns": ["first", "second", "weight", "contribution"],
             "provenance": plain(source.provenance or {}),
         },
@@ -99,15 +99,17 @@ def graph_payload(
 
 def has_logits(graph: PromptAttribution) -> bool:
     """Find out if a feature is active at the last token, so that something links to the next tokens."""
-    return any(one.direct is not None for one in graph.attributions)
+    return any(attribution.direct is not None for attribution in graph.attributions)
 
 
 def graph_features(graph: PromptAttribution, max_links: int = MAX_LINKS) -> list[tuple[int, int, Side]]:
     """Layer, number and side of every feature that has a node, each once."""
     found: dict[tuple[int, int, Side], None] = {}
-    for one in graph.attributions:
-        found[one.layer, one.feature, "out"] = None
-        found |= dict.fromkeys((one.layer, number, "in") for number in one.inputs[: _share(graph, max_links)].tolist())
+    for attribution in graph.attributions:
+        found[attribution.layer, attribution.feature, "out"] = None
+        found |= dict.fromkeys(
+            (attribution.layer, number, "in") for number in attribution.inputs[: _share(graph, max_links)].tolist()
+        )
     return list(found)
 
 
@@ -178,10 +180,10 @@ def _add_logits(draft: _Draft, graph: PromptAttribution, tokenizer: Any) -> None
         node_id = _node_id(layer, token_id, last)
         draft.add(node_id, str(layer), token_id, last, "logit", f'Output "{text}" (p={p:.3f})')
         draft.nodes[node_id] |= {"token_prob": p, "is_target_logit": index == 0}
-        for one in graph.attributions:
-            if one.direct is not None:
-                effect = one.direct[index].item()
-                draft.link(_target_id(one), node_id, effect, removal=-effect)
+        for attribution in graph.attributions:
+            if attribution.direct is not None:
+                effect = attribution.direct[index].item()
+                draft.link(_target_id(attribution), node_id, effect, removal=-effect)
 
 
 def _target(one: Attribution, n_pairs: int) -> dict[str, Any]:

@@ -82,7 +82,7 @@ class DetailMaker:
 
 def _quantile(band: Band) -> dict[str, Any]:
     name = f"activation {band.least:.3g} to {band.most:.3g} ({100 * band.share:.0f} % of active tokens)"
-    return {"quantile_name": name, "examples": [_example(one) for one in band.examples]}
+    return {"quantile_name": name, "examples": [_example(example) for example in band.examples]}
 
 
 def _example(one: Example) -> dict[str, Any]:

@@ -59,7 +59,7 @@ def circuits_page(search: CircuitSearch, provenance: Mapping[str, Any]) -> str:
 
 def _links(search: CircuitSearch) -> list[tuple[str, str]]:
     """List the parts of the report of a search: where each is, and what it is called."""
-    names = [one.evidence.name for one in search.circuits]
+    names = [circuit.evidence.name for circuit in search.circuits]
     return [
         *(("summary", "Summary"), ("effects", "Effects"), ("cosine", "Decoder cosine"), ("ranking", "Ranking")),
         *((f"circuit-{name.replace('/', '-')}", f"Circuit {name}") for name in names),

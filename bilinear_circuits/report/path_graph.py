@@ -188,16 +188,17 @@ class _PathDraft(GraphDraft):
     def trace(self, ledgers: Sequence[AttentionLedger], sources: bool) -> dict[str, dict[str, Any]]:
         """Add the pairs of attention scores to their heads; the nodes that they name and that are not in the graph."""
         others: dict[str, dict[str, Any]] = {}
-        for one in ledgers:
-            head = Node("head", one.layer, one.query_pos, one.head, one.key_pos if sources else None)
+        for ledger in ledgers:
+            head = Node("head", ledger.layer, ledger.query_pos, ledger.head, ledger.key_pos if sources else None)
             if (name := self.name(head)) not in self.nodes:
                 continue
             self.nodes[name]["qk_tracing_results"] = {
                 "pair_wise_contributors": [
-                    [self._named(q, others), self._named(k, others), value] for q, k, value in one.top(_N_CONTRIBUTORS)
+                    [self._named(q, others), self._named(k, others), value]
+                    for q, k, value in ledger.top(_N_CONTRIBUTORS)
                 ],
-                "top_q_marginal_contributors": self._largest(one.query_parts, one.by_query(), others),
-                "top_k_marginal_contributors": self._largest(one.key_parts, one.by_key(), others),
+                "top_q_marginal_contributors": self._largest(ledger.query_parts, ledger.by_query(), others),
+                "top_k_marginal_contributors": self._largest(ledger.key_parts, ledger.by_key(), others),
             }
         return others
 

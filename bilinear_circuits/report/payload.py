@@ -40,8 +40,8 @@ def search_payload(search: CircuitSearch, provenance: Mapping[str, Any]) -> dict
         "n_tokens": search.n_tokens,
         "n_trigger_tokens": search.n_trigger_tokens,
         "n_sites": search.n_sites,
-        "ranking": [_evidence(one) for one in search.ranking],
-        "circuits": [_circuit(one) for one in search.circuits],
+        "ranking": [_evidence(evidence) for evidence in search.ranking],
+        "circuits": [_circuit(circuit) for circuit in search.circuits],
         "decoder_cosine": search.decoder_cosine,
     }
     return plain(document)
@@ -75,9 +75,9 @@ def plain(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return plain(value.tolist())
     if isinstance(value, Mapping):
-        return {str(key): plain(one) for key, one in value.items()}
+        return {str(key): plain(item) for key, item in value.items()}
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return [plain(one) for one in value]
+        return [plain(item) for item in value]
     if isinstance(value, float):
         return float(f"{value:.{_DIGITS}g}") if math.isfinite(value) else None
     if value is None or isinstance(value, bool | int | str):
@@ -141,7 +141,7 @@ def _profile(profile: FeatureProfile, n_eigenvalues: int) -> dict[str, Any]:
         "actual": profile.actual,
         "terms": profile.terms,
         "completeness": profile.completeness,
-        "examples": [_example(one) for one in profile.examples],
+        "examples": [_example(example) for example in profile.examples],
     }
 
 

@@ -189,10 +189,10 @@ def _asked(body: bytes, features: Sequence[str]) -> tuple[str, list[str]]:
     text, chosen = asked["text"], asked.get("features", list(features))
     if not isinstance(text, str) or not text.strip() or not _is_unicode(text):
         raise HTTPException(400, "text must be a text that is not empty")
-    if not isinstance(chosen, list) or not chosen or not all(isinstance(one, str) for one in chosen):
+    if not isinstance(chosen, list) or not chosen or not all(isinstance(feature, str) for feature in chosen):
         raise HTTPException(400, 'features must be a list of names such as "4/143"')
     if unknown := [one for one in dict.fromkeys(chosen) if one not in features]:
-        shown = ", ".join(f"{one:.20}" for one in unknown[:5])
+        shown = ", ".join(f"{feature:.20}" for feature in unknown[:5])
         raise HTTPException(400, f"features must be among {', '.join(features)}, got {shown}")
     return text, list(dict.fromkeys(chosen))
 

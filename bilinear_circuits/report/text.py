@@ -97,10 +97,10 @@ def flatten(value: Any, path: str = "") -> list[tuple[str, str]]:
         [('model.name', 'm'), ('sizes', '1, 2'), ('commit', '–')]
     """
     if isinstance(value, Mapping):
-        return [row for key, one in value.items() for row in flatten(one, f"{path}.{key}" if path else str(key))]
+        return [row for key, item in value.items() for row in flatten(item, f"{path}.{key}" if path else str(key))]
     if isinstance(value, Sequence) and not isinstance(value, str):
-        if any(isinstance(one, Mapping | list | tuple) for one in value):
-            return [row for index, one in enumerate(value) for row in flatten(one, f"{path}[{index}]")]
+        if any(isinstance(item, Mapping | list | tuple) for item in value):
+            return [row for index, item in enumerate(value) for row in flatten(item, f"{path}[{index}]")]
         return [(path, ", ".join(map(_plain, value)) or MISSING)]
     return [(path, _plain(value))]
 

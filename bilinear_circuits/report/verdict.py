@@ -74,7 +74,7 @@ def _control_failures(proof: CausalProof) -> list[str]:
     if proof.control.excludes_zero:
         failures.append(f"the controls move the model too (mean {signed(proof.control.mean)}, interval without zero)")
     every = (*proof.controls, *proof.trigger_controls)
-    if as_much := sum(abs(one.effect.mean) >= abs(proof.removal.mean) for one in every):
+    if as_much := sum(abs(control.effect.mean) >= abs(proof.removal.mean) for control in every):
         failures.append(f"{as_much} of {len(every)} controls move the model as much")
     return failures
 

@@ -195,7 +195,7 @@ def active_at(
     runs: Runs[QueryTokens], interactions: Sequence[FeatureInteractions], edits: Sequence[FormEdit]
 ) -> Bool[Tensor, "edit site"]:
     """At which sites the feature of each edit is active, in the model as it is."""
-    dictionaries = {one.mlp.layer: one.sae_out for one in interactions}
+    dictionaries = {layer.mlp.layer: layer.sae_out for layer in interactions}
     written = runs.mlps(sorted({edit.layer for edit in edits}))
     active = [dictionaries[edit.layer].is_active(written[edit.layer].y, edit.feature).cpu() for edit in edits]
     return torch.stack(active)
@@ -215,7 +215,7 @@ def _alone(
 def _by_rank(
     runs: Runs[QueryTokens], interactions: Sequence[Any], edits: Sequence[FormEdit], generator: torch.Generator
 ) -> tuple[RankEffect, ...]:
-    by_layer = {one.mlp.layer: one for one in interactions}
+    by_layer = {layer.mlp.layer: layer for layer in interactions}
     full = [FormEdit.of(by_layer[edit.layer], edit.feature, None, edit.factor) for edit in edits]
     ranks = [rank for rank in RANKS if rank < full[0].rank] + [full[0].rank]
     return tuple(
@@ -229,7 +229,7 @@ def _matching_rank(ranks: Sequence[RankEffect]) -> int | None:
     whole = ranks[-1].effect.mean
     if whole == 0:
         return None
-    return next(one.rank for one in ranks if abs(one.effect.mean / whole - 1) <= TOLERANCE)
+    return next(rank.rank for rank in ranks if abs(rank.effect.mean / whole - 1) <= TOLERANCE)
 
 
 def _run_controls(

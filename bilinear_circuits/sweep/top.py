@@ -34,7 +34,7 @@ class _Found:
 
     @staticmethod
     def cat(parts: "list[_Found]") -> "_Found":
-        return _Found(*(torch.cat([getattr(one, name) for one in parts]) for name in _Found.__dataclass_fields__))
+        return _Found(*(torch.cat([getattr(part, name) for part in parts]) for name in _Found.__dataclass_fields__))
 
 
 class TopSearch:

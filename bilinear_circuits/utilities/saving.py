@@ -126,7 +126,7 @@ def _decoded(hint: Any, value: Any, tensors: Mapping[str, Tensor]) -> Any:
         return hint(**{name: _decoded(hints[name], one, tensors) for name, one in value.items()})  # type: ignore[operator]
     if isinstance(value, list):
         if origin is tuple and not (len(arguments) == 2 and arguments[1] is Ellipsis):
-            return tuple(_decoded(one, item, tensors) for one, item in zip(arguments, value, strict=True))
+            return tuple(_decoded(argument, item, tensors) for argument, item in zip(arguments, value, strict=True))
         items = [_decoded(arguments[0] if arguments else Any, one, tensors) for one in value]
         if isinstance(hint, type) and hasattr(hint, "_fields"):  # a NamedTuple, such as a feature's name
             return hint(*items)

@@ -228,15 +228,15 @@ def dictionary_layers(name_or_path: str | Path) -> list[int]:
     """
     folder = dictionaries_path(name_or_path)
     layers = [
-        int(one.name.split(".")[1])
-        for one in folder.glob("blocks.*.mlp.hook_in")
-        if one.name.split(".")[1].isdecimal() and (folder / one.name.replace("hook_in", "hook_out")).is_dir()
+        int(path.name.split(".")[1])
+        for path in folder.glob("blocks.*.mlp.hook_in")
+        if path.name.split(".")[1].isdecimal() and (folder / path.name.replace("hook_in", "hook_out")).is_dir()
     ]
     lone = sorted(
-        one.name
+        path.name
         for side, other in (("hook_in", "hook_out"), ("hook_out", "hook_in"))
-        for one in folder.glob(f"blocks.*.mlp.{side}")
-        if not (folder / one.name.replace(side, other)).is_dir()
+        for path in folder.glob(f"blocks.*.mlp.{side}")
+        if not (folder / path.name.replace(side, other)).is_dir()
     )
     if not layers and lone:
         raise FileNotFoundError(

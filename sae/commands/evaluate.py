@@ -58,7 +58,7 @@ def run(arguments: Arguments) -> None:
     if arguments.out is not None:
         resolved = replace(arguments, saes=saes, layers=layers)
         source = _provenance(resolved, evaluations, corpus, len(stories), time.perf_counter() - started)
-        rows = [payload(one) for one in evaluations]
+        rows = [payload(evaluation) for evaluation in evaluations]
         with common.written_whole(arguments.out, first=OUTPUTS.record) as folder:
             document = {"schema_version": 1, "kind": OUTPUTS.kind, "dictionaries": rows, "provenance": source}
             (folder / OUTPUTS.record).write_text(common.to_json(document), encoding="utf-8")
@@ -73,11 +73,11 @@ def table(evaluations: "Sequence[Evaluation]") -> str:
         f"{'dictionary':<24}{'features':>9}{'FVU':>8}{'L0':>7}{'dead':>6}{'dense':>6}{'duplicates':>11}"
         f"{'CE added':>10}{'CE recovered':>14}",
     ]
-    for one in evaluations:
-        seen = one.reconstruction
+    for evaluation in evaluations:
+        seen = evaluation.reconstruction
         lines.append(
-            f"{one.dictionary.name:<24}{one.dictionary.d_sae:>9}{seen.fvu:>8.4f}{seen.l0:>7.1f}{len(seen.dead):>6}"
-            f"{len(seen.dense):>6}{len(one.duplicates):>11}{one.loss.added:>10.4f}{one.loss.recovered:>14.4f}"
+            f"{evaluation.dictionary.name:<24}{evaluation.dictionary.d_sae:>9}{seen.fvu:>8.4f}{seen.l0:>7.1f}{len(seen.dead):>6}"
+            f"{len(seen.dense):>6}{len(evaluation.duplicates):>11}{evaluation.loss.added:>10.4f}{evaluation.loss.recovered:>14.4f}"
         )
     return "\n".join(lines)
 

@@ -137,8 +137,8 @@ def payload(stages: "Sequence[Stage]", found: "Sequence[Trend]", seed: int = 0) 
             "ce": stages[0].loss.base,
             "threshold": _THRESHOLD,
             # The last one is the whole form, which is exact.
-            "ranks": next((one.low_rank.ranks[:-1] for one in stages if one.low_rank is not None), ()),
-            "stages": [_stage(one, seed) for one in stages],
+            "ranks": next((stage.low_rank.ranks[:-1] for stage in stages if stage.low_rank is not None), ()),
+            "stages": [_stage(stage, seed) for stage in stages],
             "spearman": [asdict(one) for one in found],
         }
     )
@@ -259,7 +259,9 @@ def _shipped_model(folder: Path, record: "Mapping[str, Any]") -> str:
 def _load(folders: "Mapping[int, Path]", names: list[str], device: str) -> "dict[str, dict[int, Dictionary]]":
     from bilinear_circuits.dictionaries.dictionary import Dictionary
 
-    return {name: {at: Dictionary.load(one / name, device=device) for at, one in folders.items()} for name in names}
+    return {
+        name: {at: Dictionary.load(folder / name, device=device) for at, folder in folders.items()} for name in names
+    }
 
 
 def _provenance(
@@ -274,7 +276,9 @@ def _provenance(
     """What it takes to repeat the result: recipe, configuration, versions, commit, hashes of what was read."""
     model = str(arguments.model)
     hashes = {
-        f"{at}/{name}": zoo.dictionary_fingerprint(one / name).sha256 for name in names for at, one in folders.items()
+        f"{at}/{name}": zoo.dictionary_fingerprint(folder / name).sha256
+        for name in names
+        for at, folder in folders.items()
     }
     return {
         "model": records.model_source(model),

@@ -173,8 +173,8 @@ def _resolved(recipe: Recipe) -> dict[str, Any]:
 def _start(folder: RunFolder, resolved: dict[str, Any]) -> None:
     """Mark the folder as this run's; take away dictionaries that a kill left without their record."""
     folder.mark(resolved, [_SNAPSHOTS])
-    for one in (*folder.folder.glob("blocks.*.mlp.hook_*"), *(folder.folder / _SNAPSHOTS).glob(f".*{HALF_WRITTEN}")):
-        shutil.rmtree(one)
+    for path in (*folder.folder.glob("blocks.*.mlp.hook_*"), *(folder.folder / _SNAPSHOTS).glob(f".*{HALF_WRITTEN}")):
+        shutil.rmtree(path)
     if any(folder.folder.glob(f"{_CHECKPOINTS}/*")):
         common.note(f"going on from the last checkpoint in {folder.folder / _CHECKPOINTS}")
 

@@ -110,15 +110,20 @@ def _activations(band: Band, strongest: bool) -> list[dict[str, Any]]:
     ends = (_TOP, band.most, _TOP) if strongest else (band.least, band.most, band.share)
     named = dict(zip(("bin_min", "bin_max", "bin_contains"), ends, strict=True))
     return [
-        {**named, "qualifying_token_index": one.centre, "tokens": list(one.tokens), "values": list(one.values)}
-        for one in band.examples
+        {
+            **named,
+            "qualifying_token_index": example.centre,
+            "tokens": list(example.tokens),
+            "values": list(example.values),
+        }
+        for example in band.examples
     ]
 
 
 def _bars(logits: Tensor) -> tuple[list[int], list[float]]:
     low, high = logits.min().item(), logits.max().item()
     counts = torch.histc(logits.float().cpu(), _N_LOGIT_BINS, low, high)
-    return [int(one) for one in counts.tolist()], _centres(low, high, _N_LOGIT_BINS)
+    return [int(count) for count in counts.tolist()], _centres(low, high, _N_LOGIT_BINS)
 
 
 def _centres(low: float, high: float, n: int) -> list[float]:

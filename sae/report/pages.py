@@ -123,8 +123,8 @@ def _form(book: Book, profile: FeatureProfile, outlier: float | None) -> dict[st
     spectrum = profile.spectrum
     members = torch.cat([profile.shape.first, profile.shape.second]).tolist()
     named = [
-        {**book.other(one), "usage": usage}
-        for one, usage in zip(members, profile.shape.usage.tolist(), strict=True)
+        {**book.other(member), "usage": usage}
+        for member, usage in zip(members, profile.shape.usage.tolist(), strict=True)
     ]  # fmt: skip
     n_first = len(profile.shape.first)
     eigenvectors = [

@@ -71,4 +71,4 @@ def colour_limit(magnitude: Tensor) -> float:
 
 
 def _short(value: Any) -> Any:
-    return [_short(one) for one in value] if isinstance(value, list) else plain(float(f"{value:.5g}"))
+    return [_short(item) for item in value] if isinstance(value, list) else plain(float(f"{value:.5g}"))

@@ -49,7 +49,10 @@ def edge_scatter(proofs: Sequence[InterventionProof], labels: Mapping[str, Mappi
 def _edges(proof: InterventionProof, labels: Mapping[str, str], index: int) -> dict[str, Any]:
     effects = proof.effects
     pairs = zip(effects.first.tolist(), effects.second.tolist(), strict=True)
-    names = [[f"{one} {visible_label(labels.get(str(one), ''))}" for one in dict.fromkeys(pair)] for pair in pairs]
+    names = [
+        [f"{feature} {visible_label(labels.get(str(feature), ''))}" for feature in dict.fromkeys(pair)]
+        for pair in pairs
+    ]
     return {
         "type": "scatter",
         "mode": "markers",

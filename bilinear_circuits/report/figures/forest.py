@@ -26,8 +26,8 @@ def search_figures(search: CircuitSearch) -> dict[str, Spec]:
 
 def effect_forest(circuits: Sequence[Circuit]) -> Spec:
     """Causal effects of every circuit with their 95 % intervals, and every control as a small dot."""
-    names = [(one.evidence.name, f"pushes to {'+' if one.evidence.sign > 0 else '−'}") for one in circuits]
-    return proof_forest([(*name, one.proof) for name, one in zip(names, circuits, strict=True)])
+    names = [(circuit.evidence.name, f"pushes to {'+' if circuit.evidence.sign > 0 else '−'}") for circuit in circuits]
+    return proof_forest([(*name, circuit.proof) for name, circuit in zip(names, circuits, strict=True)])
 
 
 def proof_forest(proofs: Sequence[tuple[str, str, CausalProof]]) -> Spec:
@@ -49,7 +49,7 @@ def proof_forest(proofs: Sequence[tuple[str, str, CausalProof]]) -> Spec:
             ticks.append(label)
         ticks.append("controls at triggers")
         for row, controls in ((len(ticks) - 2, proof.controls), (len(ticks) - 1, proof.trigger_controls)):
-            dots += [(row, f"{name} control: {place}{one.feature}", one.effect.mean) for one in controls]
+            dots += [(row, f"{name} control: {place}{control.feature}", control.effect.mean) for control in controls]
     return _forest(ticks, effects, dots)
 
 
@@ -58,23 +58,26 @@ def edit_forest(report: EditReport) -> Spec:
     rows = [
         ("<b>edited model</b>", report.effect),
         ("predicted with hooks", report.predicted),
-        *((f"{one.name} × {one.factor:g} alone".replace("-", "−"), one.effect) for one in report.features),
-        *((f"rank {one.rank}", one.effect) for one in report.ranks),
+        *(
+            (f"{feature.name} × {feature.factor:g} alone".replace("-", "−"), feature.effect)
+            for feature in report.features
+        ),
+        *((f"rank {rank.rank}", rank.effect) for rank in report.ranks),
         ("controls, mean", report.control),
     ]
     ticks = [*(name for name, _ in rows), "controls at triggers"]
     effects = [(row, name, effect) for row, (name, effect) in enumerate(rows)]
     dots = [
-        (row, f"controls {', '.join(one.names)}", one.effect.mean)
+        (row, f"controls {', '.join(subset.names)}", subset.effect.mean)
         for row, sets in ((len(ticks) - 2, report.controls), (len(ticks) - 1, report.trigger_controls))
-        for one in sets
+        for subset in sets
     ]
     return _forest(ticks, effects, dots)
 
 
 def return_dots(table: StabilityTable) -> Spec:
     """Draw how well circuits return elsewhere: the correlation with the best match, and what chance gives."""
-    rows = [(one, match) for one in table.comparisons for match in one.matches]
+    rows = [(comparison, match) for comparison in table.comparisons for match in comparison.matches]
     ticks = [f"<b>{match.circuit}</b> in {escaped(one.second)}" for one, match in rows]
     said = [f"{'returns as' if match.returns else 'nearest'} {match.match}" for _, match in rows]
     correlation = {

@@ -93,17 +93,17 @@ def head_figures(table: HeadTable, texts: Sequence[str]) -> dict[str, Spec]:
 
 def distance_map(table: HeadTable) -> Spec:
     """Draw how much every head prefers every distance, in standard deviations of its scores over pairs of tokens."""
-    values = [one.preference for one in table.heads]
-    names = [one.name for one in table.heads]
+    values = [head.preference for head in table.heads]
+    names = [head.name for head in table.heads]
     trace = {
         "type": "heatmap",
-        "z": [short_values(one) for one in values],
+        "z": [short_values(value) for value in values],
         "y": list(range(len(names))),
         "x": list(range(table.n_distances)),
         "text": [[name] * table.n_distances for name in names],
         "colorscale": DIVERGING,
         "zmid": 0,
-        "zmax": (limit := max(map(colour_limit, (one.abs() for one in values)))),
+        "zmax": (limit := max(map(colour_limit, (value.abs() for value in values)))),
         "zmin": -limit,
         "colorbar": {"thickness": 10, "outlinewidth": 0},
         "hovertemplate": "head %{text}, distance %{x}: %{z:.3g}<extra></extra>",

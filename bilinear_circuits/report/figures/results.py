@@ -88,7 +88,7 @@ def signed_bars(names: Sequence[str], values: Sequence[float], title: str) -> Sp
         "y": list(range(len(names))),
         "text": [escaped(name) for name in names],
         "textposition": "none",
-        "marker": {"color": [sign_colour(one) for one in values], "line": {"width": 0}},
+        "marker": {"color": [sign_colour(value) for value in values], "line": {"width": 0}},
         "hovertemplate": "%{text}: %{x:.4g}<extra></extra>",
     }
     ticks = {"tickvals": list(range(len(names))), "ticktext": [escaped(name) for name in names], "showgrid": False}
@@ -220,9 +220,9 @@ def _motif_points(
         "type": "scatter",
         "mode": "markers",
         "name": f"{name} ({len(found)})",
-        "x": plain([one.score for one in found]),
-        "y": [motifs.index(one.motif) + 0.25 * (row - 1) for one in found],
-        "text": [f"{one.name}, q = {one.q:.2g}" for one in found],
+        "x": plain([value.score for value in found]),
+        "y": [motifs.index(value.motif) + 0.25 * (row - 1) for value in found],
+        "text": [f"{value.name}, q = {value.q:.2g}" for value in found],
         "marker": {"color": colour, "symbol": symbol, "size": 7, "opacity": 0.7},
         "hovertemplate": "%{text}<br>score %{x:.3f}<extra></extra>",
     }

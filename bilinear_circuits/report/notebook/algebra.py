@@ -91,7 +91,7 @@ def _(matrix: InteractionMatrix) -> dict[str, Spec]:
 
 
 def _spectrum_rows(spectrum: Spectrum) -> list[tuple[str, Cell]]:
-    leading = Markup(", ").join(value(one) for one in spectrum.eigenvalues[:_N_LEADING].tolist())
+    leading = Markup(", ").join(value(eigenvalue) for eigenvalue in spectrum.eigenvalues[:_N_LEADING].tolist())
     more = " …" if spectrum.dim > _N_LEADING else ""
     norm, edge = spectrum.frobenius_norm.item(), spectrum.semicircle_edge().item()
     n_outside, whole = int(spectrum.outliers()), len(spectrum) == spectrum.dim

@@ -26,7 +26,7 @@ def _(profile: FeatureProfile) -> Markup:
         ("active at", f"{100 * profile.frequency:.2f} % of tokens, mostly {tokens(profile.top_tokens)}"),
         ("promotes", tokens(token for token, _ in profile.promoted)),
         ("suppresses", tokens(token for token, _ in profile.suppressed)),
-        ("eigenvalues", Markup(", ").join(value(one) for one in spectrum.eigenvalues[:4].tolist())),
+        ("eigenvalues", Markup(", ").join(value(eigenvalue) for eigenvalue in spectrum.eigenvalues[:4].tolist())),
         ("rank-2 correlation", number(profile.rank2_correlation)),
         ("pairs of input features explain", f"{100 * profile.completeness:.0f} % of the pre-activation (median)"),
         ("first group", " | ".join(names[:n_first])),
@@ -93,8 +93,14 @@ def _(search: CircuitSearch) -> Markup:
     ]
     proved = table(f"Circuits: {search.query.name}", columns, rows, notes)
     ranked = [
-        (one.name, value(one.pole_shift), number(one.trigger_share), number(one.rank2_correlation), number(one.score))
-        for one in search.ranking[:_N_RANKED]
+        (
+            evidence.name,
+            value(evidence.pole_shift),
+            number(evidence.trigger_share),
+            number(evidence.rank2_correlation),
+            number(evidence.score),
+        )
+        for evidence in search.ranking[:_N_RANKED]
     ]
     names = ("feature", "pole shift", "trigger share", "rank-2 r", "score")
     more = rest_of(len(search.ranking), _N_RANKED, "features scored")

@@ -39,7 +39,7 @@ def _(result: LowRankCorrelation) -> Columns:
 @columns_of.register
 def _(search: CircuitSearch) -> Columns:
     """One row for each feature that was scored in full, best first; eigenvalues are left out."""
-    rows = [{"name": one.name, "sign": one.sign, **asdict(one)} for one in search.ranking]
+    rows = [{"name": evidence.name, "sign": evidence.sign, **asdict(evidence)} for evidence in search.ranking]
     names = ["name", "sign", *(field.name for field in fields(Evidence) if field.name != "eigenvalues")]
     return {name: [row[name] for row in rows] for name in names}
 
@@ -48,7 +48,7 @@ def _(search: CircuitSearch) -> Columns:
 def _(search: DiscoverySearch) -> Columns:
     """One row for each significant feature: discoveries, then echoes, then those whose inputs stay apart."""
     parts = {"discovery": search.discoveries, "echo": search.echoes, "apart": search.apart}
-    rows = [(status, one) for status, part in parts.items() for one in part]
+    rows = [(status, discovery) for status, part in parts.items() for discovery in part]
     columns: Columns = {name: [getattr(one, name) for _, one in rows] for name in ("layer", "feature")}
     columns["status"] = [status for status, _ in rows]
     for name in ("motif", "score", "corrected", "p", "q", "echo_of"):

@@ -18,7 +18,7 @@ _N_MEMBERS = 4
 @shown.register
 def _(search: DiscoverySearch) -> Markup:
     counts: list[Counter[str]] = [
-        Counter(one.motif for one in part) for part in (search.discoveries, search.echoes, search.apart)
+        Counter(discovery.motif for discovery in part) for part in (search.discoveries, search.echoes, search.apart)
     ]
     rows = [
         (motif, *(f"{count[motif]:,}" for count in counts), _cutoff(cutoff)) for motif, cutoff in search.cutoffs.items()
@@ -27,8 +27,14 @@ def _(search: DiscoverySearch) -> Markup:
     rate = f"{100 * search.settings.fdr:g} %"
     title = f"Motifs of {search.n_features:,} output features at a false-discovery rate of {rate}"
     best = [
-        (one.name, one.motif, number(one.score), number(one.q), "; ".join(map(_block, one.blocks)))
-        for one in search.discoveries[:N_ROWS]
+        (
+            discovery.name,
+            discovery.motif,
+            number(discovery.score),
+            number(discovery.q),
+            "; ".join(map(_block, discovery.blocks)),
+        )
+        for discovery in search.discoveries[:N_ROWS]
     ]
     more = rest_of(len(search.discoveries), N_ROWS, "discoveries")
     header_best = ("feature", "motif", "score", "q", "products of input features")

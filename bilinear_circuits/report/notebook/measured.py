@@ -34,8 +34,8 @@ def _(proof: InterventionProof) -> Markup:
 @shown.register
 def _(proofs: CircuitProofs) -> Markup:
     rows = [
-        (one.name, f"{one.n_active} of {one.n_sites}", effect(one.places.site), *_shares(one), _p(one))
-        for one in proofs.proofs
+        (proof.name, f"{proof.n_active} of {proof.n_sites}", effect(proof.places.site), *_shares(proof), _p(proof))
+        for proof in proofs.proofs
     ]
     header = ("circuit", "active at", "its edges removed", "lost without", "kept alone", "p of random poles")
     notes = [EFFECTS_ARE, *(f"{name} was not tested: {why}" for name, why in proofs.untested.items())]
@@ -76,7 +76,7 @@ def _(proofs: CircuitProofs) -> Columns:
 @shown.register
 def _(report: EditReport) -> Markup:
     rows = [(name.replace("_", " "), effect(one)) for name, one in effects_in(report).items()]
-    rows += [(f"{one.name} alone, times {one.factor:g}", effect(one.effect)) for one in report.features]
+    rows += [(f"{feature.name} alone, times {feature.factor:g}", effect(feature.effect)) for feature in report.features]
     return table(f"Edit of {len(report.edits)} features", ("", "mean [95 % interval]"), rows, [EFFECTS_ARE])
 
 
@@ -90,10 +90,13 @@ def _(report: EditReport) -> Columns:
     """One row for each effect: of the edit, of each feature alone, at each rank, of each set of controls."""
     rows = [
         *effects_in(report).items(),
-        *((f"{one.name} times {one.factor:g} alone", one.effect) for one in report.features),
-        *((f"rank {one.rank}", one.effect) for one in report.ranks),
-        *((f"controls {', '.join(one.names)}", one.effect) for one in report.controls),
-        *((f"controls at triggers {', '.join(one.names)}", one.effect) for one in report.trigger_controls),
+        *((f"{feature.name} times {feature.factor:g} alone", feature.effect) for feature in report.features),
+        *((f"rank {rank.rank}", rank.effect) for rank in report.ranks),
+        *((f"controls {', '.join(control.names)}", control.effect) for control in report.controls),
+        *(
+            (f"controls at triggers {', '.join(trigger_control.names)}", trigger_control.effect)
+            for trigger_control in report.trigger_controls
+        ),
     ]
     columns: Columns = {"what": [name for name, _ in rows]}
     return columns | {name: [getattr(one, name) for _, one in rows] for name in ("mean", "low", "high", "n")}
@@ -103,18 +106,21 @@ def _(report: EditReport) -> Columns:
 def _(result: StabilityTable) -> Markup:
     rows = [
         (
-            one.second,
+            comparison.second,
             match.circuit,
             match.match,
             "yes" if match.returns else "no",
             signed(match.likeness.activation, 2),
             number(match.p_value, 2),
         )
-        for one in result.comparisons
-        for match in one.matches
+        for comparison in result.comparisons
+        for match in comparison.matches
     ]
     header = ("in", "circuit", "best match", "returns", "correlation of activations", "p")
-    notes = [f"{one.n_returned} of {len(one.matches)} return in {one.second}" for one in result.comparisons]
+    notes = [
+        f"{comparison.n_returned} of {len(comparison.matches)} return in {comparison.second}"
+        for comparison in result.comparisons
+    ]
     return table(f"Circuits of {result.comparisons[0].first} elsewhere", header, rows, notes)
 
 
@@ -126,17 +132,17 @@ def _(result: StabilityTable) -> dict[str, Spec]:
 @columns_of.register
 def _(result: StabilityTable) -> Columns:
     """One row for each circuit and other file."""
-    rows = [(one, match) for one in result.comparisons for match in one.matches]
+    rows = [(comparison, match) for comparison in result.comparisons for match in comparison.matches]
     columns: Columns = {"second": [one.second for one, _ in rows]}
     for name in ("circuit", "match", "is_circuit", "mutual", "percentile", "chance", "p_value", "returns"):
         columns[name] = [getattr(match, name) for _, match in rows]
     for name in ("activation", "jaccard", "promoted", "decoder", "encoder", "form", "inputs"):
         values = [getattr(match.likeness, name) for _, match in rows]
-        columns[name] = [math.nan if one is None else one for one in values]
+        columns[name] = [math.nan if value is None else value for value in values]
     return columns
 
 
 def effects_in(result: Any) -> Mapping[str, Effect]:
     """The effects a result holds, by name."""
     held = {field.name: getattr(result, field.name) for field in fields(result)}
-    return {name: one for name, one in held.items() if isinstance(one, Effect)}
+    return {name: row for name, row in held.items() if isinstance(row, Effect)}

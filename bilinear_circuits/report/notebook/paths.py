@@ -123,7 +123,10 @@ def _(heads: HeadTable) -> Columns:
         "preference": [one.preference.max().item() for one in heads.heads],
     }
     for by in "QKV":
-        found = [next((one for one in head.compositions if one.by == by), None) for head in heads.heads]
+        found = [
+            next((composition for composition in head.compositions if composition.by == by), None)
+            for head in heads.heads
+        ]
         columns[f"{by}_composition"] = [None if one is None else one.value for one in found]
         columns[f"{by}_with"] = [None if one is None else f"{one.layer}.{one.head}" for one in found]
     columns["mlp"] = [one.read.layer for one in heads.heads]

@@ -30,8 +30,8 @@ def comparison_page(table: StabilityTable, provenance: Mapping[str, Any]) -> str
         provenance: What it was computed with: its `files` are named at the top.
     """
     listed = [_returns(table)]
-    for index, one in enumerate(table.comparisons):
-        listed += [_matches(one, index), _assigned(one, index)]
+    for index, comparison in enumerate(table.comparisons):
+        listed += [_matches(comparison, index), _assigned(comparison, index)]
     listed = [part for part in listed if part.table.rows]
     return render(
         "comparison.html.j2",
@@ -39,7 +39,7 @@ def comparison_page(table: StabilityTable, provenance: Mapping[str, Any]) -> str
         table=table,
         one=table.comparisons[0],
         most_p=MAX_P_VALUE,
-        files=[_file(one) for one in provenance.get("files", ())],
+        files=[_file(file) for file in provenance.get("files", ())],
         listed=listed,
         links=links(listed),
         provenance=plain(dict(provenance)),
@@ -58,11 +58,11 @@ def _file(file: Mapping[str, Any]) -> dict[str, str]:
 
 def _returns(table: StabilityTable) -> Part:
     """Tell of every circuit in which of the other files it returns."""
-    circuits = list(dict.fromkeys(match.circuit for one in table.comparisons for match in one.matches))
-    found = [{match.circuit: match for match in one.matches} for one in table.comparisons]
+    circuits = list(dict.fromkeys(match.circuit for comparison in table.comparisons for match in comparison.matches))
+    found = [{match.circuit: match for match in comparison.matches} for comparison in table.comparisons]
     columns = (
         Column("circuit", "keep"),
-        *(Column(f"in {visible(one.second)}", "keep") for one in table.comparisons),
+        *(Column(f"in {visible(comparison.second)}", "keep") for comparison in table.comparisons),
         Column("returns in", "n"),
     )
     rows = []
@@ -70,8 +70,11 @@ def _returns(table: StabilityTable) -> Part:
         here = [matches.get(circuit) for matches in found]
         count = sum(match is not None and match.returns for match in here)
         rows.append((circuit, *map(_verdict, here), f"{count} of {len(here)}"))
-    total = [f"{one.n_returned} of {len(one.matches)}" for one in table.comparisons]
-    every = sum(one.n_returned for one in table.comparisons), sum(len(one.matches) for one in table.comparisons)
+    total = [f"{comparison.n_returned} of {len(comparison.matches)}" for comparison in table.comparisons]
+    every = (
+        sum(comparison.n_returned for comparison in table.comparisons),
+        sum(len(comparison.matches) for comparison in table.comparisons),
+    )
     rows.append(("all circuits", *total, f"{every[0]} of {every[1]}"))
     note = "With the feature most like it there and the correlation of activations. *: a circuit of that file."
     return Part("Which circuits return where", Table.of(columns, rows), note, "returns")

@@ -76,16 +76,18 @@ def _motifs(search: DiscoverySearch) -> Part:
         Column("echoes", "n"),
         Column("inputs apart", "n"),
         Column("smallest significant score", "n"),
-        *(Column(f"99 % point, {'these layers' if one == 'layer' else one}", "n") for one in nulls),
+        *(Column(f"99 % point, {'these layers' if null == 'layer' else null}", "n") for null in nulls),
     )
-    parts = [Counter(one.motif for one in part) for part in (search.discoveries, search.echoes, search.apart)]
+    parts = [
+        Counter(discovery.motif for discovery in part) for part in (search.discoveries, search.echoes, search.apart)
+    ]
     rows = [
         (
             motif,
             MOTIFS.get(motif, ""),
             *(number(count[motif]) for count in parts),  # type: ignore[index]
             _cutoff(search.cutoffs[motif]),
-            *(number(search.high_scores[one].get(motif)) for one in nulls),
+            *(number(search.high_scores[null].get(motif)) for null in nulls),
         )
         for motif in search.cutoffs
     ]
@@ -114,7 +116,7 @@ def _row(one: Discovery, names: FeatureNames) -> tuple[Any, ...]:
 
 
 def _of_motif(motif: str, search: DiscoverySearch, names: FeatureNames) -> Part:
-    found = [one for one in search.discoveries if one.motif == motif]
+    found = [discovery for discovery in search.discoveries if discovery.motif == motif]
     rows = [(*_row(one, names), [_block(b, one.layer, names) for b in one.blocks]) for one in found[:MOST_ROWS]]
     note = f"{MOTIFS[motif].capitalize()}. {_more(len(found), 'discoveries')}"
     return Part(f"Motif: {motif}", Table.of((*_FEATURE, _BLOCKS), rows, tall=True), note, f"motif-{motif}")
@@ -135,16 +137,16 @@ def _block(block: Block, layer: int, names: FeatureNames) -> Line:
 
 
 def _members(features: Sequence[int], layer: int, names: FeatureNames) -> Line:
-    shown = [(names(layer, one), "name") for one in features[:N_MEMBERS]]
+    shown = [(names(layer, feature), "name") for feature in features[:N_MEMBERS]]
     more = f" and {len(features) - N_MEMBERS} more" if len(features) > N_MEMBERS else ""
-    joined = [part for one in shown for part in ((" | ", "text"), one)][1:]
+    joined = [part for discovery in shown for part in ((" | ", "text"), discovery)][1:]
     return (("(", "text"), *joined, (f"{more})", "text"))
 
 
 def _echoes(search: DiscoverySearch, names: FeatureNames) -> Part:
     rows = [
-        (*_row(one, names), one.motif, "–" if one.echo_of is None else str(Feature(one.layer, one.echo_of)))
-        for one in search.echoes[:MOST_ROWS]
+        (*_row(echo, names), echo.motif, "–" if echo.echo_of is None else str(Feature(echo.layer, echo.echo_of)))
+        for echo in search.echoes[:MOST_ROWS]
     ]
     note = f"Significant, but explained by a stronger motif of another feature. {_more(len(search.echoes), 'echoes')}"
     columns = (*_FEATURE, Column("motif", "keep"), Column("echo of", "keep"))
@@ -153,8 +155,12 @@ def _echoes(search: DiscoverySearch, names: FeatureNames) -> Part:
 
 def _apart(search: DiscoverySearch, names: FeatureNames) -> Part:
     rows = [
-        (*_row(one, names), one.motif, [_block(block, one.layer, names) for block in one.blocks])
-        for one in search.apart[:MOST_ROWS]
+        (
+            *_row(discovery, names),
+            discovery.motif,
+            [_block(block, discovery.layer, names) for block in discovery.blocks],
+        )
+        for discovery in search.apart[:MOST_ROWS]
     ]
     note = f"Products of groups that are hardly ever active together. {_more(len(search.apart), 'such motifs')}"
     columns = (*_FEATURE, Column("motif", "keep"), _BLOCKS)
@@ -176,7 +182,9 @@ def _pairs(pairs: Sequence[PlanePair], names: FeatureNames, fdr: float) -> Part:
     rows = []
     for pair in pairs[:MOST_ROWS]:
         ends = [
-            part for one in pair.features for part in (str(Feature(pair.layer, one)), names.tokens(pair.layer, one))
+            part
+            for feature in pair.features
+            for part in (str(Feature(pair.layer, feature)), names.tokens(pair.layer, feature))
         ]
         numbers = (number(pair.overlap), value(pair.correlation, 2), value(pair.decoder_cosine, 2), number(pair.q, 2))
         rows.append((pair.kind, *ends, *numbers))
@@ -199,13 +207,13 @@ def _interference(layers: Sequence[Interference]) -> Part:
     )
     rows = [
         (
-            str(one.layer),
-            number(one.k),
-            *(percent(share, 2) for share in (one.never, one.never_random)),
-            value(one.rank_correlation, 2),
-            percent(one.kept, 2),
+            str(layer.layer),
+            number(layer.k),
+            *(percent(share, 2) for share in (layer.never, layer.never_random)),
+            value(layer.rank_correlation, 2),
+            percent(layer.kept, 2),
         )
-        for one in layers
+        for layer in layers
     ]
     note = "Large weights between inputs that never meet do nothing."
     return Part("Interactions that never meet", Table.of(columns, rows), note, "interference")

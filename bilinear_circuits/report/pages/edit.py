@@ -113,20 +113,20 @@ def _features(report: EditReport) -> Part:
     )
     rows = [
         (
-            one.name,
-            f"{one.factor:g}".replace("-", "−"),
-            ", ".join(value(each) for each in leading.get(one.name, [])),
-            effect(one.effect),
-            str(one.effect.n),
-            effect(one.effect_all_sites),
+            feature.name,
+            f"{feature.factor:g}".replace("-", "−"),
+            ", ".join(value(each) for each in leading.get(feature.name, [])),
+            effect(feature.effect),
+            str(feature.effect.n),
+            effect(feature.effect_all_sites),
         )
-        for one in report.features
+        for feature in report.features
     ]
     return Part("Each feature alone", Table.of(columns, rows), "Predicted with hooks.", "features")
 
 
 def _ranks(report: EditReport) -> Part:
-    rows = [(str(one.rank), effect(one.effect), str(one.effect.n)) for one in report.ranks]
+    rows = [(str(rank.rank), effect(rank.effect), str(rank.effect.n)) for rank in report.ranks]
     found = "no rank" if report.matching_rank is None else f"rank {report.matching_rank}"
     note = f"The whole edit at other ranks, the full one last; the smallest within 10 % of that: {found}."
     return Part("Rank", Table.of((Column("rank", "n"), EFFECT, _N), rows), note, "ranks")
@@ -135,9 +135,9 @@ def _ranks(report: EditReport) -> Part:
 def _controls(report: EditReport) -> Part:
     kinds = {"like frequency and norm": report.controls, "as active at triggers": report.trigger_controls}
     rows = [
-        (kind, ", ".join(one.names), effect(one.effect), str(one.effect.n))
+        (kind, ", ".join(subset.names), effect(subset.effect), str(subset.effect.n))
         for kind, sets in kinds.items()
-        for one in sets
+        for subset in sets
     ]
     columns = (Column("controls of", "keep"), Column("features"), EFFECT, _N)
     return Part("Controls", Table.of(columns, rows), "The same edit of sets of other features.", "controls")

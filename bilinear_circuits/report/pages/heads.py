@@ -43,7 +43,7 @@ def heads_page(table: HeadTable, texts: Sequence[str], provenance: Mapping[str, 
 
 def composition_text(head: HeadSummary, by: str) -> str:
     """Write the strongest composition of a kind: "0.11 with 0.3"; a dash in the first layer."""
-    found = next((one for one in head.compositions if one.by == by), None)
+    found = next((composition for composition in head.compositions if composition.by == by), None)
     return "–" if found is None else f"{found.value:.3f} with {found.layer}.{found.head}"
 
 
@@ -60,14 +60,14 @@ def _overview(table: HeadTable) -> Part:
     )
     rows = [
         (
-            one.name,
-            percent(one.copying, 3),
-            str(one.distance),
-            value(one.preference.max().item(), 2),
-            *(composition_text(one, by) for by in "QKV"),
-            f"{one.read.layer}: {one.read.gate:.3f}, {one.read.input:.3f}",
+            head.name,
+            percent(head.copying, 3),
+            str(head.distance),
+            value(head.preference.max().item(), 2),
+            *(composition_text(head, by) for by in "QKV"),
+            f"{head.read.layer}: {head.read.gate:.3f}, {head.read.input:.3f}",
         )
-        for one in table.heads
+        for head in table.heads
     ]
     note = f"Composition by chance, of random matrices of this width: {table.chance:.3f}."
     return Part("Heads", Table.of(columns, rows), note, "heads")
@@ -76,10 +76,10 @@ def _overview(table: HeadTable) -> Part:
 def _moves(table: HeadTable, texts: Sequence[str]) -> Part:
     columns = (_HEAD, Column("where it looks at", "tokens"), Column("moves the logit of", "tokens"), Column("by", "n"))
     rows = [
-        (one.name, [texts[row]], [texts[column]], value(entry))
-        for one in table.heads
+        (head.name, [texts[row]], [texts[column]], value(entry))
+        for head in table.heads
         for row, column, entry in zip(
-            *(x.tolist() for x in (one.moves.row, one.moves.column, one.moves.value)), strict=True
+            *(x.tolist() for x in (head.moves.row, head.moves.column, head.moves.value)), strict=True
         )
     ]
     note = (
@@ -99,9 +99,9 @@ def _looks(table: HeadTable, texts: Sequence[str]) -> Part:
         Column("score", "n"),
     )
     rows = [
-        (one.name, [texts[query]], [texts[key]], str(distance), value(score, 2))
-        for one in table.heads
-        for query, key, distance, score in zip(*one.looks.table().values(), strict=True)
+        (head.name, [texts[query]], [texts[key]], str(distance), value(score, 2))
+        for head in table.heads
+        for query, key, distance, score in zip(*head.looks.table().values(), strict=True)
     ]
     note = (
         f"Highest scores over all pairs of these {number(len(texts))} tokens and the distances 0 to"

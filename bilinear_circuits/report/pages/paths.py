@@ -30,9 +30,9 @@ def paths_page(account: PathAccount, token_text: Callable[[int], str], provenanc
         provenance: What it was computed with; shown as a table.
     """
     texts = [token_text(token) for token in account.token_ids.tolist()]
-    matrices = [_matrix(one, texts) for one in account.matrices]
-    places = {(one.node.layer or 0, one.node.position or 0): matrix_id(one) for one in account.matrices}
-    ledgers = [_ledger(one, texts) for one in account.ledgers]
+    matrices = [_matrix(matrix, texts) for matrix in account.matrices]
+    places = {(matrix.node.layer or 0, matrix.node.position or 0): matrix_id(matrix) for matrix in account.matrices}
+    ledgers = [_ledger(ledger, texts) for ledger in account.ledgers]
     nodes = _nodes(account.nodes.top(N_NODES), account, texts)
     effects, degrees = _effects(account), _degrees(account)
     sections = [("map", "Map"), ("nodes", nodes.heading)]

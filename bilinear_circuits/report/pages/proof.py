@@ -38,13 +38,16 @@ def proof_page(proofs: CircuitProofs, provenance: Mapping[str, Any], text_of: Ca
     """
     sections = [
         {
-            "id": _id(one),
-            "name": one.name,
-            "parts": circuit_parts(one, proofs.labels.get(str(one.layer), {})),
-            "tokens": {"Raised": _tokens(one.later.raised, text_of), "Lowered": _tokens(one.later.lowered, text_of)},
-            "divergence": effect(one.later.divergence, 4),
+            "id": _id(proof),
+            "name": proof.name,
+            "parts": circuit_parts(proof, proofs.labels.get(str(proof.layer), {})),
+            "tokens": {
+                "Raised": _tokens(proof.later.raised, text_of),
+                "Lowered": _tokens(proof.later.lowered, text_of),
+            },
+            "divergence": effect(proof.later.divergence, 4),
         }
-        for one in proofs.proofs
+        for proof in proofs.proofs
     ]
     overview = [part for part in _overview(proofs) if part.table.rows]
     drawn = {"edges": edge_scatter(proofs.proofs, proofs.labels)} if proofs.proofs else {}
@@ -57,14 +60,14 @@ def proof_page(proofs: CircuitProofs, provenance: Mapping[str, Any], text_of: Ca
         n_tokens=proofs.n_corpus_tokens,
         overview=overview,
         sections=sections,
-        links=links(overview, [(_id(one), f"Circuit {one.name}") for one in proofs.proofs]),
+        links=links(overview, [(_id(proof), f"Circuit {proof.name}") for proof in proofs.proofs]),
         provenance=plain(dict(provenance, settings=asdict(proofs.settings), seed=proofs.seed)),
         words=[word for word in WORDS if word != "Rank-2 form" or _truncated_to_two(proofs)],
     )
 
 
 def _truncated_to_two(proofs: CircuitProofs) -> bool:
-    return any(one.truncation.rank == 2 for one in proofs.proofs)
+    return any(proof.truncation.rank == 2 for proof in proofs.proofs)
 
 
 def _id(proof: InterventionProof) -> str:
@@ -72,7 +75,7 @@ def _id(proof: InterventionProof) -> str:
 
 
 def _tokens(changes: Sequence[Any], text_of: Callable[[int], str]) -> list[tuple[str, float]]:
-    return [(text_of(one.token_id), one.change) for one in changes]
+    return [(text_of(change.token_id), change.change) for change in changes]
 
 
 def _overview(proofs: CircuitProofs) -> list[Part]:
@@ -100,7 +103,9 @@ def _overview(proofs: CircuitProofs) -> list[Part]:
         ),
         Part(
             "Circuits of one pole, removed together",
-            Table.of(_JOINT, [(" + ".join(one.names), effect(one.together), effect(one.sum)) for one in proofs.joint]),
+            Table.of(
+                _JOINT, [(" + ".join(joint.names), effect(joint.together), effect(joint.sum)) for joint in proofs.joint]
+            ),
             "Equal where circuits add up; less than the sum where they do the same thing.",
             "joint",
         ),
@@ -176,10 +181,10 @@ def _exact(one: InterventionProof) -> tuple[str, ...]:
 
 
 def _ranks(proofs: CircuitProofs) -> Table:
-    keys = list(dict.fromkeys(key for one in proofs.proofs for key in one.effects.rank_correlations))
+    keys = list(dict.fromkeys(key for proof in proofs.proofs for key in proof.effects.rank_correlations))
     rows = [
-        (one.name, *(value(one.effects.rank_correlations.get(key, math.nan), 2) for key in keys))
-        for one in proofs.proofs
+        (proof.name, *(value(proof.effects.rank_correlations.get(key, math.nan), 2) for key in keys))
+        for proof in proofs.proofs
     ]
     return Table.of((NAME, *(Column(key, "n") for key in keys)), rows)
 

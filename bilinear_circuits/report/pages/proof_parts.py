@@ -44,7 +44,7 @@ _PLACES = {
 
 def _places(proof: InterventionProof) -> Part:
     places = {name: getattr(proof.places, key) for key, name in _PLACES.items()}
-    table = Table.of((_WHAT, EFFECT, _SITES), [(name, effect(one), str(one.n)) for name, one in places.items()])
+    table = Table.of((_WHAT, EFFECT, _SITES), [(name, effect(place), str(place.n)) for name, place in places.items()])
     return Part(
         "Where it is removed", table, "At the trigger is the effect of the circuit; the others are for comparison."
     )
@@ -59,8 +59,8 @@ def _complement(proof: InterventionProof) -> Part:
         Column("kept alone", "n", "Share of the whole effect that these edges keep alone."),
     )
     rows = [
-        (one.name, number(one.n_edges), value(one.share, 2), effect(one.lost, 2), effect(one.kept, 2))
-        for one in proof.complement.sets
+        (subset.name, number(subset.n_edges), value(subset.share, 2), effect(subset.lost, 2), effect(subset.kept, 2))
+        for subset in proof.complement.sets
     ]
     note = f"Shares of the effect of removing the whole form, {effect(proof.complement.whole)}; at best both are 1."
     return Part("Necessity and sufficiency", Table.of(columns, rows), note)
@@ -68,8 +68,8 @@ def _complement(proof: InterventionProof) -> Part:
 
 def _subsets(proof: InterventionProof) -> Part:
     groups: dict[tuple[str, str], list[tuple[float, float]]] = {}
-    for one in proof.complement.subsets:
-        groups.setdefault((one.kind, percent(one.size, 2)), []).append((one.survived, one.circuit))
+    for subset in proof.complement.subsets:
+        groups.setdefault((subset.kind, percent(subset.size, 2)), []).append((subset.survived, subset.circuit))
     columns = (
         Column(
             "subset", "keep", "Random; worst: the pairs that support the form most; best: all that work against it."
@@ -105,7 +105,7 @@ def _edges(proof: InterventionProof, labels: Mapping[str, str]) -> Part:
     rows = []
     for i in measured.abs().argsort(descending=True, stable=True).tolist():
         pair = (int(effects.first[i]), int(effects.second[i]))
-        names = product(*(labels.get(str(one), "") for one in dict.fromkeys(pair)))
+        names = product(*(labels.get(str(feature), "") for feature in dict.fromkeys(pair)))
         numbers = [value(float(one), 4) for one in (effects.weight[i], effects.contribution[i])]
         moved = [value(float(one[i]), 4) for one in (predicted, measured)]
         logits = number(float(effects.logit_correlation[i]))
@@ -124,7 +124,9 @@ def _ablations(proof: InterventionProof) -> Part:
     )
     rows = [("the circuit", one.method, effect(one.effect), "–") for one in proof.circuit]
     rows += [
-        (one.name, one.method, effect(one.form), effect(one.layer)) for one in proof.nodes if len(one.features) > 1
+        (node.name, node.method, effect(node.form), effect(node.layer))
+        for node in proof.nodes
+        if len(node.features) > 1
     ]
     return Part("Ablations", Table.of(columns, rows))
 
@@ -138,8 +140,12 @@ def _doses(proof: InterventionProof) -> Part:
 def _controls(proof: InterventionProof) -> Part:
     kinds = {"inert": "acts at triggers no more than chance", "trigger": "acts at triggers, points to no pole"}
     rows = [
-        (f"{proof.layer}/{one.feature}", kinds.get(one.kind, one.kind), effect(one.effect))
-        for one in proof.other_features
+        (
+            f"{proof.layer}/{other_feature.feature}",
+            kinds.get(other_feature.kind, other_feature.kind),
+            effect(other_feature.effect),
+        )
+        for other_feature in proof.other_features
     ]
     nonsense = proof.nonsense
     note = (
@@ -160,12 +166,13 @@ def _later(proof: InterventionProof) -> Part:
         Column("output features that change most"),
     )
     rows = []
-    for one in proof.later.layers:
+    for layer in proof.later.layers:
         sides = [
-            ", ".join(f"{some.feature} {value(some.change.mean)}" for some in one.features if some.side == side) or "–"
+            ", ".join(f"{some.feature} {value(some.change.mean)}" for some in layer.features if some.side == side)
+            or "–"
             for side in ("input", "output")
         ]
-        rows.append((str(one.layer), percent(one.input_change), percent(one.output_change), *sides))
+        rows.append((str(layer.layer), percent(layer.input_change), percent(layer.output_change), *sides))
     return Part("Later layers", Table.of(columns, rows), "What the removal at the trigger changes further on.")
 
 
