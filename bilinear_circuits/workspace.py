@@ -26,6 +26,7 @@ from bilinear_circuits.report import circuits_page
 from bilinear_circuits.report.pages import discovery_page, proof_page
 from bilinear_circuits.surgery import FormEdit, edit_model
 from bilinear_circuits.utilities.devices import check_device
+from bilinear_circuits.utilities.feature import Feature
 from bilinear_circuits.utilities.kinds import check_kind
 from bilinear_circuits.utilities.progress import Progress, bar
 from bilinear_circuits.zoo.provenance import provenance
@@ -95,6 +96,13 @@ class Workspace:
         check_device(device)
         if isinstance(n_stories, bool) or not isinstance(n_stories, int) or n_stories < 1:
             raise ValueError(f"n_stories must be a whole number, at least 1, got {n_stories!r}.")
+        shipped = {"saes": (saes, "dictionaries"), "corpus": (corpus, "stories")}
+        missing = {name: what for name, (given, what) in shipped.items() if given is None}
+        if missing and model not in zoo.names():
+            raise ValueError(
+                f"{' and '.join(missing)} must be given for {model}: {' and '.join(missing.values())} are shipped for"
+                f" {', '.join(zoo.names())}."
+            )
         saes, where = saes or model, corpus or model
         found = where if isinstance(where, Corpus) else Corpus(zoo.corpus_path(where))
         found.check()
@@ -132,7 +140,7 @@ class Workspace:
         """
         known = {one.mlp.layer: one for one in self.interactions}
         if layer not in known:
-            raise ValueError(f"layer must be one that was opened, {', '.join(map(str, known))}, got {layer}.")
+            raise ValueError(f"layer must be one that was opened, {', '.join(map(str, known))}, got {layer!r}.")
         return known[layer]
 
     def find_circuits(self, query: CircuitQuery | str, settings: SearchSettings | None = None) -> CircuitSearch:
@@ -173,13 +181,16 @@ class Workspace:
     def edit(self, search: CircuitSearch, factor: float = 0.0, rank: int = 2) -> Any:
         """Multiply the rank-r forms of a search's circuits in the weights: a stock Llama; the model stays as it is.
 
+        All circuits of the search are edited, of either pole, proved or not: `search.only(["4/143"])` keeps some.
+
         Args:
-            search: The circuits, such as `search.only(["4/143"])`.
+            search: The circuits.
             factor: 0 removes them, -1 inverts, 2 doubles.
             rank: Rank of the forms.
 
         Raises:
             TypeError: If it is no search.
+            ValueError: If the factor is not finite, or the rank not between 1 and d_in.
         """
         check_kind("search", search, CircuitSearch, _SEARCH)
         edits = [FormEdit.of(self.layer(target.layer), target.feature, rank, factor) for target in search.targets]
@@ -197,20 +208,29 @@ class Workspace:
         )
         return profile_feature(activity, feature, unembedding(self.model).to(activity.x), self.model.tokenizer)
 
-    def explain(self, prompt: str, features: Sequence[tuple[int, int]]) -> PromptAccount:
-        """Account for output features, pairs of layer and feature, at every token of a prompt."""
+    def explain(self, prompt: str, features: Sequence[tuple[int, int] | str]) -> PromptAccount:
+        """Account for output features, as (4, 143) or "4/143", at every token of a prompt.
+
+        Raises:
+            ValueError: If a feature or the prompt is none, as for `explain_prompt`.
+        """
         tokens = prompt_tokens(prompt, self.model.tokenizer, context_length(self.model))
-        return explain_prompt(self.model, self.interactions, features, tokens)
+        given = [features] if isinstance(features, str) else features
+        asked = [Feature.parse(feature) if isinstance(feature, str) else feature for feature in given]
+        return explain_prompt(self.model, self.interactions, asked, tokens)
 
     def write_page(self, result: CircuitSearch | CircuitProofs | DiscoverySearch, path: str | Path) -> Path:
         """Write a search, its proofs, or motifs as one self-contained HTML file; its folder is made if needed.
 
         Raises:
             TypeError: If it is none of these.
+            ValueError: If the path is a folder.
         """
         check_kind("result", result, (CircuitSearch, CircuitProofs, DiscoverySearch), _RESULTS)
-        page = self._page(result)
         file = Path(path)
+        if file.is_dir():
+            raise ValueError(f"path must be a file, such as report.html, got {path}, which is a folder.")
+        page = self._page(result)
         file.parent.mkdir(parents=True, exist_ok=True)
         half = file.with_name(f".{file.name}.part")
         half.write_text(page, encoding="utf-8")

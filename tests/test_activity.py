@@ -1,6 +1,6 @@
 import pytest
 import torch
-from helpers import WORDS, assert_near, randn, random_sae, refused, tiny_llama, tiny_tokenizer
+from helpers import WORDS, assert_near, randn, random_interactions, random_sae, refused, tiny_llama, tiny_tokenizer
 
 import bilinear_circuits.interactions.active as active_module
 import bilinear_circuits.interactions.activity as activity_module
@@ -193,3 +193,24 @@ def test_inputs_outputs_and_samples_must_be_of_one_length(interactions):
         LayerActivity.of(interactions[0], x, x[:3])
     with refused(ValueError, "got 4 of x, none of y, 5 samples"):
         LayerActivity.of(interactions[0], x, samples=Rows(5))
+
+
+def test_inputs_that_are_no_rows_of_numbers_are_refused():
+    interactions = random_interactions()[0]
+    d_in = interactions.mlp.tensor.d_in
+    rows = randn(4, d_in)
+    of = LayerActivity.of
+    for x, said in (
+        (rows[:, 1:], rf"x must be rows of {d_in} entries, one or more, got shape \(4, {d_in - 1}\)"),
+        (rows[0], rf"x must be rows of {d_in} entries, one or more, got shape \({d_in},\)"),
+        (rows[:0], rf"x must be rows of {d_in} entries, one or more, got shape \(0, {d_in}\)"),
+        (rows * torch.tensor([[1], [torch.nan], [1], [torch.inf]]), "x must be finite, got 2 of 4 rows that are not"),
+    ):
+        with refused(ValueError, said):
+            of(interactions, x)
+    with refused(ValueError, "y must be finite, got 4 of 4 rows"):
+        of(interactions, rows, torch.full((4, interactions.mlp.tensor.d_out), torch.nan))
+    with refused(TypeError, "x must be a Tensor, got a ndarray. torch.as_tensor makes one"):
+        of(interactions, rows.numpy())
+    with refused(TypeError, "interactions must be a FeatureInteractions, got a BilinearMLP"):
+        of(interactions.mlp, rows)

@@ -62,7 +62,12 @@ def test_principal_components_are_those_of_a_singular_value_decomposition():
     share = sigma[0] ** 2 / (sigma**2).sum()
     assert dictionary.names[0] == f"component 0 ({share:.2g} of the variance)"
     assert dictionary.hook_name == HOOK_IN
-    with refused(ValueError, "k must be between 1 and the 6 columns of x, got 7"):
+    assert bc.Dictionary.pca(x[:3]).d_sae == 2  # three points lie in a plane
+    with refused(ValueError, "k must be between 1 and 2, since x has 3 rows of 6 columns, got 3"):
+        bc.Dictionary.pca(x[:3], 3)
+    with refused(TypeError, "directions must be a Tensor, got a ndarray"):
+        bc.Dictionary.from_directions(x.numpy())
+    with refused(ValueError, "k must be between 1 and 6, since x has 30 rows of 6 columns, got 7"):
         bc.Dictionary.pca(x, 7)
     with refused(ValueError, "x must have two rows or more, got 1"):
         bc.Dictionary.pca(x[:1])

@@ -161,8 +161,12 @@ def test_what_cannot_be_opened_is_refused(world, tmp_path):
             bc.Workspace.open(places["MODEL"], places["SAES"], places["CORPUS"], layers=layers)
     with refused(FileNotFoundError, "model must be a shipped one .*, got ts-17. Did you mean ts-17m"):
         bc.Workspace.open("ts-17")
-    with refused(FileNotFoundError, "saes|dictionar"):
+    with refused(FileNotFoundError, "saes must be the name of a shipped model .* no such folder"):
+        bc.Workspace.open(places["MODEL"], "nowhere", corpus=places["CORPUS"])
+    with refused(ValueError, "saes must be given for .*: dictionaries are shipped for ts-17m"):
         bc.Workspace.open(places["MODEL"], corpus=places["CORPUS"])
+    with refused(ValueError, "saes and corpus must be given for .*: dictionaries and stories are shipped for ts-17m"):
+        bc.Workspace.open(places["MODEL"])
 
 
 def test_settings_and_features_of_another_kind_are_refused_by_name(workspace, search):
@@ -174,8 +178,35 @@ def test_settings_and_features_of_another_kind_are_refused_by_name(workspace, se
     ):
         with refused(TypeError, r"settings must be a \w+Settings, got a int. Leave it out for the defaults"):
             call()
-    with refused(ValueError, r"features must be pairs of layer and feature, such as \(4, 143\), got '2/4'"):
-        workspace.explain("the cat", ["2/4"])
+    with refused(ValueError, r"features must be written as layer/feature, such as 4/143, got '2-4'"):
+        workspace.explain("the cat", ["2-4"])
+    with refused(ValueError, r"features must be pairs of layer and feature, such as \(4, 143\), got 4"):
+        workspace.explain("the cat", (4, 143))
+
+
+def test_a_feature_is_named_by_its_text_or_its_pair(workspace, search):
+    first = search.targets[0]
+    for names in (first.name, [first.name], [(first.layer, first.feature)]):
+        assert [target.name for target in search.only(names).targets] == [first.name]
+    for features in ("1/4", ["1/4"], [(1, 4)]):
+        account = workspace.explain("the cat sat", features)
+        assert [feature.key for feature in account.features] == [(1, 4)]
+
+
+def test_edits_that_do_nothing_or_cannot_be_are_refused(workspace, search):
+    for rank in (0, 2.5, True, 999):
+        with refused(ValueError, f"rank must be a whole number between 1 and 12, got {rank}"):
+            workspace.edit(search, rank=rank)
+    for factor in ("x", float("nan"), None):
+        with refused(ValueError, "factor must be a finite number, got"):
+            workspace.edit(search, factor=factor)
+
+
+def test_a_page_never_replaces_a_folder_nor_leaves_a_part_of_itself(workspace, search, tmp_path):
+    (tmp_path / "page").mkdir()
+    with refused(ValueError, "path must be a file, such as report.html, got .*page, which is a folder"):
+        workspace.write_page(search, tmp_path / "page")
+    assert [path.name for path in tmp_path.iterdir()] == ["page"]
 
 
 def test_a_machine_and_a_number_that_cannot_be_are_refused_first(world):

@@ -24,7 +24,7 @@ class InteractionMatrix(Drawn):
         right: Second factor, W_in in the same basis.
         weights: Weight of each neuron, with any batch dimensions in front.
 
-    Example:
+    Examples:
         >>> left, right, x = torch.randn(5, 7), torch.randn(5, 7), torch.randn(5)
         >>> Q = InteractionMatrix(left, right, torch.randn(7))
         >>> torch.allclose(Q(x), x @ Q.to_dense() @ x, rtol=1e-4, atol=1e-5)

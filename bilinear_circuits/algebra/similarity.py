@@ -53,7 +53,7 @@ def quadratic_form_similarity(
     Raises:
         ValueError: If the two have different sides, `covariance` or `mean` does not fit them, or `kind` is unknown.
 
-    Example:
+    Examples:
         >>> tensor = InteractionTensor(torch.randn(5, 7), torch.randn(5, 7), torch.randn(7, 3))
         >>> Q = tensor.matrix(torch.eye(3))
         >>> quadratic_form_similarity(Q, Q[0]).shape
@@ -113,7 +113,7 @@ def layer_similarity(
     Raises:
         ValueError: If the layers have different sizes, `covariance` or `mean` does not fit, or `kind` is unknown.
 
-    Example:
+    Examples:
         >>> layer = InteractionTensor(torch.randn(5, 7), torch.randn(5, 7), torch.randn(7, 3))
         >>> swapped = InteractionTensor(layer.W_in, 2 * layer.W_gate, layer.W_out)
         >>> round(layer_similarity(layer, swapped), 6)

@@ -48,7 +48,7 @@ class InteractionTensor(Shown):
         b_in: Bias of the second projection, before the product, if any.
         b_out: Bias of the output, if any.
 
-    Example:
+    Examples:
         >>> tensor = InteractionTensor(torch.randn(5, 7), torch.randn(5, 7), torch.randn(7, 3))
         >>> x, u = torch.randn(5), torch.randn(3)
         >>> torch.allclose(tensor.matrix(u)(x), tensor(x) @ u, rtol=1e-4, atol=1e-5)
@@ -132,7 +132,7 @@ class InteractionTensor(Shown):
         Raises:
             ValueError: If `u` does not have d_out entries.
 
-        Example:
+        Examples:
             >>> tensor = InteractionTensor(torch.randn(5, 7), torch.randn(5, 7), torch.randn(7, 3))
             >>> tensor.matrix(torch.eye(3)).to_dense().shape == tensor.to_dense().shape
             True

@@ -84,7 +84,7 @@ class CircuitSearch(Result):
         """The circuits by name, for a proof or an edit."""
         return tuple(circuit.target for circuit in self.circuits)
 
-    def only(self, names: str | Sequence[str]) -> "CircuitSearch":
+    def only(self, names: str | Sequence[str | tuple[int, int]]) -> "CircuitSearch":
         """Keep some of the circuits, by their names (4/143), or one.
 
         Raises:

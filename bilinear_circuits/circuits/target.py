@@ -64,17 +64,18 @@ class Named(Protocol):
 T = TypeVar("T", bound=Named)
 
 
-def named(circuits: Sequence[T], names: str | Sequence[str]) -> tuple[T, ...]:
-    """Pick circuits by their names (4/143), or one by its name, in the order asked for, each once.
+def named(circuits: Sequence[T], names: str | Sequence[str | tuple[int, int]]) -> tuple[T, ...]:
+    """Pick circuits by their names, 4/143 or (4, 143), or one by its name, in the order asked for, each once.
 
     Raises:
         ValueError: If there is none of that name, or none is asked for.
     """
     known = {circuit.name: circuit for circuit in circuits}
-    names = [names] if isinstance(names, str) else names
-    for name in names:
+    given = [names] if isinstance(names, str) else names
+    asked = [name if isinstance(name, str) else "/".join(map(str, name)) for name in given]
+    for name in asked:
         if name not in known:
             raise ValueError(f"features must be circuits of the search ({', '.join(known)}), got {name}.")
-    if not names:
+    if not asked:
         raise ValueError(f"features must name at least one circuit of the search ({', '.join(known)}), got none.")
-    return tuple(known[name] for name in dict.fromkeys(names))
+    return tuple(known[name] for name in dict.fromkeys(asked))

@@ -24,7 +24,7 @@ _BAR = re.compile("\r|(?:\x1b\\[A)+")
 def shown(text: str) -> str:
     r"""Write control characters as the digits that stand for them, all but line ends and tabs.
 
-    Example:
+    Examples:
         >>> shown("\x1b]0;title\x07 and \x9b2J\n")
         '\\x1b]0;title\\x07 and \\x9b2J\n'
     """

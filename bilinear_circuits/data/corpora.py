@@ -29,7 +29,7 @@ class Corpus:
             stories), or the text between them; `<|endoftext|>` by default.
         column: Which column of records holds the stories; "text" by default.
 
-    Example:
+    Examples:
         >>> Corpus("stories.txt", separator="\n")
         Corpus(path='stories.txt', separator='line', column=None)
     """

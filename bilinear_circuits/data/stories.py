@@ -36,7 +36,7 @@ def normalise(text: str) -> str:
 
     Compatibility forms are made plain (NFKD), marks dropped, the rest composed again (NFC).
 
-    Example:
+    Examples:
         >>> normalise("“Café…”  she\n said")
         '"Cafe..." she said'
     """

@@ -25,6 +25,7 @@ from bilinear_circuits.dictionaries.names import drop_names, read_names, write_n
 from bilinear_circuits.statistics.components import principal_components
 from bilinear_circuits.utilities.display import Shown
 from bilinear_circuits.utilities.folders import by_library
+from bilinear_circuits.utilities.kinds import check_kind
 
 if TYPE_CHECKING:
     from sae_lens import SAE
@@ -344,6 +345,7 @@ def as_dictionary(sae: "Dictionary | SAE[Any]") -> Dictionary:
 
 
 def _check_directions(directions: Tensor, names: Sequence[str]) -> None:
+    check_kind("directions", directions, Tensor, "torch.as_tensor makes one of an array.")
     if directions.ndim != 2 or len(directions) == 0:
         raise ValueError(f"directions must be rows of a matrix, one or more, got shape {tuple(directions.shape)}.")
     if bad := int((~directions.isfinite().all(dim=1)).sum()):

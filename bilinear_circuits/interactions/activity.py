@@ -16,6 +16,7 @@ from bilinear_circuits.interactions.active import ActiveTokens, active_tokens
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 from bilinear_circuits.models.running import capture_mlp, model_device
 from bilinear_circuits.utilities.display import Brief
+from bilinear_circuits.utilities.kinds import check_kind
 from bilinear_circuits.utilities.progress import Progress, silent
 
 Side = Literal["in", "out"]
@@ -88,9 +89,15 @@ class LayerActivity(FeatureActivity):
             samples: What the rows are; by default inputs of which nothing is known.
 
         Raises:
-            ValueError: If x, y and samples are not of one length.
+            TypeError: If x or y is no tensor.
+            ValueError: If x, y and samples are not of one length, or x or y is not rows of finite numbers, as wide as
+                its side of the MLP.
         """
+        check_kind("interactions", interactions, FeatureInteractions, "It is a layer between two dictionaries.")
         tensor = interactions.mlp.tensor
+        for name, rows, width in (("x", x, tensor.d_in), ("y", y, tensor.d_out)):
+            if rows is not None:
+                _check_rows(name, rows, width)
         samples = Rows(len(x)) if samples is None else samples
         if not len(x) == len(x if y is None else y) == len(samples):
             lengths = f"{len(x)} of x, {'none' if y is None else len(y)} of y, {len(samples)} samples"
@@ -121,6 +128,15 @@ class LayerActivity(FeatureActivity):
         if not isinstance(self.samples, FlatTokens):
             raise ValueError(f"activity must be of tokens of stories to have token ids, got {self.samples!r}.")
         return self.samples.ids.to(self.x.device)
+
+
+def _check_rows(name: str, rows: Tensor, width: int) -> None:
+    """Refuse what is not rows of finite numbers of one width."""
+    check_kind(name, rows, Tensor, "torch.as_tensor makes one of numbers or of an array.")
+    if rows.ndim != 2 or rows.shape[1] != width or len(rows) == 0:
+        raise ValueError(f"{name} must be rows of {width} entries, one or more, got shape {tuple(rows.shape)}.")
+    if bad := int((~rows.isfinite().all(dim=1)).sum()):
+        raise ValueError(f"{name} must be finite, got {bad} of {len(rows)} rows that are not.")
 
 
 @torch.no_grad()

@@ -30,6 +30,7 @@ from bilinear_circuits.sweep import (
     leading_spectra,
     sweep,
 )
+from bilinear_circuits.utilities.kinds import check_kind
 from bilinear_circuits.utilities.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -67,10 +68,12 @@ class FeatureInteractions:
             sae_out: Dictionary of its output; None for its coordinates.
 
         Raises:
+            TypeError: If `mlp` is none.
             ValueError: If a dictionary has another width than its side of the MLP, or was trained at another hook; if
                 the MLP is read on the residual stream, before the norm.
             UnsupportedSAEError: If an SAE cannot be folded; see `Dictionary.from_sae`.
         """
+        check_kind("mlp", mlp, BilinearMLP, "BilinearMLP.from_model(model, layer) reads one.")
         if mlp.reads_residual:
             raise ValueError(
                 f"mlp must read an activation after the norm, got layer {mlp.layer} on the residual stream, where"

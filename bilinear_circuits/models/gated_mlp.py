@@ -59,8 +59,8 @@ class GatedMLP(Brief):
         """
         host = host_of(model)
         n_layers, dtype = len(host.blocks), host.dtype
-        if not 0 <= layer < n_layers:
-            raise ValueError(f"layer must be between 0 and {n_layers - 1} ({n_layers=}), got {layer}.")
+        if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < n_layers:
+            raise ValueError(f"layer must be between 0 and {n_layers - 1} ({n_layers=}), got {layer!r}.")
         block, weights, norm_module = host.blocks[layer], read_weights(host, layer), host.norm(layer)
         x, y, residual = probe(model, layer, probe_rows, norm_module)
         batches = ((x, y), large_probe(block.mlp, weights.W_gate, x, dtype))

@@ -10,7 +10,7 @@ from bilinear_circuits.interactions.activity import Side
 def shared_index(feature: int, side: Side, d_sae_out: int) -> int:
     """Number of a feature among those of both dictionaries of its layer, output features first.
 
-    Example:
+    Examples:
         >>> shared_index(143, "out", 3072), shared_index(0, "in", 3072)
         (143, 3072)
     """
@@ -20,7 +20,7 @@ def shared_index(feature: int, side: Side, d_sae_out: int) -> int:
 def cantor_pair(layer: int, index: int) -> int:
     """One number for a layer and a feature, as circuit-tracer has it.
 
-    Example:
+    Examples:
         >>> cantor_pair(0, 0), cantor_pair(1, 0), cantor_pair(0, 1), cantor_pair(4, 143)
         (0, 1, 2, 11021)
     """

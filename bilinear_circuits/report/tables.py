@@ -43,7 +43,7 @@ def write_table(path: str | Path, columns: Mapping[str, Sequence[Any]]) -> tuple
 def cell(value: Any) -> Any:
     """A value as a cell of a CSV file.
 
-    Example:
+    Examples:
         >>> cell("=1+2"), cell(-0.5), cell(None), cell(["a", "-b"])
         ("'=1+2", -0.5, '', 'a · -b')
     """

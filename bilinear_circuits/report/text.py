@@ -15,7 +15,7 @@ _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 def visible(token: str) -> str:
     r"""A token as it can be seen: spaces at its ends as ␣, line ends as ↵, hidden characters by their code point.
 
-    Example:
+    Examples:
         >>> visible(" not"), visible("\n"), visible(""), visible("a\u2028")
         ('␣not', '↵', '∅', 'a⟨U+2028⟩')
     """
@@ -40,7 +40,7 @@ def shorten(text: str, length: int) -> str:
 def number(value: float | int | None, digits: int = 3) -> str:
     """A number with some significant digits; integers in full; a dash for None and NaN.
 
-    Example:
+    Examples:
         >>> number(-0.12345), number(0.6), number(252.0), number(1234567), number(None), number(float("nan"))
         ('−0.123', '0.600', '252', '1,234,567', '–', '–')
     """
@@ -54,7 +54,7 @@ def number(value: float | int | None, digits: int = 3) -> str:
 def signed(value: float | int | None, decimals: int = 3) -> str:
     """A change, always with its sign; a dash for None.
 
-    Example:
+    Examples:
         >>> signed(0.5), signed(-0.00021, 4)
         ('+0.500', '−0.0002')
     """
@@ -64,7 +64,7 @@ def signed(value: float | int | None, decimals: int = 3) -> str:
 def interval(effect: Mapping[str, Any], decimals: int = 3) -> str:
     """An effect of the JSON document as "mean [low, high]".
 
-    Example:
+    Examples:
         >>> interval({"mean": -0.5, "low": -0.6, "high": -0.4}, 1)
         '−0.5 [−0.6, −0.4]'
     """
@@ -75,7 +75,7 @@ def interval(effect: Mapping[str, Any], decimals: int = 3) -> str:
 def largest(values: Any) -> float:
     """Largest magnitude in nested lists of numbers, leaving out None; 0 where there is none.
 
-    Example:
+    Examples:
         >>> largest([[1.0, -3.0], [None, 2.0]])
         3.0
     """
@@ -92,7 +92,7 @@ def share(value: float | int | None, limit: float = 1.0) -> str:
 def flatten(value: Any, path: str = "") -> list[tuple[str, str]]:
     """Rows (path, text) of a nested document.
 
-    Example:
+    Examples:
         >>> flatten({"model": {"name": "m"}, "sizes": [1, 2], "commit": None})
         [('model.name', 'm'), ('sizes', '1, 2'), ('commit', '–')]
     """

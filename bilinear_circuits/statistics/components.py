@@ -14,23 +14,24 @@ def principal_components(
 
     Args:
         x: The rows.
-        k: How many; d by default.
+        k: How many; by default all along which n rows can vary, min(d, n - 1).
 
     Returns:
         Components as rows, the mean of x, and the share of the variance along each component, zero where there is no
         variance, in the dtype of x and float32 at least.
 
     Raises:
-        ValueError: If there are fewer than two rows, one is not finite, or `k` is not between 1 and d.
+        ValueError: If there are fewer than two rows, one is not finite, or `k` is not between 1 and min(d, n - 1).
     """
     n, d = x.shape
-    k = d if k is None else k
     if n < 2:
         raise ValueError(f"x must have two rows or more, got {n}.")
     if bad := int((~x.isfinite().all(dim=1)).sum()):
         raise ValueError(f"x must be finite, got {bad} of {n} rows that are not.")
-    if not 1 <= k <= d:
-        raise ValueError(f"k must be between 1 and the {d} columns of x, got {k}.")
+    most = min(d, n - 1)
+    k = most if k is None else k
+    if not 1 <= k <= most:
+        raise ValueError(f"k must be between 1 and {most}, since x has {n} rows of {d} columns, got {k}.")
     mean = x.double().mean(0)
     centred = x.double() - mean
     variances, vectors = torch.linalg.eigh(centred.T @ centred / n)

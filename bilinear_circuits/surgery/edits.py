@@ -48,8 +48,8 @@ class FormEdit(OfFeature, Brief):
     row: Float[Tensor, " d_out"]
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.factor):
-            raise ValueError(f"factor must be a finite number, got {self.factor}.")
+        if isinstance(self.factor, bool) or not isinstance(self.factor, (int, float)) or not math.isfinite(self.factor):
+            raise ValueError(f"factor must be a finite number, got {self.factor!r}.")
         if self.spectrum.eigenvalues.ndim != 1:
             raise ValueError(
                 f"spectrum must be that of one form, got a batch of shape {tuple(self.spectrum.eigenvalues.shape)}."
@@ -62,8 +62,11 @@ class FormEdit(OfFeature, Brief):
         """An edit of the rank-r part of a feature's form; of the whole form by default.
 
         Raises:
-            ValueError: If there is no such feature, or the rank is negative or exceeds d_in.
+            ValueError: If there is no such feature, or the rank is not between 1 and d_in.
         """
+        d_in = interactions.mlp.tensor.d_in
+        if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= d_in):
+            raise ValueError(f"rank must be a whole number between 1 and {d_in}, got {rank!r}.")
         spectrum = interactions.spectrum(feature, rank)
         return cls(interactions.mlp.layer, feature, factor, spectrum, interactions.sae_out.W_dec[feature])
 

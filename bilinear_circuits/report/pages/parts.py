@@ -82,7 +82,7 @@ EFFECT = Column("effect", "n", "Mean with its 95 % bootstrap interval, in nats."
 def effect(one: Effect, decimals: int = 3) -> str:
     """Write an effect as "mean [low, high]"; its mean alone where there is no interval.
 
-    Example:
+    Examples:
         >>> effect(Effect(-0.5, -0.6, -0.4, 12), 1), effect(Effect(0.25, float("nan"), float("nan"), 1), 2)
         ('−0.5 [−0.6, −0.4]', '+0.25')
     """
@@ -98,7 +98,7 @@ def value(one: float, decimals: int = 3) -> str:
 def percent(share: float, digits: int = 3) -> str:
     """Write a share as a percentage.
 
-    Example:
+    Examples:
         >>> percent(0.125), percent(float("nan"))
         ('12.5 %', '–')
     """
@@ -109,7 +109,7 @@ def percent(share: float, digits: int = 3) -> str:
 def span(values: Sequence[float], decimals: int = 3) -> str:
     """Write the mean of some values, with the least and largest where there are several.
 
-    Example:
+    Examples:
         >>> span([0.5], 1), span([1.0, 2.0], 1), span([])
         ('+0.5', '+1.5 (+1.0 to +2.0)', '–')
     """
@@ -122,7 +122,7 @@ def span(values: Sequence[float], decimals: int = 3) -> str:
 def scientific(number_: float) -> str:
     """Write a small error with its power of ten.
 
-    Example:
+    Examples:
         >>> scientific(0.0000123), scientific(0.0)
         ('1.2e−05', '0')
     """
