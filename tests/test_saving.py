@@ -93,3 +93,10 @@ def test_a_damaged_result_is_refused(outer, damage, tmp_path):
     (tmp_path / "result.json").write_text(damage)
     with pytest.raises(ValueError, match="folder must hold a"):
         load_result(Outer, tmp_path)
+
+
+def test_both_files_may_be_read_by_whom_any_new_file_may_be(tmp_path):
+    (tmp_path / "any").touch()
+    save_result(Inner(torch.ones(2), None), tmp_path / "out")
+    modes = {path.name: path.stat().st_mode for path in [*(tmp_path / "out").iterdir(), tmp_path / "any"]}
+    assert len(set(modes.values())) == 1, modes

@@ -17,7 +17,7 @@ from bilinear_circuits.command_line.labels import named, read_labels
 from bilinear_circuits.command_line.terminal import note as note
 from bilinear_circuits.command_line.values import short, why_no_name
 from bilinear_circuits.utilities.devices import check_device as check_device
-from bilinear_circuits.utilities.folders import read_json
+from bilinear_circuits.utilities.folders import ordinary_mode, read_json
 from bilinear_circuits.utilities.progress import bar as bar
 from bilinear_circuits.utilities.yaml_files import from_mapping as from_mapping
 from bilinear_circuits.utilities.yaml_files import read_yaml as read_yaml
@@ -159,6 +159,7 @@ def written_whole(folder: str | Path, *, first: str | None = None, last: str | N
     target.parent.mkdir(parents=True, exist_ok=True)
     with half_written(target) as temporary:
         yield Path(temporary)
+        ordinary_mode(Path(temporary).rglob("*.safetensors"))
         files = sorted(Path(temporary).iterdir(), key=lambda file: (file.name == last, file.name != first, file.name))
         for file in files:
             if (target / file.name).is_dir():

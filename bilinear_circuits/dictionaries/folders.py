@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bilinear_circuits.dictionaries.activation import Activation
-from bilinear_circuits.utilities.folders import check_safetensors, read_json
+from bilinear_circuits.utilities.folders import check_safetensors, ordinary_mode, read_json
 
 CONFIG, WEIGHTS = "cfg.json", "sae_weights.safetensors"
 _ARCHITECTURES = {"relu": "standard"}  # others are called alike
@@ -93,5 +93,6 @@ def write_folder(
             raise ValueError(f"{key} of {name} must be finite in {dtype}, got entries that are not.")
     Path(folder).mkdir(parents=True, exist_ok=True)
     save_file(saved, Path(folder) / WEIGHTS)
+    ordinary_mode([Path(folder) / WEIGHTS])
     text = json.dumps(config, indent=1, ensure_ascii=False, allow_nan=False)
     (Path(folder) / CONFIG).write_text(text + "\n", encoding="utf-8")

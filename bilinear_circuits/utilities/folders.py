@@ -8,7 +8,8 @@ import contextlib
 import functools
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +52,14 @@ def fingerprint(folder: str | Path, patterns: Sequence[str]) -> Fingerprint:
     """Hash the files of a folder that match one of some patterns."""
     files = {file for pattern in patterns for file in Path(folder).glob(pattern) if file.is_file()}
     return Fingerprint({file.name: str(file_hash(file)) for file in sorted(files)})
+
+
+def ordinary_mode(files: Iterable[Path]) -> None:
+    """Give files the mode of any new file: safetensors makes its own readable by their owner alone."""
+    mask = os.umask(0)
+    os.umask(mask)
+    for file in files:
+        file.chmod(0o666 & ~mask)
 
 
 def file_hash(path: str | Path) -> str | None:

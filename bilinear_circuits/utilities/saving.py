@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
+from bilinear_circuits.utilities.folders import ordinary_mode
+
 T = TypeVar("T")
 
 FORMAT_VERSION = 1
@@ -49,6 +51,7 @@ def save_result(result: Any, folder: str | Path, provenance: Mapping[str, Any] |
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     save_file(tensors, target / ".result.safetensors")
+    ordinary_mode([target / ".result.safetensors"])
     (target / ".result.json").write_text(text, encoding="utf-8")
     (target / "result.json").unlink(missing_ok=True)  # an old one is not of the new tensors
     for name in ("result.safetensors", "result.json"):
