@@ -243,7 +243,7 @@ def resumed(world, tmp_path, verb, corpus, settings):
 
 STARTS = {
     "interactions": "bilinear_circuits.interactions.activity.collect_activity",
-    "features": "sae.commands.features_desk.Desk.report",
+    "features": "sae.commands.report_run.ReportRun.report",
     "train": "bilinear_circuits.training.language_model.train_model",
     "train-sae": "sae.train.train_dictionaries",
 }

@@ -10,12 +10,13 @@ from features_world import D_SAE_IN, D_SAE_OUT, DEAD, DENSE, activity_of, write_
 @pytest.fixture(scope="module")
 def bc():
     """The modules under test, imported under the shape-checking hook."""
-    from bilinear_circuits.interactions import by_token, examples, naming, profiles
+    from bilinear_circuits.interactions import active_features, examples, naming, profiles
     from bilinear_circuits.models import running
-    from sae.report import feeds, index, measure, outputs, results
+    from sae.report import index, measure, outputs, results, uses
 
     return SimpleNamespace(
-        by_token=by_token, examples=examples, naming=naming, profiles=profiles, running=running, feeds=feeds,
+        active_features=active_features, examples=examples, naming=naming, profiles=profiles, running=running,
+        uses=uses,
         index=index, measure=measure, outputs=outputs, results=results,
     )  # fmt: skip
 
@@ -150,14 +151,14 @@ def test_pairs_add_what_loops_over_tokens_say(bc, world):
 @pytest.mark.parametrize("few", [False, True])
 def test_inputs_feed_the_outputs_that_the_whole_tensor_says(bc, world, few):
     asked = [0, DEAD, 33, D_SAE_IN - 1]
-    table = bc.feeds.feeds_by_weight(world.activity.interactions, k=5, features=asked if few else None)
+    table = bc.uses.uses_by_weight(world.activity.interactions, k=5, features=asked if few else None)
     T = coefficients(world.T)
     for a in asked:
         best = T[:, a].abs().amax(1)
         outputs = best.topk(5).indices.tolist()
-        feeds = table.of(a, False)
-        assert [one.output for one in feeds] == outputs
-        for one in feeds:
+        uses = table.of(a, False)
+        assert [one.output for one in uses] == outputs
+        for one in uses:
             partner = T[one.output, a].abs().argmax().item()
             assert (one.partner, one.added) == (partner, None)
             assert one.weight == pytest.approx(T[one.output, a, partner].item(), rel=1e-3)
@@ -168,7 +169,7 @@ def test_a_sweep_finds_the_largest_interaction_of_every_input_and_output(bc, wor
     from bilinear_circuits.sweep import sweep
 
     products = world.activity.interactions.products(None, precision)
-    strongest = bc.feeds.StrongestOutputs(products, D_SAE_OUT)
+    strongest = bc.uses.StrongestOutputs(products, D_SAE_OUT)
     sweep(products, [strongest])
     expected = coefficients(world.T).abs().amax(2).T / 2  # coarse scores are half the coefficients
     found = torch.zeros(products.n_rows, D_SAE_OUT).scatter(1, strongest.output, strongest.score)[:D_SAE_IN]
@@ -176,7 +177,7 @@ def test_a_sweep_finds_the_largest_interaction_of_every_input_and_output(bc, wor
 
 
 def test_inputs_feed_by_activity_what_they_add_most_to(bc, world):
-    table = bc.feeds.feeds_by_activity(world.profiler, k=3)
+    table = bc.uses.uses_by_activity(world.profiler, k=3)
     T = coefficients(world.T)
     added = torch.zeros(D_SAE_OUT, D_SAE_IN, D_SAE_IN, dtype=torch.double)
     for f in range(D_SAE_OUT):
@@ -186,9 +187,9 @@ def test_inputs_feed_by_activity_what_they_add_most_to(bc, world):
             added[f] = T[f] * (z.T @ z) / len(z)
     for a in (0, DENSE, 33):
         best = added[:, a].abs().amax(1)
-        feeds = table.of(a, True)
-        assert [one.output for one in feeds] == best.topk(3).indices.tolist()
-        for one in feeds:
+        uses = table.of(a, True)
+        assert [one.output for one in uses] == best.topk(3).indices.tolist()
+        for one in uses:
             assert one.added == pytest.approx(added[one.output, a, one.partner].item(), rel=1e-3)
     assert table.of(DEAD, True) == ()
 
@@ -196,31 +197,34 @@ def test_inputs_feed_by_activity_what_they_add_most_to(bc, world):
 def test_cards_say_when_a_feature_is_active(bc, world):
     names = list(bc.naming.all_labels(world.activity, world.texts, "out"))
     names[31] = "a name"
-    maker = bc.measure.CardMaker(world.activity, "out", world.texts, world.unembedding, names)
-    cards = {card.feature: card for card in maker.cards(range(D_SAE_OUT))}
-    assert cards[31].label == "a name"
-    assert (cards[DEAD].state, cards[DENSE].state) == ("dead", "dense")
-    assert cards[DEAD].bands == () == cards[DEAD].histogram.counts
-    assert cards[DEAD].label == bc.naming.NOT_ACTIVE
+    maker = bc.measure.SummaryMaker(world.activity, "out", world.texts, world.unembedding, names)
+    summaries = {summary.feature: summary for summary in maker.summaries(range(D_SAE_OUT))}
+    assert summaries[31].label == "a name"
+    assert (summaries[DEAD].state, summaries[DENSE].state) == ("dead", "dense")
+    assert summaries[DEAD].bands == () == summaries[DEAD].histogram.counts
+    assert summaries[DEAD].label == bc.naming.NOT_ACTIVE
     for feature in (31, DENSE):
         z = world.z_out[:, feature]
-        card = cards[feature]
-        assert card.n_active == (z != 0).sum() == sum(card.histogram.counts)
-        assert card.strongest == pytest.approx(z.max().item(), rel=1e-5)
-        assert card.mean == pytest.approx(z[z != 0].mean().item(), rel=1e-5)
+        summary = summaries[feature]
+        assert summary.n_active == (z != 0).sum() == sum(summary.histogram.counts)
+        assert summary.strongest == pytest.approx(z.max().item(), rel=1e-5)
+        assert summary.mean == pytest.approx(z[z != 0].mean().item(), rel=1e-5)
     W_dec = world.activity.interactions.sae_out.W_dec
     cosine = torch.nn.functional.cosine_similarity(W_dec[31:32], W_dec)
-    for feature, value in cards[31].neighbours:
+    for feature, value in summaries[31].neighbours:
         assert value == pytest.approx(cosine[feature].item(), abs=1e-5)
     logits = W_dec[31] @ world.unembedding
-    assert cards[31].promoted[0] == (world.texts(int(logits.argmax())), pytest.approx(logits.max().item(), rel=1e-4))
-    assert cards[31].suppressed[0][1] == pytest.approx(logits.min().item(), rel=1e-4)
+    assert summaries[31].promoted[0] == (
+        world.texts(int(logits.argmax())),
+        pytest.approx(logits.max().item(), rel=1e-4),
+    )
+    assert summaries[31].suppressed[0][1] == pytest.approx(logits.min().item(), rel=1e-4)
 
 
 def test_an_input_feature_promotes_nothing(bc, world):
-    maker = bc.measure.CardMaker(world.activity, "in", world.texts, world.unembedding, [""] * D_SAE_IN)
-    (card,) = maker.cards([3])
-    assert card.promoted == () == card.suppressed
+    maker = bc.measure.SummaryMaker(world.activity, "in", world.texts, world.unembedding, [""] * D_SAE_IN)
+    (summary,) = maker.summaries([3])
+    assert summary.promoted == () == summary.suppressed
 
 
 def test_bands_cover_the_whole_range_once(bc, world):

@@ -13,7 +13,7 @@ from bilinear_circuits.interventions.joint import joint_removal
 from bilinear_circuits.interventions.predictions import final_scale
 from bilinear_circuits.models.running import model_blocks, run_logits, unembedding
 from bilinear_circuits.runs import Runs, Sites, measure, sites
-from bilinear_circuits.runs.endings import Endings
+from bilinear_circuits.runs.last_token import LastTokenRuns
 from bilinear_circuits.zoo import load_model
 
 KINDS = ("llama", "bridge", "hooked transformer")
@@ -89,34 +89,34 @@ def test_reruns_are_the_model_with_the_change(models, kind):
 
 
 @pytest.mark.parametrize("kind", KINDS[:2])
-def test_many_changes_of_one_story_run_as_its_endings(models, kind):
+def test_many_changes_of_one_story_run_as_its_last_tokens(models, kind):
     """As many variants as are worth it, in one run of the story, are those of a run each."""
     runs, change = make_runs(models[kind]), randn(150, 5, 12, dtype=torch.float32)
     change[::3, 1] = 0
-    assert runs._endings is not None
+    assert runs._last_token_runs is not None
     calls = []
 
-    class Counted(Endings):
+    class Counted(LastTokenRuns):
         def __call__(self, residual, change):
             calls.append(len(change))
             return super().__call__(residual, change)
 
-    runs._endings = Counted(runs._endings._body, runs._endings._unembed)
+    runs._last_token_runs = Counted(runs._last_token_runs._body, runs._last_token_runs._unembed)
     found = runs.effects(change)
     assert sorted(calls) == [22, 22, 22, 22, 100, 128, 128, 128, 128]
-    runs._endings = None
+    runs._last_token_runs = None
     torch.testing.assert_close(found, runs.effects(change), rtol=1e-4, atol=1e-4)
     assert (found[::3, 1] == 0).all()
 
 
-def test_a_model_that_does_not_take_endings_runs_row_by_row(models, monkeypatch):
-    monkeypatch.setattr(Endings, "__call__", lambda self, residual, change: change @ randn(12, 50).float())
+def test_a_model_that_does_not_take_last_tokens_runs_row_by_row(models, monkeypatch):
+    monkeypatch.setattr(LastTokenRuns, "__call__", lambda self, residual, change: change @ randn(12, 50).float())
     assert make_runs(models["llama"])._endings is None
 
     def fails(self, residual, change):
         raise TypeError("forward() got an unexpected keyword argument 'position_ids'")
 
-    monkeypatch.setattr(Endings, "__call__", fails)
+    monkeypatch.setattr(LastTokenRuns, "__call__", fails)
     assert make_runs(models["llama"])._endings is None
     assert make_runs(models["hooked transformer"])._endings is None
 

@@ -14,8 +14,8 @@ from bilinear_circuits.algebra.spectra import Spectrum
 from bilinear_circuits.algebra.tensor import QuadraticForm
 from bilinear_circuits.data.token_texts import TokenTexts
 from bilinear_circuits.interactions.active import top_token_ids
+from bilinear_circuits.interactions.active_features import ActiveFeatures
 from bilinear_circuits.interactions.activity import LayerActivity
-from bilinear_circuits.interactions.by_token import ActiveFeatures
 from bilinear_circuits.interactions.examples import Example, ExampleFinder, evenly
 from bilinear_circuits.interactions.ledger import Ledger
 from bilinear_circuits.interactions.naming import all_labels, made_label

@@ -27,12 +27,12 @@ from bilinear_circuits.models.running import (
 )
 from bilinear_circuits.runs.downstream import Downstream
 from bilinear_circuits.runs.edits import Edit, Where, add_edits, by_layer, change_at, sum_of_edits
-from bilinear_circuits.runs.endings import Endings
+from bilinear_circuits.runs.last_token import LastTokenRuns
 from bilinear_circuits.runs.metrics import Metric
 from bilinear_circuits.runs.sites import Sites
 
 _ROWS_PER_RUN = 64
-_FEWEST_ENDINGS, _ENDINGS_PER_RUN = 4, 128  # variants of a site that are worth a run of its own; most of one run
+_FEWEST_VARIANTS, _ENDINGS_PER_RUN = 4, 128  # variants of a site that are worth a run of its own; most of one run
 
 M = TypeVar("M", bound=Metric)
 
@@ -84,16 +84,16 @@ class Runs(Generic[M]):
         return self._edited([], "everywhere")
 
     @cached_property
-    def _endings(self) -> Endings | None:
+    def _last_token_runs(self) -> LastTokenRuns | None:
         """Many changes of one site in one run, where the model gives the same for them as in a run of each."""
-        endings = Endings.of_model(self.model, self.layer)
-        if endings is None or not len(self):
+        runs = LastTokenRuns.of_model(self.model, self.layer)
+        if runs is None or not len(self):
             return None
         change = torch.linspace(-1, 1, self.y.shape[1]).to(self.y) * self.y[0].abs().mean()
         ((_, _, expected),) = self._stacked(0, change.view(1, 1, -1), *torch.zeros(2, 1, dtype=torch.long))
         row, position = (int(index[0]) for index in self._batches[0].at)
         residual = self._runs[0].residual[row, : position + 1]
-        return endings if endings.agrees(residual, change, expected[0]) else None
+        return runs if runs.agrees(residual, change, expected[0]) else None
 
     def select(self, chosen: Bool[Tensor, " site"]) -> "Runs[M]":
         """Keep some of the sites."""
@@ -171,7 +171,7 @@ class Runs(Generic[M]):
         for index, batch in enumerate(self._batches):
             here = change[:, first : first + len(batch)]
             variants, sites = here.ne(0).any(-1).nonzero(as_tuple=True)
-            many = len(sites) >= _FEWEST_ENDINGS * len(batch) and self._endings is not None
+            many = len(sites) >= _FEWEST_VARIANTS * len(batch) and self._last_token_runs is not None
             for variant, site, logits in (self._one_by_one if many else self._stacked)(index, here, variants, sites):
                 yield variant, site + first, logits
             first += len(batch)
@@ -179,13 +179,13 @@ class Runs(Generic[M]):
     def _one_by_one(
         self, index: int, change: Tensor, variants: Tensor, sites: Tensor
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Site by site, all its variants as endings of one run."""
-        assert self._endings is not None
+        """Site by site, all its variants as last tokens of one run."""
+        assert self._last_token_runs is not None
         row, position = (one.tolist() for one in self._batches[index].at)
         for site in sites.unique().tolist():
             residual = self._runs[index].residual[row[site], : position[site] + 1]
             for chosen in variants[sites == site].split(_ENDINGS_PER_RUN):
-                logits = self._endings(residual, change[chosen, site].to(residual))
+                logits = self._last_token_runs(residual, change[chosen, site].to(residual))
                 yield chosen, torch.full_like(chosen, site), logits
 
     def _stacked(

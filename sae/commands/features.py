@@ -22,7 +22,7 @@ from sae.commands.report_folder import ReportFolder
 if TYPE_CHECKING:
     from bilinear_circuits.interactions.activity import Side
     from sae.report.index import Row
-    from sae.report.pages import Book
+    from sae.report.pages import DictionaryReport
 
 _SCHEMA_VERSION = 1
 _FRONT = "index.html"
@@ -73,21 +73,21 @@ def run(arguments: Arguments) -> None:
         folders[side].check(settings[side])
     _check_front(Path(arguments.out))
 
-    from sae.commands.features_desk import Desk
+    from sae.commands.report_run import ReportRun
 
     stories = corpus.read(arguments.n_stories)
-    desk = Desk(arguments, stories, _only(arguments))
+    report_run = ReportRun(arguments, stories, _only(arguments))
     # A report is sent to others: the folder it was made in is nothing to them.
     resolved = replace(arguments, saes=common.saes_of(arguments), out=Path(arguments.out).name)
-    source = records.provenance(resolved, [desk.interactions], corpus, len(stories), 0.0)
+    source = records.provenance(resolved, [report_run.interactions], corpus, len(stories), 0.0)
     for side in sides:
-        desk.check_features(side)
+        report_run.check_features(side)
     for side in sides:
         folders[side].start(settings[side])
         _share_plotly(Path(arguments.out))
-        book = desk.book(side, settings[side]["linked"])
-        rows = desk.report(book, folders[side])
-        _write_index(book, folders[side], rows, source, started)
+        shared = report_run.shared(side, settings[side]["linked"])
+        rows = report_run.report(shared, folders[side])
+        _write_index(shared, folders[side], rows, source, started)
         _write_front(Path(arguments.out))
         print(f"written: {folders[side].folder}/index.html with {len(rows)} features")
         for line in to_look_at(rows, folders[side].folder):
@@ -155,17 +155,19 @@ def _share_plotly(out: Path) -> None:
             (folder / PLOTLY_ASSET).write_text(plotly_asset(), encoding="utf-8")
 
 
-def _write_index(book: "Book", folder: ReportFolder, rows: "list[Row]", source: dict[str, Any], started: float) -> None:
+def _write_index(
+    shared: "DictionaryReport", folder: ReportFolder, rows: "list[Row]", source: dict[str, Any], started: float
+) -> None:
     """The table of all features, as a page, CSV, parquet, and what it takes to repeat it."""
     from bilinear_circuits.report.tables import write_table
     from sae.report.index import columns_of, index_page, state_counts
 
     source = source | {"seconds": round(time.perf_counter() - started, 1)}
     write_table(folder.folder / "features", columns_of(rows))
-    record = {"schema_version": _SCHEMA_VERSION, "kind": "feature report", "layer": book.layer, "side": book.side}
+    record = {"schema_version": _SCHEMA_VERSION, "kind": "feature report", "layer": shared.layer, "side": shared.side}
     record |= {"n_features": len(rows), **state_counts(rows), "provenance": source}
     folder.put("features.json", common.to_json(record))
-    folder.put("index.html", index_page(book, rows, source))
+    folder.put("index.html", index_page(shared, rows, source))
 
 
 def _check_front(out: Path) -> None:

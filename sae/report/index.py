@@ -10,8 +10,8 @@ from typing import Any
 
 from bilinear_circuits.report.html import render
 from bilinear_circuits.report.payload import plain
-from sae.report.pages import SIDE_NAMES, Book
-from sae.report.results import FeatureCard, InputReading, OutputReading
+from sae.report.pages import SIDE_NAMES, DictionaryReport
+from sae.report.results import FeatureSummary, InputReading, OutputReading
 
 _PLAIN_BYTES = 200_000
 _DIGITS = 5
@@ -71,7 +71,7 @@ _OF_INPUTS = ("weight",)  # that of an output feature says little: see docs/proo
 _OF_OUTPUTS = ("rank2_correlation", "outlier", "completeness", "and_shape")
 
 
-def row_of(card: FeatureCard, reading: OutputReading | InputReading) -> Row:
+def row_of(summary: FeatureSummary, reading: OutputReading | InputReading) -> Row:
     """A feature as a row."""
     measured: dict[str, float] = {}
     if isinstance(reading, OutputReading) and reading.profile is not None:
@@ -83,15 +83,15 @@ def row_of(card: FeatureCard, reading: OutputReading | InputReading) -> Row:
         }
     by_activity = [one.added for one in reading.by_activity if one.added is not None]
     return Row(
-        feature=card.feature,
-        label=card.label,
-        state=card.state,
-        tokens=[token for token, _ in card.top_tokens],
-        promoted=[token for token, _ in card.promoted],
-        suppressed=[token for token, _ in card.suppressed],
-        frequency=_short(card.frequency) or 0.0,
-        n_active=card.n_active,
-        strongest=_short(card.strongest) or 0.0,
+        feature=summary.feature,
+        label=summary.label,
+        state=summary.state,
+        tokens=[token for token, _ in summary.top_tokens],
+        promoted=[token for token, _ in summary.promoted],
+        suppressed=[token for token, _ in summary.suppressed],
+        frequency=_short(summary.frequency) or 0.0,
+        n_active=summary.n_active,
+        strongest=_short(summary.strongest) or 0.0,
         weight=_largest([one.weight for one in reading.by_weight]),
         added=_largest(by_activity),
         **{name: _short(value) for name, value in measured.items()},
@@ -121,20 +121,20 @@ def interesting(rows: Sequence[Row], n: int = 3) -> list[Row]:
     return sorted(usual, key=lambda row: -abs(row.added or 0))[:n]
 
 
-def index_page(book: Book, rows: Sequence[Row], provenance: Mapping[str, Any]) -> str:
+def index_page(shared: DictionaryReport, rows: Sequence[Row], provenance: Mapping[str, Any]) -> str:
     """The index as a page that searches, filters and sorts by itself.
 
     Args:
-        book: The dictionary.
+        shared: The dictionary.
         rows: Its features, in the order of their numbers.
         provenance: What it was computed with; shown as a table.
     """
-    numbers = [name for name in _NUMBERS if name not in (_OF_INPUTS if book.side == "out" else _OF_OUTPUTS)]
+    numbers = [name for name in _NUMBERS if name not in (_OF_INPUTS if shared.side == "out" else _OF_OUTPUTS)]
     data = {
-        "side": book.side,
+        "side": shared.side,
         "numbers": [[name, *_NUMBERS[name]] for name in numbers],
-        "texts": ["tokens", "promoted", "suppressed"] if book.side == "out" else ["tokens"],
-        "rows": [_packed_row(row, numbers, book.side == "out") for row in rows],
+        "texts": ["tokens", "promoted", "suppressed"] if shared.side == "out" else ["tokens"],
+        "rows": [_packed_row(row, numbers, shared.side == "out") for row in rows],
     }
     return render(
         "dictionary_index.html.j2",
@@ -142,8 +142,8 @@ def index_page(book: Book, rows: Sequence[Row], provenance: Mapping[str, Any]) -
         data={"features": packed(data)},
         scripts=("dictionary_index.js",),
         packages=("sae.report",),
-        book=book,
-        side_name=SIDE_NAMES[book.side],
+        shared=shared,
+        side_name=SIDE_NAMES[shared.side],
         n_features=len(rows),
         counts=state_counts(rows),
         first=interesting(rows),

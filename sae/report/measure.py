@@ -10,14 +10,14 @@ from bilinear_circuits.data.token_texts import TokenTexts
 from bilinear_circuits.interactions.activity import LayerActivity, Side
 from bilinear_circuits.interactions.examples import ExampleFinder, bands, histogram
 from bilinear_circuits.interactions.naming import all_top_tokens
-from sae.report.results import DENSE, RARE, FeatureCard, State
+from sae.report.results import DENSE, RARE, FeatureSummary, State
 
 _N_TOKENS, _N_TOP_TOKENS, _N_NEIGHBOURS = 10, 6, 10
 _TOGETHER = 64
 
 
-class CardMaker:
-    """Makes the cards of one dictionary: tokens of all features at once, the rest a group at a time."""
+class SummaryMaker:
+    """Makes the summaries of one dictionary: tokens of all features at once, the rest a group at a time."""
 
     @torch.no_grad()
     def __init__(
@@ -48,7 +48,7 @@ class CardMaker:
         self._top_ids, self._top_shares = ids.tolist(), shares.tolist()
 
     @torch.no_grad()
-    def cards(self, features: Sequence[int]) -> Iterator[FeatureCard]:
+    def summaries(self, features: Sequence[int]) -> Iterator[FeatureSummary]:
         """Cards of some features, in their order."""
         for start in range(0, len(features), _TOGETHER):
             some = torch.tensor(list(features[start : start + _TOGETHER]), device=self._W_dec.device)
@@ -57,11 +57,11 @@ class CardMaker:
             for index, feature in enumerate(some.tolist()):
                 yield self._card(feature, near[index], *written[index])
 
-    def _card(self, feature: int, near: tuple, promoted: tuple, suppressed: tuple) -> FeatureCard:
+    def _card(self, feature: int, near: tuple, promoted: tuple, suppressed: tuple) -> FeatureSummary:
         token, value = self._active[feature]
         n_active, n_tokens = len(token), len(self._activity.x)
         tops = zip(self._top_ids[feature], self._top_shares[feature], strict=True)
-        return FeatureCard(
+        return FeatureSummary(
             feature=feature,
             label=self._labels[feature],
             top_tokens=tuple((self._texts(token_id), share) for token_id, share in tops if token_id >= 0),

@@ -12,7 +12,7 @@ from bilinear_circuits.interactions.activity import Side
 from bilinear_circuits.interactions.examples import Band
 from bilinear_circuits.report.graph_ids import shared_index
 from bilinear_circuits.report.payload import plain
-from sae.report.results import FeatureCard
+from sae.report.results import FeatureSummary
 
 BATCH = 128
 _N_LOGIT_BINS = 50
@@ -73,27 +73,27 @@ def skipped(source: Source, features: Sequence[int]) -> dict[str, Any]:
 
 
 def feature(
-    source: Source, card: FeatureCard, vector: Float[Tensor, " d_model"], logits: Float[Tensor, " d_vocab"] | None
+    source: Source, summary: FeatureSummary, vector: Float[Tensor, " d_model"], logits: Float[Tensor, " d_vocab"] | None
 ) -> dict[str, Any]:
     """One feature of a batch.
 
     Args:
         source: Where it comes from.
-        card: The feature.
+        summary: The feature.
         vector: Its decoder row, along which Neuronpedia steers.
         logits: What its decoder row adds to the logits; None for an input feature, where no direct path leads there.
     """
-    histogram = card.histogram
+    histogram = summary.histogram
     heights, values = ([], []) if logits is None else _bars(logits)
     document = {
-        "feature_index": shared_index(card.feature, source.side, source.d_sae_out),
+        "feature_index": shared_index(summary.feature, source.side, source.d_sae_out),
         "vector": vector.tolist(),
         **{name: [] for name in _ABSENT},
-        "neg_str": [token for token, _ in card.suppressed],
-        "neg_values": [value for _, value in card.suppressed],
-        "pos_str": [token for token, _ in card.promoted],
-        "pos_values": [value for _, value in card.promoted],
-        "frac_nonzero": card.frequency,
+        "neg_str": [token for token, _ in summary.suppressed],
+        "neg_values": [value for _, value in summary.suppressed],
+        "pos_str": [token for token, _ in summary.promoted],
+        "pos_values": [value for _, value in summary.promoted],
+        "frac_nonzero": summary.frequency,
         "freq_hist_data_bar_heights": list(histogram.counts),
         "freq_hist_data_bar_values": _centres(histogram.low, histogram.high, len(histogram.counts)),
         "logits_hist_data_bar_heights": heights,
@@ -101,7 +101,7 @@ def feature(
         "n_prompts_total": source.n_prompts,
         "n_tokens_in_prompt": source.n_tokens_in_prompt,
         "dataset": source.dataset,
-        "activations": [one for index, band in enumerate(card.bands) for one in _activations(band, index == 0)],
+        "activations": [one for index, band in enumerate(summary.bands) for one in _activations(band, index == 0)],
     }
     return plain(document)
 

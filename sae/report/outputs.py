@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bilinear_circuits.interactions.by_token import ActiveFeatures
+from bilinear_circuits.interactions.active_features import ActiveFeatures
 from bilinear_circuits.interactions.examples import evenly
 from bilinear_circuits.interactions.profiles import Profiler
 from bilinear_circuits.sweep import TopInteractions

@@ -13,7 +13,7 @@ from bilinear_circuits.report.figures import Spec
 from bilinear_circuits.report.html import render
 from bilinear_circuits.report.text import number
 from sae.report.figures import activation_histogram, form_figures
-from sae.report.results import FeatureCard, Feed, InputReading, OutputReading, Pair
+from sae.report.results import FeatureSummary, InputReading, InputUse, OutputReading, Pair
 
 SIDE_NAMES = {"in": "input", "out": "output"}
 _PACKAGES = ("sae.report",)
@@ -26,7 +26,7 @@ def side_folder(layer: int, side: Side) -> str:
 
 
 @dataclass(frozen=True)
-class Book:
+class DictionaryReport:
     """What all pages of one dictionary share.
 
     Attributes:
@@ -68,28 +68,28 @@ class Book:
         return frozenset(self.features)
 
 
-def feature_page(book: Book, card: FeatureCard, reading: OutputReading | InputReading) -> str:
+def feature_page(shared: DictionaryReport, summary: FeatureSummary, reading: OutputReading | InputReading) -> str:
     """One feature as a page.
 
     Args:
-        book: Its dictionary.
-        card: What is said of any feature.
-        reading: What it computes, or feeds.
+        shared: Its dictionary.
+        summary: What is said of any feature.
+        reading: What it computes, or is used for.
     """
-    place = book.features.index(card.feature)
+    place = shared.features.index(summary.feature)
     around = {"previous": place - 1, "next": place + 1}
     figures: dict[str, Spec] = {}
-    if card.n_active:
-        figures["histogram"] = activation_histogram(card.histogram)
-    context: dict[str, Any] = {"output": None, "feeds": None}
+    if summary.n_active:
+        figures["histogram"] = activation_histogram(summary.histogram)
+    context: dict[str, Any] = {"output": None, "uses": None}
     if isinstance(reading, OutputReading):
-        context["output"] = _output(book, reading)
+        context["output"] = _output(shared, reading)
         if reading.profile is not None:
             figures |= form_figures(reading.profile)
     else:
-        context["feeds"] = {
-            "by_activity": [_feed(book, one) for one in reading.by_activity],
-            "by_weight": [_feed(book, one) for one in reading.by_weight],
+        context["uses"] = {
+            "by_activity": [_use(shared, one) for one in reading.by_activity],
+            "by_weight": [_use(shared, one) for one in reading.by_weight],
         }
     return render(
         "dictionary_feature.html.j2",
@@ -98,37 +98,38 @@ def feature_page(book: Book, card: FeatureCard, reading: OutputReading | InputRe
         plotly="asset" if figures else None,
         asset_root=_TO_ROOT,
         packages=_PACKAGES,
-        book=book,
-        side_name=SIDE_NAMES[book.side],
-        card=card,
-        near=[{**book.own(one), "cosine": cosine} for one, cosine in card.neighbours],
+        shared=shared,
+        side_name=SIDE_NAMES[shared.side],
+        summary=summary,
+        near=[{**shared.own(one), "cosine": cosine} for one, cosine in summary.neighbours],
         around={
-            name: book.own(book.features[at]) if 0 <= at < len(book.features) else None for name, at in around.items()
+            name: shared.own(shared.features[at]) if 0 <= at < len(shared.features) else None
+            for name, at in around.items()
         },
-        histogram_text=_histogram_text(card),
+        histogram_text=_histogram_text(summary),
         **context,
     )
 
 
-def _output(book: Book, reading: OutputReading) -> dict[str, Any]:
+def _output(shared: DictionaryReport, reading: OutputReading) -> dict[str, Any]:
     shown: dict[str, Any] = {
-        "by_weight": [_pair(book, one) for one in reading.by_weight],
-        "by_activity": [_pair(book, one) for one in reading.by_activity],
+        "by_weight": [_pair(shared, one) for one in reading.by_weight],
+        "by_activity": [_pair(shared, one) for one in reading.by_activity],
         "profile": None,
     }
-    return shown if reading.profile is None else shown | _form(book, reading.profile, reading.outlier)
+    return shown if reading.profile is None else shown | _form(shared, reading.profile, reading.outlier)
 
 
-def _form(book: Book, profile: FeatureProfile, outlier: float | None) -> dict[str, Any]:
+def _form(shared: DictionaryReport, profile: FeatureProfile, outlier: float | None) -> dict[str, Any]:
     spectrum = profile.spectrum
     members = torch.cat([profile.shape.first, profile.shape.second]).tolist()
     named = [
-        {**book.other(member), "usage": usage}
+        {**shared.other(member), "usage": usage}
         for member, usage in zip(members, profile.shape.usage.tolist(), strict=True)
     ]  # fmt: skip
     n_first = len(profile.shape.first)
     eigenvectors = [
-        {"value": value, "members": [{**book.other(one), "projection": at} for one, _, at in column]}
+        {"value": value, "members": [{**shared.other(one), "projection": at} for one, _, at in column]}
         for value, column in zip(spectrum.eigenvalues[:2].tolist(), profile.eigenvector_labels, strict=False)
     ]
     return {
@@ -143,26 +144,26 @@ def _form(book: Book, profile: FeatureProfile, outlier: float | None) -> dict[st
     }
 
 
-def _pair(book: Book, pair: Pair) -> dict[str, Any]:
-    members = [book.other(one) for one in dict.fromkeys((pair.first, pair.second))]
+def _pair(shared: DictionaryReport, pair: Pair) -> dict[str, Any]:
+    members = [shared.other(one) for one in dict.fromkeys((pair.first, pair.second))]
     return {"members": members, "weight": pair.weight, "added": pair.added}
 
 
-def _feed(book: Book, feed: Feed) -> dict[str, Any]:
+def _use(shared: DictionaryReport, use: InputUse) -> dict[str, Any]:
     return {
-        "output": book.other(feed.output),
-        "partner": book.own(feed.partner),
-        "weight": feed.weight,
-        "added": feed.added,
+        "output": shared.other(use.output),
+        "partner": shared.own(use.partner),
+        "weight": use.weight,
+        "added": use.added,
     }
 
 
-def _histogram_text(card: FeatureCard) -> str:
+def _histogram_text(summary: FeatureSummary) -> str:
     """The histogram in words."""
-    least = min((band.least for band in card.bands), default=card.histogram.low)
-    most = max((band.most for band in card.bands), default=card.histogram.high)
+    least = min((band.least for band in summary.bands), default=summary.histogram.low)
+    most = max((band.most for band in summary.bands), default=summary.histogram.high)
     between = f"between {number(least)} and {number(most)}"
-    return f"Histogram of {number(card.n_active)} activations {between}, mean {number(card.mean)}"
+    return f"Histogram of {number(summary.n_active)} activations {between}, mean {number(summary.mean)}"
 
 
 def front_page(sides: Sequence[Mapping[str, Any]]) -> str:

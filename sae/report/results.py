@@ -15,7 +15,7 @@ RARE = 10
 
 
 @dataclass(frozen=True)
-class FeatureCard:
+class FeatureSummary:
     """What is said of any feature, of either side.
 
     Attributes:
@@ -89,7 +89,7 @@ class OutputReading(Brief):
 
 
 @dataclass(frozen=True)
-class Feed:
+class InputUse:
     """An output feature that an input feature takes part in, by the partner with which it does so most.
 
     Attributes:
@@ -107,12 +107,12 @@ class Feed:
 
 @dataclass(frozen=True)
 class InputReading:
-    """What an input feature feeds.
+    """Output features in which an input feature takes part.
 
     Attributes:
         by_weight: Output features with the largest interactions with it in the weights.
         by_activity: Output features to which it adds most, with one partner, where they are active.
     """
 
-    by_weight: tuple[Feed, ...]
-    by_activity: tuple[Feed, ...]
+    by_weight: tuple[InputUse, ...]
+    by_activity: tuple[InputUse, ...]

@@ -1,4 +1,4 @@
-"""Many endings of one story in one run: what a change of its last token does, for all changes at once.
+"""Many last tokens of one story in one run: what a change of its last token does, for all changes at once.
 
 A change of the residual stream at the last token moves nothing before it. So the story is run once, with one more token
 for every change: all at the position of the last one, each blind to it and to each other. A run of P + V tokens takes
@@ -19,15 +19,15 @@ Tail = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Maps residual stream, attention mask and positions to what the final norm returns."""
 
 
-class Endings:
-    """The blocks after one layer of a Hugging Face Llama, or of a bridge over one, on stories with many endings."""
+class LastTokenRuns:
+    """The blocks after one layer of a Hugging Face Llama, or of a bridge over one, on stories with many last tokens."""
 
     def __init__(self, body: Tail, unembed: Callable[[Tensor], Tensor]) -> None:
         """Keep the two halves; `of_model` makes them."""
         self._body, self._unembed = body, unembed
 
     @classmethod
-    def of_model(cls, model: nn.Module, layer: int) -> "Endings | None":
+    def of_model(cls, model: nn.Module, layer: int) -> "LastTokenRuns | None":
         """The blocks after a layer; None where the model cannot be entered there."""
         parts = host_of(model).later_blocks(layer)
         if parts is None:
@@ -63,7 +63,7 @@ class Endings:
         change: Float[Tensor, " d_model"],
         expected: Float[Tensor, " d_vocab"],
     ) -> bool:
-        """Check that a change gives the model's own logits, and that another ending beside it moves nothing."""
+        """Check that a change gives the model's own logits, and that another last token beside it moves nothing."""
         other = torch.stack([-change, change])
         try:
             found = self(residual, other)[1]
@@ -73,7 +73,7 @@ class Endings:
 
 
 def _mask(n: int, n_variants: int) -> Float[Tensor, "token token"]:
-    """Zero where a token may look, the lowest number elsewhere: causal, and endings see the story less its last."""
+    """Zero where a token may look, the lowest number elsewhere: causal, and last tokens see the story less its last."""
     size = n + n_variants
     allowed = torch.zeros(size, size, dtype=torch.bool)
     allowed[:n, :n] = torch.ones(n, n, dtype=torch.bool).tril()

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from bilinear_circuits.interactions.profiles import Profiler
     from sae.commands.features import Arguments
     from sae.report.index import Row
-    from sae.report.measure import CardMaker
-    from sae.report.pages import Book
+    from sae.report.measure import SummaryMaker
+    from sae.report.pages import DictionaryReport
 
 
-class Desk:
+class ReportRun:
     """Model, dictionaries and corpus of a run, and what both sides share."""
 
     def __init__(self, arguments: "Arguments", stories: list[str], only: "Side | None") -> None:
@@ -59,18 +59,18 @@ class Desk:
                     f"feature must be between 0 and {d_sae - 1}, one of the {side}put dictionary, got {feature}."
                 )
 
-    def book(self, side: "Side", linked: Any) -> "Book":
+    def shared(self, side: "Side", linked: Any) -> "DictionaryReport":
         """Gather what all pages of a dictionary share.
 
         Args:
             side: Which dictionary.
             linked: Features of the other one that have a page: "all", a list, or None.
         """
-        from sae.report.pages import Book
+        from sae.report.pages import DictionaryReport
 
         other: Side = "in" if side == "out" else "out"
         corpus = records.display_name(corpus_of(self._arguments).path)
-        return Book(
+        return DictionaryReport(
             layer=self._arguments.layer,
             side=side,
             features=tuple(sorted(self._arguments.feature or range(self._d_sae(side)))),
@@ -81,30 +81,30 @@ class Desk:
             f" {self._n_stories:,} stories of {corpus}.",
         )
 
-    def report(self, book: "Book", folder: ReportFolder) -> "list[Row]":
+    def report(self, shared: "DictionaryReport", folder: ReportFolder) -> "list[Row]":
         """Make the pages that are not there yet; rows of all of them."""
-        chunks = chunks_of(book.features)
+        chunks = chunks_of(shared.features)
         left = [index for index in range(len(chunks)) if not folder.finished(index)]
         if len(left) < len(chunks):
             common.note(
-                f"{book.side}put features: {len(chunks) - len(left)} of {len(chunks)} chunks are finished already"
+                f"{shared.side}put features: {len(chunks) - len(left)} of {len(chunks)} chunks are finished already"
             )
         if left:
-            maker = PageMaker(self, book, [feature for index in left for feature in chunks[index]])
-            for index in common.bar(left, f"{book.side}put features, chunks of {len(chunks[0])}"):
+            maker = PageMaker(self, shared, [feature for index in left for feature in chunks[index]])
+            for index in common.bar(left, f"{shared.side}put features, chunks of {len(chunks[0])}"):
                 folder.write(index, *maker.make(chunks[index]))
         rows = folder.rows(len(chunks))
-        if (source := self.neuronpedia_source(book.side)) is not None:
+        if (source := self.neuronpedia_source(shared.side)) is not None:
             from sae.report.neuronpedia import skipped
 
             folder.skip(skipped(source, [row.feature for row in rows if row.state == "dead"]))
         return rows
 
-    def cards(self, book: "Book") -> "CardMaker":
-        """Makes the cards of a dictionary."""
-        from sae.report.measure import CardMaker
+    def summaries(self, shared: "DictionaryReport") -> "SummaryMaker":
+        """Makes the summaries of a dictionary."""
+        from sae.report.measure import SummaryMaker
 
-        return CardMaker(self.activity, book.side, self._texts, self._unembedding, book.labels)
+        return SummaryMaker(self.activity, shared.side, self._texts, self._unembedding, shared.labels)
 
     def profiler(self, features: Sequence[int]) -> "Profiler":
         """Measures output features."""
@@ -149,20 +149,20 @@ class Desk:
 class PageMaker:
     """Makes the pages of one dictionary: what all of them need is measured here, once."""
 
-    def __init__(self, desk: Desk, book: "Book", features: Sequence[int]) -> None:
-        self._desk, self._side, self._book, self._cards = desk, book.side, book, desk.cards(book)
-        self._source = desk.neuronpedia_source(book.side)
-        if book.side == "out":
+    def __init__(self, report_run: ReportRun, shared: "DictionaryReport", features: Sequence[int]) -> None:
+        self._desk, self._side, self._book, self._cards = report_run, shared.side, shared, report_run.summaries(shared)
+        self._source = report_run.neuronpedia_source(shared.side)
+        if shared.side == "out":
             from sae.report.outputs import N_PAIRS
 
-            self._profiler = desk.profiler(features)
-            self._top = desk.interactions.top(N_PAIRS, features, per_feature=True, progress=common.bar)
+            self._profiler = report_run.profiler(features)
+            self._top = report_run.interactions.top(N_PAIRS, features, per_feature=True, progress=common.bar)
         else:
-            from sae.report.feeds import feeds_by_activity, feeds_by_weight
+            from sae.report.uses import uses_by_activity, uses_by_weight
 
-            everything = desk.profiler(range(desk.interactions.sae_out.d_sae))
-            self._by_activity = feeds_by_activity(everything, progress=common.bar)
-            self._by_weight = feeds_by_weight(desk.interactions, features=features, progress=common.bar)
+            everything = report_run.profiler(range(report_run.interactions.sae_out.d_sae))
+            self._by_activity = uses_by_activity(everything, progress=common.bar)
+            self._by_weight = uses_by_weight(report_run.interactions, features=features, progress=common.bar)
 
     def make(self, features: Sequence[int]) -> "tuple[dict[int, str], list[Row], dict[str, Any] | None]":
         """Pages, rows and batch of a chunk."""
@@ -170,11 +170,11 @@ class PageMaker:
         from sae.report.pages import feature_page
 
         pages, rows, exported = {}, [], []
-        for card, reading in zip(self._cards.cards(features), self._readings(features), strict=True):
-            pages[card.feature] = feature_page(self._book, card, reading)
-            rows.append(row_of(card, reading))
-            if self._source is not None and card.bands:
-                exported.append(self._exported(card))
+        for summary, reading in zip(self._cards.summaries(features), self._readings(features), strict=True):
+            pages[summary.feature] = feature_page(self._book, summary, reading)
+            rows.append(row_of(summary, reading))
+            if self._source is not None and summary.bands:
+                exported.append(self._exported(summary))
         if self._source is None:
             return pages, rows, None
         from sae.report.neuronpedia import batch
@@ -186,12 +186,12 @@ class PageMaker:
             from sae.report.outputs import read_outputs
 
             return read_outputs(self._profiler, features, self._top)
-        from sae.report.feeds import read_inputs
+        from sae.report.uses import read_inputs
 
         return (read_inputs(self._by_weight, self._by_activity, feature) for feature in features)
 
-    def _exported(self, card: Any) -> Any:
+    def _exported(self, summary: Any) -> Any:
         from sae.report.neuronpedia import feature
 
-        logits = self._desk.logits(card.feature) if self._side == "out" else None
-        return feature(self._source, card, self._desk.vector(self._side, card.feature), logits)
+        logits = self._desk.logits(summary.feature) if self._side == "out" else None
+        return feature(self._source, summary, self._desk.vector(self._side, summary.feature), logits)

@@ -15,9 +15,9 @@ from bilinear_circuits.sweep.keys import magnitudes
 from bilinear_circuits.utilities.display import Brief
 from bilinear_circuits.utilities.progress import Progress, silent
 from sae.report.outputs import co_active_pairs
-from sae.report.results import Feed, InputReading
+from sae.report.results import InputReading, InputUse
 
-N_FEEDS = 12
+N_USES = 12
 _SPARE = 2  # coarse values order what is then computed in full: some more than asked for are kept
 _ROWS = 4  # looked through together: what is read stays in the cache
 _OUTPUTS_TOGETHER = 64
@@ -26,7 +26,7 @@ _FEW_TOGETHER = 4096
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class FeedTable(Brief):
+class UseTable(Brief):
     """For each input feature, output features in the order of the score, each with its strongest partner.
 
     Attributes:
@@ -44,13 +44,13 @@ class FeedTable(Brief):
     score: Float[Tensor, "d_sae_in k"]
 
     @classmethod
-    def empty(cls, n: int, device: torch.device) -> "FeedTable":
+    def empty(cls, n: int, device: torch.device) -> "UseTable":
         """A table without columns."""
         numbers = torch.empty(n, 0, device=device)
         whole = torch.empty(n, 0, dtype=torch.long, device=device)
         return cls(whole, whole, numbers, numbers, numbers)
 
-    def merged(self, other: "FeedTable", k: int) -> "FeedTable":
+    def merged(self, other: "UseTable", k: int) -> "UseTable":
         """The k largest of both."""
         score = torch.cat([self.score, other.score], 1)
         best = score.topk(min(k, score.shape[1])).indices
@@ -58,13 +58,15 @@ class FeedTable(Brief):
             torch.cat([getattr(self, name), getattr(other, name)], 1).gather(1, best)
             for name in ("output", "partner", "weight", "added")
         )
-        return FeedTable(output, partner, weight, added, score.gather(1, best))
+        return UseTable(output, partner, weight, added, score.gather(1, best))
 
-    def of(self, feature: int, measured: bool) -> tuple[Feed, ...]:
+    def of(self, feature: int, measured: bool) -> tuple[InputUse, ...]:
         """The entries of one input feature; `measured` says whether `added` is."""
         columns = (self.output, self.partner, self.weight, self.added, self.score)
         rows = zip(*(column[feature].tolist() for column in columns), strict=True)
-        return tuple(Feed(f, b, weight, added if measured else None) for f, b, weight, added, score in rows if score)
+        return tuple(
+            InputUse(f, b, weight, added if measured else None) for f, b, weight, added, score in rows if score
+        )
 
 
 class StrongestOutputs:
@@ -107,12 +109,12 @@ class StrongestOutputs:
 
 
 @torch.no_grad()
-def feeds_by_weight(
+def uses_by_weight(
     interactions: FeatureInteractions,
-    k: int = N_FEEDS,
+    k: int = N_USES,
     features: Sequence[int] | None = None,
     progress: Progress = silent,
-) -> FeedTable:
+) -> UseTable:
     """The k output features with the largest interactions of each input feature, each with its partner.
 
     For many input features a sweep of coarse products ranks twice as many outputs, whose interactions are then computed
@@ -138,14 +140,14 @@ def feeds_by_weight(
         for f, Q in zip(some.tolist(), forms(some).Q.to(read), strict=True):
             row, column = (output == f).nonzero(as_tuple=True)
             partner[row, column], weight[row, column] = _strongest_partner(read, Q, row)
-    return FeedTable.empty(n, output.device).merged(_by_weight(output, partner, weight), k)
+    return UseTable.empty(n, output.device).merged(_by_weight(output, partner, weight), k)
 
 
-def _of_few(interactions: FeatureInteractions, k: int, rows: Tensor, progress: Progress) -> FeedTable:
+def _of_few(interactions: FeatureInteractions, k: int, rows: Tensor, progress: Progress) -> UseTable:
     """Find the outputs from all interactions of some input features."""
     read, d_out = interactions.sae_in.W_dec, interactions.sae_out.d_sae
     forms = QuadraticForms(interactions.mlp.tensor, interactions.sae_out.W_enc)
-    table = FeedTable.empty(len(read), read.device)
+    table = UseTable.empty(len(read), read.device)
     outputs = torch.arange(d_out, device=read.device).split(max(1, _FEW_TOGETHER // len(rows)))
     for some in progress(outputs, "interactions"):
         partner = torch.zeros(len(read), len(some), dtype=torch.long, device=read.device)
@@ -166,12 +168,12 @@ def _strongest_partner(
     return partner, coefficients.gather(-1, partner.unsqueeze(-1)).squeeze(-1)
 
 
-def _by_weight(output: Tensor, partner: Tensor, weight: Tensor) -> FeedTable:
-    return FeedTable(output, partner, weight.float(), torch.zeros_like(weight, dtype=torch.float), weight.abs().float())
+def _by_weight(output: Tensor, partner: Tensor, weight: Tensor) -> UseTable:
+    return UseTable(output, partner, weight.float(), torch.zeros_like(weight, dtype=torch.float), weight.abs().float())
 
 
 @torch.no_grad()
-def feeds_by_activity(profiler: Profiler, k: int = N_FEEDS, progress: Progress = silent) -> FeedTable:
+def uses_by_activity(profiler: Profiler, k: int = N_USES, progress: Progress = silent) -> UseTable:
     """The k output features to which each input feature adds most, with one partner, where they are active.
 
     See `co_active_pairs`, which says what is left out. A pair counts by its mean contribution at the active tokens.
@@ -184,10 +186,10 @@ def feeds_by_activity(profiler: Profiler, k: int = N_FEEDS, progress: Progress =
     activity = profiler.activity
     interactions, n = activity.interactions, activity.interactions.sae_in.d_sae
     forms = QuadraticForms(interactions.mlp.tensor, interactions.sae_out.W_enc)
-    table = FeedTable.empty(n, activity.x.device)
+    table = UseTable.empty(n, activity.x.device)
     alive = (activity.outputs.counts > 1).nonzero().squeeze(1)
     for some in progress(alive.split(_OUTPUTS_TOGETHER), "pairs at active tokens"):
-        part = FeedTable(
+        part = UseTable(
             some.expand(n, -1),
             *(torch.zeros(n, len(some), dtype=dtype, device=some.device) for dtype in (torch.long, *[torch.float] * 3)),
         )
@@ -205,6 +207,6 @@ def feeds_by_activity(profiler: Profiler, k: int = N_FEEDS, progress: Progress =
     return table
 
 
-def read_inputs(by_weight: FeedTable, by_activity: FeedTable, feature: int) -> InputReading:
+def read_inputs(by_weight: UseTable, by_activity: UseTable, feature: int) -> InputReading:
     """Find the output features in which one input feature interacts most."""
     return InputReading(by_weight.of(feature, False), by_activity.of(feature, True))
