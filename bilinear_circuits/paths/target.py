@@ -73,13 +73,8 @@ def target_of(frozen: Frozen, asked: Asked, position: int = -1) -> Target:
         raise ValueError(f"position must be one of the prompt's {frozen.n_pos} tokens, got {position}.")
     position %= frozen.n_pos
     if isinstance(asked, Feature):
-        numbers = [*map(type, asked)] == [int, int]
-        if (
-            not numbers
-            or asked.layer not in frozen.dictionaries
-            or not 0 <= asked.number < frozen.dictionaries[asked.layer].d_sae
-        ):
-            known = {layer: one.d_sae for layer, one in frozen.dictionaries.items()}
+        known = {layer: one.d_sae for layer, one in frozen.dictionaries.items()}
+        if [*map(type, asked)] != [int, int] or not 0 <= asked.number < known.get(asked.layer, 0):
             raise ValueError(f"target must be a feature of the run's dictionaries {known}, got {asked}.")
         return Target(f"feature {asked} @{position}", position, {}, asked)
     weights = _weights(asked)
