@@ -72,6 +72,18 @@ def _mlp_output(frozen: Frozen, node: Node) -> Tensor:
     return y - dictionary.decode(z)
 
 
+def share_of(frozen: Frozen, node: Node, y: Float[Tensor, " d_model"]) -> Float[Tensor, " d_model"]:
+    """Find what a node of an MLP holds of a summand y of the MLP's output: all, what its feature reads, or the rest."""
+    if node.kind == "mlp":
+        return y
+    assert node.layer is not None
+    dictionary = frozen.dictionaries[node.layer]
+    along = (y @ dictionary.W_enc) * frozen.active[node.layer][node.position]
+    return (
+        along[node.feature] * dictionary.W_dec[node.feature] if node.kind == "feature" else y - along @ dictionary.W_dec
+    )
+
+
 def node_flow(frozen: Frozen, flow: Flow, node: Node) -> float:
     """Flow of one node."""
     t = node.position

@@ -24,7 +24,8 @@ from bilinear_circuits.paths.forward import (
     write_heads,
 )
 from bilinear_circuits.paths.frozen import Frozen, out_scale, written_by
-from bilinear_circuits.paths.removal import Removal, Removed, removal_of
+from bilinear_circuits.paths.nodes import Node
+from bilinear_circuits.paths.removal import Pair, Removal, Removed, removal_of
 from bilinear_circuits.paths.target import Asked, Target, read_target, target_of
 from bilinear_circuits.statistics.correlations import correlation, slope
 from bilinear_circuits.utilities.display import Shown, Tabled
@@ -64,7 +65,9 @@ class Effects(Shown, Tabled):
 
 
 @torch.no_grad()
-def measure_effects(frozen: Frozen, asked: Asked, remove: Sequence[Removed], position: int = -1) -> Effects:
+def measure_effects(
+    frozen: Frozen, asked: Asked, remove: Sequence[Removed] | Node | Pair, position: int = -1
+) -> Effects:
     """Remove parts of a run, each in two runs of its own: one predicted, one real.
 
     Cost: two forward passes for each, in batches.
@@ -72,12 +75,12 @@ def measure_effects(frozen: Frozen, asked: Asked, remove: Sequence[Removed], pos
     Args:
         frozen: The run.
         asked: See `target_of`.
-        remove: Nodes, pairs, or sequences of them that are removed together. A head or an MLP without a position is
-            removed at all tokens, and a head without a source from all of them.
+        remove: Nodes, pairs, or sequences of them that are removed together; or one alone. A head or an MLP without a
+            position is removed at all tokens, and a head without a source from all of them.
         position: Token at which the target is read.
 
     Raises:
-        ValueError: See `target_of` and `removal_of`.
+        ValueError: See `target_of` and `removal_of`, which raise TypeErrors too.
     """
     target, removal = target_of(frozen, asked, position), removal_of(frozen, remove)
     layers = frozen.weights.layers

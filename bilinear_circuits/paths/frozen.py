@@ -107,18 +107,21 @@ def freeze(
 
     Args:
         model: A host, or a model that `host_of` knows.
-        tokens: The prompt.
-        dtype: Precision; the model's own by default, float32 at least.
+        tokens: Token ids of the prompt, no more than the model's context.
+        dtype: float32 or float64; by default the model's own, float32 for a model in half precision.
         dictionaries: Dictionaries of MLP outputs, by layer.
 
     Raises:
         ValueError: If the architecture is none of those known, the tokens do not fit, a dictionary is of another place,
-            or the logits are not the model's: within 1e-5 of the largest, in float32 and float64. Transformers
+            or the logits are not the model's: within 1e-5 of the largest, in float32 and float64; within 2e-2 for a
+            model in float16 and 5e-2 in bfloat16, which is computed as its float32 upcast. Transformers
             computes norms and softmax in float32 inside a float64 model, too.
+        TypeError: If tokens are no tensor, or dictionaries no mapping from layers to dictionaries.
     """
+    _check_dictionaries(dictionaries)
     weights = read_weights(model, dtype)
     plain = plain_model(model)
-    _check_tokens(tokens, weights)
+    _check_tokens(tokens, weights, host_of(model).n_ctx)
     tokens = tokens.to(weights.W_E.device)
     state = _run(weights, tokens, rope_of(plain, tokens, weights.W_E.dtype))
     precision = next(plain.parameters()).dtype
@@ -194,9 +197,30 @@ def _active(
     return kept, active
 
 
-def _check_tokens(tokens: Tensor, weights: LlamaWeights) -> None:
+def _check_dictionaries(dictionaries: Any) -> None:
+    """Refuse what is no mapping from layers to dictionaries."""
+    must = "dictionaries must be a mapping from layers to a Dictionary each, such as {4: sae_out}"
+    if dictionaries is not None and not isinstance(dictionaries, Mapping):
+        raise TypeError(f"{must}, got a {type(dictionaries).__name__}.")
+    for layer, one in (dictionaries or {}).items():
+        if type(layer) is not int or not isinstance(one, Dictionary):
+            raise TypeError(
+                f"{must}, got {layer!r}: a {type(one).__name__}. Dictionary.from_sae(sae) makes one of a SAELens SAE."
+            )
+
+
+def _check_tokens(tokens: Any, weights: LlamaWeights, context: int) -> None:
+    """Refuse what is no prompt of the model."""
+    must, step = "tokens must be the ids of one prompt, a tensor [pos]", "bilinear_circuits.prompt_tokens makes one."
+    if not isinstance(tokens, Tensor):
+        raise TypeError(f"{must}, got a {type(tokens).__name__}. {step}")
+    if tokens.ndim != 1 or len(tokens) == 0 or tokens.dtype not in (torch.int64, torch.int32):
+        row = " Pass tokens[0]." if tokens.ndim == 2 and len(tokens) == 1 else ""
+        raise ValueError(f"{must}, got {tokens.dtype} {tuple(tokens.shape)}.{row or f' {step}'}")
+    if len(tokens) > context:
+        raise ValueError(
+            f"tokens must be at most {context}, the model's context, got {len(tokens)}. Shorten the prompt."
+        )
     d_vocab = len(weights.W_E)
-    if tokens.ndim != 1 or len(tokens) == 0 or tokens.is_floating_point():
-        raise ValueError(f"tokens must be the ids of one prompt, [pos], got {tokens.dtype} {tuple(tokens.shape)}.")
     if not 0 <= int(tokens.min()) <= int(tokens.max()) < d_vocab:
         raise ValueError(f"tokens must be between 0 and {d_vocab - 1}, got {int(tokens.min())} to {int(tokens.max())}.")

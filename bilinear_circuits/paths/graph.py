@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from bilinear_circuits.paths import edges
+from bilinear_circuits.paths.checks import check_node
 from bilinear_circuits.paths.edge_sets import KeptEdges, largest_edges
 from bilinear_circuits.paths.edges import Flows
 from bilinear_circuits.paths.flow import Flow, flow
 from bilinear_circuits.paths.frozen import Frozen
 from bilinear_circuits.paths.nodes import Node
-from bilinear_circuits.paths.pairs import Pairs, pairs_of
+from bilinear_circuits.paths.pairs import NodePairs, pairs_of
 from bilinear_circuits.paths.prune import KeptPairs, PrunedRun, largest_pairs, run_pruned
 from bilinear_circuits.paths.target import Asked, Target, target_of
 from bilinear_circuits.utilities.display import Brief
@@ -92,7 +93,11 @@ class PromptGraph(Brief):
         return found, self.flow.embeddings.new_tensor([self.value(node) for node in found])
 
     def value(self, node: Node) -> float:
-        """Flow of one node."""
+        """Flow of one node.
+
+        Raises:
+            ValueError: If there is no such node; TypeError if it is none. So do the methods below.
+        """
         return edges.node_flow(self.frozen, self.flow, self._checked(node))
 
     def inflows(self, node: Node) -> Flows:
@@ -111,7 +116,7 @@ class PromptGraph(Brief):
         """
         return edges.outflows(self.frozen, self.flow, self._checked(node))
 
-    def pairs(self, node: Node, k: int = 20) -> Pairs:
+    def pairs(self, node: Node, k: int = 20) -> NodePairs:
         """Find the largest pairs of an MLP at a token, or of a feature or the error of its dictionary, exactly.
 
         Cost: n^2 d_mlp for n parts, in blocks; memory is that of 2 n d_mlp numbers and one block.
@@ -150,21 +155,9 @@ class PromptGraph(Brief):
         return run_pruned(self.frozen, self.target, self.mass(q))
 
     def _checked(self, node: Node) -> Node:
-        """Refuse a node that the run does not have."""
-        sizes = {
-            "layer": self.frozen.n_layers,
-            "position": self.frozen.n_pos,
-            "head": self.frozen.n_heads,
-            "source": self.frozen.n_pos,
-        }
-        for name, size in sizes.items():
-            at = getattr(node, name)
-            if at is not None and not (0 <= at < size or (node.kind == "bias" and at == -1)):
-                raise ValueError(f"{name} of a node must be between 0 and {size - 1}, got {at} in {node}.")
-        if node.position is None or (node.layer is None) != (node.kind == "embedding") or node.kind == "constant":
-            raise ValueError(f"node must have a layer, if it is no embedding, and a position, got {node!r}.")
-        if node.kind in ("feature", "error") and node.layer not in self.frozen.dictionaries:
-            raise ValueError(f"node must be of a layer with a dictionary {[*self.frozen.dictionaries]}, got {node}.")
+        """Refuse a node that the run does not have, or that has no flow of its own."""
+        if check_node(self.frozen, node).kind == "constant":
+            raise ValueError(f"node must be one that writes, got {node!r}. Inflows and pairs name what is constant.")
         return node
 
 

@@ -22,8 +22,8 @@ class Node(NamedTuple):
             an MLP output, "error" what it misses and "bias" its decoder bias or the output bias of attention (`head`
             -1); "constant" for biases inside of the part that is looked into.
         layer: Layer; None for embeddings.
-        position: Token at which it writes; None for all.
-        head: Head.
+        position: Token at which it writes; None for all, where an embedding, a head or an MLP is removed.
+        head: Head; a head is always named, all heads of a layer are a sequence of nodes.
         source: Token from which a head moves; None for all of them together.
         feature: Feature of a dictionary.
     """

@@ -9,7 +9,7 @@ from torch import Tensor
 from bilinear_circuits.paths.edges import mlp_readout
 from bilinear_circuits.paths.graph import PromptGraph
 from bilinear_circuits.paths.nodes import Node
-from bilinear_circuits.paths.pairs import Pairs, project
+from bilinear_circuits.paths.pairs import NodePairs, project
 from bilinear_circuits.utilities.display import Brief
 
 
@@ -81,5 +81,5 @@ def group_of(part: Node) -> str:
     return f"{'attention' if part.head is not None else 'MLP'} {part.layer}"
 
 
-def _named(pairs: Pairs, column: Tensor) -> tuple[Node, ...]:
+def _named(pairs: NodePairs, column: Tensor) -> tuple[Node, ...]:
     return tuple(pairs.parts[i] for i in column.tolist())

@@ -15,7 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from bilinear_circuits.algebra.halves import pair_blocks
-from bilinear_circuits.paths.edges import OF_MLP, mlp_readout
+from bilinear_circuits.paths.checks import check_consists_of_pairs
+from bilinear_circuits.paths.edges import mlp_readout
 from bilinear_circuits.paths.flow import Flow
 from bilinear_circuits.paths.frozen import Frozen
 from bilinear_circuits.paths.nodes import Node, residual_parts
@@ -25,7 +26,7 @@ _MOST_PROJECTED = 1 << 28
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Pairs(Shown, Tabled):
+class NodePairs(Shown, Tabled):
     """The largest pairs of one MLP at one token, or of one feature or error of its dictionary.
 
     Attributes:
@@ -119,11 +120,12 @@ def project(frozen: Frozen, layer: int, sources: bool) -> Projected:
     return Projected(nodes, weight, gate, inputs)
 
 
-def pairs_of(frozen: Frozen, flow: Flow, node: Node, k: int, sources: bool) -> Pairs:
+def pairs_of(frozen: Frozen, flow: Flow, node: Node, k: int, sources: bool) -> NodePairs:
     """Find the k largest pairs of a node of an MLP. See `PromptGraph.pairs`."""
+    check_consists_of_pairs(node)
     layer, t = node.layer, node.position
-    if node.kind not in OF_MLP or layer is None or t is None:
-        raise ValueError(f"node must be an MLP, a feature or an error at a token to consist of pairs, got {node}.")
+    assert layer is not None
+    assert t is not None
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}.")
     projected, (c, constant) = project(frozen, layer, sources), mlp_readout(frozen, flow, node)
@@ -131,7 +133,7 @@ def pairs_of(frozen: Frozen, flow: Flow, node: Node, k: int, sources: bool) -> P
     first, second, value, total, mass = top_pairs(*projected.at(t), frozen.sigma[layer, t] * (one.W_out @ c), k)
     names = projected.names(t)
     constant += (c @ one.b_out).item()
-    return Pairs(node, names, first, second, value, total, constant, mass, len(names) * (len(names) + 1) // 2)
+    return NodePairs(node, names, first, second, value, total, constant, mass, len(names) * (len(names) + 1) // 2)
 
 
 def top_pairs(

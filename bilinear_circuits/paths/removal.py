@@ -2,13 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bilinear_circuits.paths.edges import written
+from bilinear_circuits.paths.checks import check_node, check_pair
+from bilinear_circuits.paths.edges import share_of, written
 from bilinear_circuits.paths.flow import back_through_norm
 from bilinear_circuits.paths.frozen import Frozen
 from bilinear_circuits.paths.nodes import Node
@@ -19,8 +20,9 @@ class Pair(NamedTuple):
     """The product of two parts of an MLP's input at a token, as text "mlp 3 @5: embedding @5 x head 1.0 2->5".
 
     Attributes:
-        mlp: The MLP at a token.
-        first: One part; "constant" for biases inside of the MLP.
+        mlp: The MLP at a token, or a feature or the error of its dictionary there: their share of the product.
+        first: One part of what that MLP reads, as `PromptGraph.pairs` lists them, or all messages of a head to the
+            token; "constant" for biases inside of the MLP.
         second: The other, or the same.
     """
 
@@ -102,39 +104,41 @@ class Removal(Brief):
                     yield row, one
 
 
-def removal_of(frozen: Frozen, remove: Sequence[Removed]) -> Removal:
+def removal_of(frozen: Frozen, remove: Node | Pair | Sequence[Removed]) -> Removal:
     """Check and gather what is to be removed.
 
     Raises:
-        ValueError: If there is nothing, or something that the run does not have.
+        ValueError: If there is nothing, or something that the run does not have; see `check_node` and `check_pair`.
+        TypeError: If it is no node, no pair and no sequence of them.
     """
-    rows = tuple((one,) if isinstance(one, Node | Pair) else tuple(one) for one in remove)
+    rows = tuple((one,) if isinstance(one, Node | Pair) else _several(one) for one in _several(remove))
     if not rows or not all(rows):
         raise ValueError(f"remove must name at least one node or pair for each run, got {len(rows)} runs.")
     for one in (one for row in rows for one in row):
-        if not isinstance(one, Node | Pair):
-            raise ValueError(f"remove must hold nodes, pairs, or sequences of them, got a {type(one).__name__}.")
-        for node in (one,) if isinstance(one, Node) else one:
-            _check(frozen, node, isinstance(one, Pair))
-        if isinstance(one, Pair) and frozen.weights.layers[one.mlp.layer or 0].W_in is None:
-            raise ValueError(f"pairs must be of MLPs with a gate, got {one}.")
+        if isinstance(one, Pair):
+            check_pair(frozen, one.mlp, one[1:])
+        elif isinstance(one, Node):
+            if check_node(frozen, one, everywhere=True).kind == "constant":
+                raise ValueError(f"node must be of a kind that can be removed by itself, got {one!r}.")
+        else:
+            raise _no_removal(one)
     return Removal(frozen, rows)
 
 
-def _check(frozen: Frozen, node: Node, in_pair: bool) -> None:
-    """Refuse a node that the run does not have, or that cannot be taken out."""
-    whole = node.kind in ("embedding", "head", "mlp") and not in_pair
-    if node.position is None and not whole:
-        raise ValueError(f"position of a node must be given, got {node!r}.")
-    if (node.layer is None) != (node.kind == "embedding") or (node.kind == "constant" and not in_pair):
-        raise ValueError(f"node must be of a kind and a layer that can be removed, got {node!r}.")
-    limits = {"layer": frozen.n_layers, "position": frozen.n_pos, "head": frozen.n_heads, "source": frozen.n_pos}
-    for name, size in limits.items():
-        at = getattr(node, name)
-        if at is not None and not (0 <= at < size or (node.kind == "bias" and at == -1)):
-            raise ValueError(f"{name} of a node must be between 0 and {size - 1}, got {at} in {node}.")
-    if node.kind in ("feature", "error") and node.layer not in frozen.dictionaries:
-        raise ValueError(f"node must be of a layer with a dictionary {[*frozen.dictionaries]}, got {node}.")
+def _several(some: Any) -> tuple[Any, ...]:
+    """Some nodes or pairs; a single one is one of them, not a tuple of its fields."""
+    if isinstance(some, Node | Pair):
+        return (some,)
+    if not isinstance(some, Sequence) or isinstance(some, str):
+        raise _no_removal(some)
+    return tuple(some)
+
+
+def _no_removal(got: Any) -> TypeError:
+    return TypeError(
+        "remove must hold nodes, pairs, or sequences of them that go together, such as [Node('mlp', 3)], got"
+        f" {got!r:.60} of type {type(got).__name__}."
+    )
 
 
 def _vector(frozen: Frozen, one: Node | Pair) -> Tensor:
@@ -148,7 +152,7 @@ def _vector(frozen: Frozen, one: Node | Pair) -> Tensor:
     (g_a, u_a), (g_b, u_b) = (_read(frozen, layer, node, t) for node in one[1:])
     product = g_a * u_a if one.first == one.second else g_a * u_b + g_b * u_a
     y = (frozen.sigma[layer, t] * product) @ weights.W_out
-    return back_through_norm(y, frozen.t2[layer, t], weights.mlp_out_norm)
+    return back_through_norm(share_of(frozen, one.mlp, y), frozen.t2[layer, t], weights.mlp_out_norm)
 
 
 def _read(frozen: Frozen, layer: int, part: Node, t: int | None) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,8 @@ from bilinear_circuits.paths.degrees import Degrees, IntegratedGradients, degree
 from bilinear_circuits.paths.effects import Effects, measure_effects
 from bilinear_circuits.paths.frozen import Frozen, freeze
 from bilinear_circuits.paths.graph import PromptGraph, prompt_graph
-from bilinear_circuits.paths.removal import Removed
+from bilinear_circuits.paths.nodes import Node
+from bilinear_circuits.paths.removal import Pair, Removed
 from bilinear_circuits.paths.target import Asked, target_of
 from bilinear_circuits.paths.why import AttentionLedger, explain_attention
 
@@ -20,7 +21,9 @@ from bilinear_circuits.paths.why import AttentionLedger, explain_attention
 class FrozenRun:
     """A prompt's pass through a Llama-type model, with attention patterns, norm scales and gate factors kept.
 
-    It computes its own forward pass and is made only if its logits are the model's.
+    It computes its own forward pass and is made only if its logits are the model's. A model in half precision is
+    computed as its float32 upcast, and so are all numbers; its own logits, being rounded, need be no nearer than 2 %
+    (float16) or 5 % (bfloat16) of the largest.
 
     Attributes:
         frozen: All that is kept.
@@ -45,12 +48,12 @@ class FrozenRun:
 
         Args:
             host: A host, a TransformerBridge of a Llama-type model, or such a model of Hugging Face.
-            tokens: The prompt.
-            dtype: Precision; the model's own by default, float32 at least. float64 makes sums exact to 1e-12.
+            tokens: Token ids of the prompt, such as `prompt_tokens` makes; no more than the model's context.
+            dtype: float32 or float64; the model's own by default. float64 makes sums exact to 1e-12.
             dictionaries: Dictionaries of MLP outputs by layer, whose features become nodes.
 
         Raises:
-            ValueError: See `freeze`.
+            ValueError: See `freeze`, which raises TypeErrors too.
         """
         self.frozen: Frozen = freeze(host, tokens, dtype, dictionaries)
 
@@ -90,18 +93,18 @@ class FrozenRun:
         """
         return prompt_graph(self.frozen, target, position, sources)
 
-    def effect(self, target: Asked, remove: Sequence[Removed], position: int = -1) -> Effects:
+    def effect(self, target: Asked, remove: Sequence[Removed] | Node | Pair, position: int = -1) -> Effects:
         """Remove nodes, pairs or sets of them: what is predicted with norms alive, beside what the model does.
 
         Cost: two forward passes for each.
 
         Args:
             target: See `graph`.
-            remove: `Node`, `Pair`, or sequences of them that go together.
+            remove: `Node`, `Pair`, or sequences of them that go together; one alone need not be in a list.
             position: Token at which the target is read.
 
         Raises:
-            ValueError: See `target_of` and `removal_of`.
+            ValueError: See `target_of` and `removal_of`, which raise TypeErrors too.
         """
         return measure_effects(self.frozen, target, remove, position)
 

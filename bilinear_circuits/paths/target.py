@@ -1,13 +1,16 @@
 """What a graph explains: logits at a token, or a feature of a dictionary there."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from numbers import Real
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bilinear_circuits.circuits.query import QueryTokens
+from bilinear_circuits.circuits.query import CircuitQuery, QueryTokens
 from bilinear_circuits.paths.frozen import Frozen
 from bilinear_circuits.utilities.display import Brief
 from bilinear_circuits.utilities.feature import Feature
@@ -59,37 +62,67 @@ def target_of(frozen: Frozen, asked: Asked, position: int = -1) -> Target:
         position: Token at which it is read; the last by default.
 
     Raises:
+        TypeError: If it is none of these, or the position is no int.
         ValueError: If there is no such token, position or feature.
     """
     if isinstance(asked, Target):
         return asked
+    if type(position) is not int:
+        raise TypeError(f"position must be an int, got {position!r:.40} of type {type(position).__name__}.")
     if not -frozen.n_pos <= position < frozen.n_pos:
         raise ValueError(f"position must be one of the prompt's {frozen.n_pos} tokens, got {position}.")
     position %= frozen.n_pos
     if isinstance(asked, Feature):
-        if asked.layer not in frozen.dictionaries or not 0 <= asked.number < frozen.dictionaries[asked.layer].d_sae:
-            known = {layer: one.d_sae for layer, one in frozen.dictionaries.items()}
+        known = {layer: one.d_sae for layer, one in frozen.dictionaries.items()}
+        if [*map(type, asked)] != [int, int] or not 0 <= asked.number < known.get(asked.layer, 0):
             raise ValueError(f"target must be a feature of the run's dictionaries {known}, got {asked}.")
         return Target(f"feature {asked} @{position}", position, {}, asked)
     weights = _weights(asked)
     d_vocab = frozen.logits.shape[1]
-    if not weights or not all(isinstance(token, int) and 0 <= token < d_vocab for token in weights):
-        raise ValueError(f"target must name tokens between 0 and {d_vocab - 1}, got {asked!r:.80}.")
+    if not weights or not all(type(token) is int and 0 <= token < d_vocab for token in weights):
+        raise ValueError(f"target must name tokens between 0 and {d_vocab - 1} by ints, got {asked!r:.80}.")
     shown = " ".join(f"{weight:+.3g}*{token}" for token, weight in list(weights.items())[:4])
     return Target(f"logits {shown} @{position}", position, weights)
 
 
-def _weights(asked: int | tuple[int, int] | Mapping[int, float] | QueryTokens) -> dict[int, float]:
+def _weights(asked: Any) -> dict[int, float]:
     """Weight of each token's logit."""
     if isinstance(asked, QueryTokens):
         poles = ((asked.positive, 1.0), (asked.negative, -1.0))
         return {token: sign / len(pole) for pole, sign in poles for token in pole.tolist()}
-    if isinstance(asked, tuple):
+    if isinstance(asked, Mapping) and all(_is_number(weight) for weight in asked.values()):
+        return {token: float(weight) for token, weight in asked.items()}
+    if isinstance(asked, tuple) and len(asked) == 2:
         first, second = asked
         if first == second:
             raise ValueError(f"target must be the difference of two tokens, got {first} twice.")
         return {first: 1.0, second: -1.0}
-    return {asked: 1.0} if isinstance(asked, int) else {token: float(weight) for token, weight in asked.items()}
+    if type(asked) is int:
+        return {asked: 1.0}
+    raise _no_target(asked)
+
+
+def _is_number(weight: Any) -> bool:
+    return isinstance(weight, Real) and not isinstance(weight, bool) and math.isfinite(weight)
+
+
+def _no_target(got: Any) -> TypeError:
+    """What targets there are, and how what was given becomes one."""
+    step = ""
+    if isinstance(got, CircuitQuery):
+        step = (
+            " Look its words up: QueryTokens.resolve(query, tokenizer), with QueryTokens from"
+            " bilinear_circuits.circuits.query."
+        )
+    elif isinstance(got, str):
+        step = f" Look its id up: tokenizer.convert_tokens_to_ids({got!r:.40})."
+    elif isinstance(got, Tensor) and got.numel() == 1:
+        step = " Pass int(target)."
+    shown = " ".join(repr(got).split())
+    return TypeError(
+        "target must be a token id (an int), a tuple of two for a difference, finite weights by token id, QueryTokens"
+        f" or a Feature, got {shown:.60} of type {type(got).__name__}.{step}"
+    )
 
 
 def readout(frozen: Frozen, target: Target) -> Readout:

@@ -5,6 +5,7 @@ attention and MLP (and behind them, as in Gemma 2), rotary embeddings on whole h
 with or without a gate. What the names do not show is caught by `FrozenRun`, which compares logits.
 """
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bilinear_circuits.models.host import Host, host_of
+from bilinear_circuits.paths.refusals import OtherModelError, way_out
 from bilinear_circuits.utilities.display import Brief
 
-_WAY_OUT = "Single bilinear layers of any host are read by bilinear_circuits.attribute_prompt."
 _NORMS = ("input_layernorm", "post_attention_layernorm")
 _SANDWICH = ("pre_feedforward_layernorm", "post_feedforward_layernorm")
 _UNGATED = (("up_proj", "down_proj"), ("c_fc", "c_proj"), ("fc1", "fc2"))
@@ -128,21 +129,31 @@ def read_weights(host: Host | Any, dtype: torch.dtype | None = None) -> LlamaWei
 
     Args:
         host: A host, or a model that `host_of` knows.
-        dtype: Precision; by default the model's own, float32 at least.
+        dtype: float32 or float64; by default the model's own, float32 at least.
 
     Raises:
-        ValueError: If the model is of another architecture; it says what was found.
+        ValueError: If the model is of another architecture; it says what was found. Or for another dtype.
     """
+    if dtype not in (None, torch.float32, torch.float64):
+        raise ValueError(f"dtype must be torch.float32 or torch.float64, got {dtype}. Leave it out for the model's.")
+    try:
+        return _read(host, dtype)
+    except OtherModelError as error:
+        raise ValueError(f"{error}{way_out(host)}") from None
+
+
+def _read(host: Host | Any, dtype: torch.dtype | None) -> LlamaWeights:
+    """The weights, or what there is in place of Llama's."""
     plain = plain_model(host)
     config = plain.config
     dtype = dtype or torch.promote_types(next(plain.parameters()).dtype, torch.float32)
     rotary = plain.model.rotary_emb
     if getattr(rotary, "inv_freq", None) is None:
-        raise _refusal("one rotary embedding for all layers", f"a {type(rotary).__name__} of several")
+        raise OtherModelError("one rotary embedding for all layers", f"a {type(rotary).__name__} of several")
     final, eps = _norm(plain.model.norm, "the final norm", dtype)
     blocks = [_layer(block, config, at, rotary.inv_freq, dtype) for at, block in enumerate(plain.model.layers)]
     if any(one_eps != eps for _, one_eps in blocks):
-        raise _refusal("one epsilon in all its norms", f"{sorted({eps, *(one for _, one in blocks)})}")
+        raise OtherModelError("one epsilon in all its norms", f"{sorted({eps, *(one for _, one in blocks)})}")
     scale = getattr(plain.model.embed_tokens, "embed_scale", None)
     W_E = plain.model.embed_tokens.weight.detach().to(dtype)
     bias = getattr(plain.lm_head, "bias", None)
@@ -168,16 +179,15 @@ def plain_model(model: Host | Any) -> Any:
     Raises:
         ValueError: If there is none.
     """
-    try:
+    plain = None
+    with contextlib.suppress(TypeError):
         plain = host_of(model).plain()
-    except TypeError:
-        plain = None
     if plain is None or not all(hasattr(plain, name) for name in ("model", "lm_head", "config")):
         found = type(model.model if isinstance(model, Host) else model).__name__
-        raise _refusal("Llama's module layout in Hugging Face (a TransformerBridge of one will do)", f"a {found}")
+        raise OtherModelError("Llama's module layout in Hugging Face (or a TransformerBridge of one)", f"a {found}")
     for name in ("embed_tokens", "layers", "norm", "rotary_emb"):
         if not hasattr(plain.model, name):
-            raise _refusal(f"Llama's module layout, with model.{name}", f"a {type(plain).__name__} without it")
+            raise OtherModelError(f"Llama's module layout, with model.{name}", f"a {type(plain).__name__} without it")
     return plain
 
 
@@ -200,7 +210,7 @@ def _layer(block: Any, config: Any, at: int, inv_freq: Tensor, dtype: torch.dtyp
         parts[name] = None if module is None else _norm(module, f"{name} of layer {at}", dtype, d_head)[0]
     rotated = 2 * len(inv_freq)
     if rotated != d_head:
-        raise _refusal("rotary embeddings on whole heads", f"{rotated} of {d_head} dimensions in layer {at}")
+        raise OtherModelError("rotary embeddings on whole heads", f"{rotated} of {d_head} dimensions in layer {at}")
     layer = LayerWeights(
         **parts,
         **_mlp(block.mlp, second, dtype),
@@ -217,13 +227,15 @@ def _mlp(mlp: Any, norm: Tensor, dtype: torch.dtype) -> dict[str, Any]:
     gated = hasattr(mlp, "gate_proj")
     found = [names for names in _UNGATED if all(hasattr(mlp, name) for name in names)]
     if act is None or not found or hasattr(mlp, "experts"):
-        raise _refusal("MLPs of two or three projections and an activation", f"a {type(mlp).__name__}")
+        raise OtherModelError("MLPs of two or three projections and an activation", f"a {type(mlp).__name__}")
     up, down = (getattr(mlp, name) for name in found[0])
     gate = mlp.gate_proj if gated else up
     read = norm.unsqueeze(1)
     at_zero = act(torch.zeros(1, 2, dtype=dtype))
     if at_zero.any():
-        raise _refusal("an activation that is 0 at 0, a gate factor times its input", f"{act} with {at_zero[0, 0]:.3g}")
+        raise OtherModelError(
+            "an activation that is 0 at 0, a gate factor times its input", f"{act} with {at_zero[0, 0]:.3g}"
+        )
     return {
         "W_gate": read * _matrix(gate, dtype),
         "W_in": read * _matrix(up, dtype) if gated else None,
@@ -240,17 +252,19 @@ def _check_block(block: Any, at: int) -> None:
     for name in (*_NORMS, "self_attn", "mlp"):
         if not hasattr(block, name):
             kind = "parallel or of another layout" if "layernorm" in name else "of another layout"
-            raise _refusal(f"blocks with {name}", f"layer {at} without it ({kind})")
+            raise OtherModelError(f"blocks with {name}", f"layer {at} without it ({kind})")
     for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
         if not hasattr(block.self_attn, name):
-            raise _refusal(f"attention with {name}", f"a {type(block.self_attn).__name__} in layer {at} without it")
+            raise OtherModelError(
+                f"attention with {name}", f"a {type(block.self_attn).__name__} in layer {at} without it"
+            )
 
 
 def _norm(module: Any, name: str, dtype: torch.dtype, size: int | None = None) -> tuple[Tensor, float]:
     """The weight of an RMSNorm and its epsilon; which of w and 1 + w multiplies is read off what the module does."""
     weight, eps = getattr(module, "weight", None), getattr(module, "variance_epsilon", getattr(module, "eps", None))
     if weight is None or not isinstance(eps, float) or (size is not None and len(weight) != size):
-        raise _refusal("RMSNorms with a weight and an epsilon", f"a {type(module).__name__} as {name}")
+        raise OtherModelError("RMSNorms with a weight and an epsilon", f"a {type(module).__name__} as {name}")
     x = torch.randn(1, 2, len(weight), generator=torch.Generator().manual_seed(0)).to(weight) + 0.5
     written, rows = module(x).double(), x.double()
     bare = rows / (rows.square().mean(-1, keepdim=True) + eps).sqrt()
@@ -258,7 +272,7 @@ def _norm(module: Any, name: str, dtype: torch.dtype, size: int | None = None) -
     for factor in (weight.double(), 1 + weight.double()):
         if (bare * factor - written).norm() <= tolerance * written.norm():
             return factor.to(dtype), eps
-    raise _refusal("RMSNorms", f"a {type(module).__name__} as {name} that computes something else")
+    raise OtherModelError("RMSNorms", f"a {type(module).__name__} as {name} that computes something else")
 
 
 def _window(config: Any, at: int) -> int | None:
@@ -267,7 +281,7 @@ def _window(config: Any, at: int) -> int | None:
     if kinds is None:
         return getattr(config, "sliding_window", None)
     if kinds[at] not in ("full_attention", "sliding_attention"):
-        raise _refusal("full or sliding attention", f"{kinds[at]} in layer {at}")
+        raise OtherModelError("full or sliding attention", f"{kinds[at]} in layer {at}")
     return config.sliding_window if kinds[at] == "sliding_attention" else None
 
 
@@ -282,7 +296,3 @@ def _bias(linear: Any, dtype: torch.dtype) -> Tensor:
         if bias is None
         else bias.detach().to(dtype)
     )
-
-
-def _refusal(must: str, got: str) -> ValueError:
-    return ValueError(f"model must have {must} for a graph of a prompt, got {got}. {_WAY_OUT}")

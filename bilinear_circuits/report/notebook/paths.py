@@ -12,7 +12,7 @@ from bilinear_circuits.paths.edges import Flows
 from bilinear_circuits.paths.effects import Effects
 from bilinear_circuits.paths.forms import TopEntries
 from bilinear_circuits.paths.heads import HeadTable
-from bilinear_circuits.paths.pairs import Pairs
+from bilinear_circuits.paths.pairs import NodePairs
 from bilinear_circuits.paths.prune import KeptPairs
 from bilinear_circuits.paths.qk import TopScores
 from bilinear_circuits.paths.why import AttentionLedger
@@ -25,7 +25,7 @@ from bilinear_circuits.report.notebook.fragments import N_ROWS, rest_of, table, 
 Listed = (
     Flows
     | KeptEdges
-    | Pairs
+    | NodePairs
     | KeptPairs
     | Effects
     | Degrees
