@@ -111,14 +111,14 @@ def test_many_changes_of_one_story_run_as_its_last_tokens(models, kind):
 
 def test_a_model_that_does_not_take_last_tokens_runs_row_by_row(models, monkeypatch):
     monkeypatch.setattr(LastTokenRuns, "__call__", lambda self, residual, change: change @ randn(12, 50).float())
-    assert make_runs(models["llama"])._endings is None
+    assert make_runs(models["llama"])._last_token_runs is None
 
     def fails(self, residual, change):
         raise TypeError("forward() got an unexpected keyword argument 'position_ids'")
 
     monkeypatch.setattr(LastTokenRuns, "__call__", fails)
-    assert make_runs(models["llama"])._endings is None
-    assert make_runs(models["hooked transformer"])._endings is None
+    assert make_runs(models["llama"])._last_token_runs is None
+    assert make_runs(models["hooked transformer"])._last_token_runs is None
 
 
 @EVERY_KIND
