@@ -193,6 +193,8 @@ class Workspace:
             ValueError: If the factor is not finite, or the rank not between 1 and d_in.
         """
         check_kind("search", search, CircuitSearch, _SEARCH)
+        if rank == 0:
+            raise ValueError("rank must be at least 1 for an edit to change something, got 0.")
         edits = [FormEdit.of(self.layer(target.layer), target.feature, rank, factor) for target in search.targets]
         return edit_model(self.model, edits)
 

@@ -191,6 +191,7 @@ def test_a_query_says_how_its_stories_are_found_and_an_option_replaces_it(name, 
     assert main(["circuits", str(wrong), *source, *options(settings), "--out", str(tmp_path / "wrong")]) == 0
 
 
+@pytest.mark.slow
 @form
 def test_circuits_are_reopened_without_saying_again_how_stories_are_found(name, world, tmp_path, capsys):
     corpus, settings = FORMS[name]

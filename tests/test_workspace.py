@@ -194,8 +194,10 @@ def test_a_feature_is_named_by_its_text_or_its_pair(workspace, search):
 
 
 def test_edits_that_do_nothing_or_cannot_be_are_refused(workspace, search):
-    for rank in (0, 2.5, True, 999):
-        with refused(ValueError, f"rank must be a whole number between 1 and 12, got {rank}"):
+    with refused(ValueError, "rank must be at least 1 for an edit to change something, got 0"):
+        workspace.edit(search, rank=0)
+    for rank in (2.5, True, 999, -1):
+        with refused(ValueError, f"rank must be a whole number between 0 and 12, got {rank}"):
             workspace.edit(search, rank=rank)
     for factor in ("x", float("nan"), None):
         with refused(ValueError, "factor must be a finite number, got"):

@@ -62,11 +62,11 @@ class FormEdit(OfFeature, Brief):
         """An edit of the rank-r part of a feature's form; of the whole form by default.
 
         Raises:
-            ValueError: If there is no such feature, or the rank is not between 1 and d_in.
+            ValueError: If there is no such feature, or the rank is not between 0, which changes nothing, and d_in.
         """
         d_in = interactions.mlp.tensor.d_in
-        if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= d_in):
-            raise ValueError(f"rank must be a whole number between 1 and {d_in}, got {rank!r}.")
+        if rank is not None and (isinstance(rank, bool) or not isinstance(rank, int) or not 0 <= rank <= d_in):
+            raise ValueError(f"rank must be a whole number between 0 and {d_in}, got {rank!r}.")
         spectrum = interactions.spectrum(feature, rank)
         return cls(interactions.mlp.layer, feature, factor, spectrum, interactions.sae_out.W_dec[feature])
 

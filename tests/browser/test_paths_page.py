@@ -28,7 +28,7 @@ def places(tmp_path_factory):
     return {name: (root / f"{name}.html").as_uri() for name in pages}
 
 
-@pytest.mark.parametrize("name", ["paths", "heads", "why"])
+@pytest.mark.parametrize("name", ["paths", *(pytest.param(one, marks=pytest.mark.slow) for one in ("heads", "why"))])
 def test_figures_are_drawn_in_either_theme_and_on_a_phone(name, browser_page, screenshot, places):
     browser_page.goto(places[name])
     browser_page.wait_for_selector("html[data-drawn]", timeout=30_000)
