@@ -40,7 +40,9 @@ def forms_by_hand(model, outputs):
     for head in range(2):
         own = slice(head * d_head, (head + 1) * d_head)
         for token in E:
-            value = block.self_attn.v_proj.weight[own] @ (block.input_layernorm.weight * token)
+            norm = block.input_layernorm
+            normed = norm.weight * token / (token.square().mean() + norm.variance_epsilon).sqrt()
+            value = block.self_attn.v_proj.weight[own] @ normed
             rows.append(block.self_attn.o_proj.weight[:, own] @ value)
     rows = [block.post_attention_layernorm.weight * row for row in rows]
     gate, up, down = (getattr(block.mlp, f"{name}_proj").weight for name in ("gate", "up", "down"))

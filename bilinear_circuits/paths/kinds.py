@@ -3,8 +3,9 @@
 Behind attention the residual stream of a block is x = E_i + sum_h sum_j A_ij E_j OV_h, so that the MLP's form splits
 into kinds of pairs: direct with direct, B[E_i, E_i]; direct with a head, B[E_i, E_j OV_h]; head with head, B[E_j OV_h,
 E_k OV_h']. They are interactions between directions, E and E OV_h of every head, and the sweep ranks all of them at
-once. Patterns and norms, positive numbers of a prompt, are not in the weights. Source: Sharkey, arXiv 2305.03452,
-section 3; Elhage et al. 2021 for OV.
+once. What a head moves is E_j OV_h over the scale that the norm in front gives E_j alone, as in block 0, where it is
+the whole stream. Patterns and the norm of the MLP, positive numbers of a prompt, are not in the weights. Source:
+Sharkey, arXiv 2305.03452, section 3; Elhage et al. 2021 for OV.
 """
 
 from collections.abc import Sequence
@@ -100,7 +101,8 @@ class PathKinds(Brief):
         chosen = [
             AttentionHead.of(weights, layer, head) for head in (range(weights.n_heads) if heads is None else heads)
         ]
-        written = [rows, *(rows @ head.W_V @ head.W_O for head in chosen)]
+        normed = rows / (rows.square().mean(1, keepdim=True) + weights.eps).sqrt()
+        written = [rows, *(normed @ head.W_V @ head.W_O for head in chosen)]
         if mlp.norm is None:
             raise ValueError(f"layer {layer} must have an RMSNorm in front of its MLP, but none was found.")
         given = sources.names if isinstance(sources, Dictionary) else {}

@@ -28,7 +28,7 @@ class FrozenRun:
     Attributes:
         frozen: All that is kept.
 
-    Example:
+    Examples:
         >>> import bilinear_circuits as bc
         >>> model = bc.load_model()
         >>> run = bc.FrozenRun(model, bc.prompt_tokens("he was not", model.tokenizer, 256))
