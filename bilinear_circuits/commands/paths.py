@@ -170,9 +170,10 @@ def token_of(name: str, text: str, tokenizer: Any, logits: Any) -> int:
     found |= {known} if isinstance(known, int) else set()
     found -= {tokenizer.unk_token_id}
     if not found:
+        what = f"{len(pieces[0])} tokens" if len(pieces[0]) > 1 else "unknown to it"
         raise ValueError(
-            f"{name} must be a single token of the model's vocabulary, got {text!r}, which is"
-            f" {len(pieces[0])} or unknown. Name its first part."
+            f"{name} must be a single token of the model's vocabulary, got {text!r}, which is {what}."
+            " Name its first part."
         )
     return max(found, key=lambda token: float(logits[token]))
 

@@ -105,7 +105,7 @@ class AttentionHead(Brief):
         """
         found = self.eigenvalues(sources, readouts)
         size = found.abs()
-        return (size[found.real > 0].sum() / size.sum()).item()
+        return (size[found.real > 0].sum() / size.sum()).item() if size.any() else 0.5
 
     def composition(self, earlier: "AttentionHead", by: Literal["Q", "K", "V"], distance: int = 0) -> float:
         """Measure how much of what an earlier head writes is read by this head's queries, keys or values.
@@ -124,7 +124,7 @@ class AttentionHead(Brief):
             "V": (self.W_V, self.W_O.T),
         }[by]
         size = BilinearForm(earlier.W_V, earlier.W_O.T).norm() * BilinearForm(read, other).norm()
-        return BilinearForm(earlier.W_V @ (earlier.W_O @ read), other).norm() / size
+        return BilinearForm(earlier.W_V @ (earlier.W_O @ read), other).norm() / size if size else 0.0
 
     def read_by_mlp(self, mlp: LayerWeights) -> tuple[float, float]:
         """Measure how much of what the head writes is read by an MLP's gate, and by W_in (0 without a gate).
@@ -134,7 +134,7 @@ class AttentionHead(Brief):
         size = BilinearForm(self.W_V, self.W_O.T).norm()
         found = [0.0, 0.0]
         for at, W in enumerate((mlp.W_gate, mlp.W_in)):
-            if W is not None:
+            if W is not None and size:
                 found[at] = BilinearForm(self.W_V, (self.W_O @ W).T).norm() / (size * W.norm().item())
         return found[0], found[1]
 

@@ -83,6 +83,8 @@ def measure_effects(
         ValueError: See `target_of` and `removal_of`, which raise TypeErrors too.
     """
     target, removal = target_of(frozen, asked, position), removal_of(frozen, remove)
+    if target.feature is not None:
+        _check_beside(removal, target.feature.layer, target.position)
     layers = frozen.weights.layers
     width = max(layers[0].W_gate.shape[1], frozen.n_heads * frozen.n_pos, frozen.weights.d_model)
     step = max(1, _NUMBERS_AT_ONCE // (frozen.n_pos * width))
@@ -91,6 +93,16 @@ def measure_effects(
     value = _values(frozen, target, Removal(frozen, ((),)), False)
     names = tuple(" + ".join(map(str, row)) for row in removal.rows)
     return Effects(names, predicted - value, real - value, value.item())
+
+
+def _check_beside(removal: Removal, layer: int, position: int) -> None:
+    """Refuse pairs of the MLP that a target feature reads: they are taken out of the residual stream behind it."""
+    for one in (one for row in removal.rows for one in row):
+        if isinstance(one, Pair) and (one.mlp.layer, one.mlp.position) == (layer, position):
+            raise ValueError(
+                f"remove must hold no pairs of the MLP that the target feature reads, got {one}: what they add to the"
+                " feature is graph.pairs(node)."
+            )
 
 
 def _values(frozen: Frozen, target: Target, removal: Removal, live: bool) -> Tensor:

@@ -114,7 +114,13 @@ class PromptGraph(Brief):
         Raises:
             ValueError: If there is no such node.
         """
-        return edges.outflows(self.frozen, self.flow, self._checked(node))
+        found = edges.outflows(self.frozen, self.flow, self._checked(node))
+        feature, t = self.target.feature, self.target.position
+        if feature is None or node != Node("mlp", feature.layer, t):
+            return found
+        # A feature reads the output of its own MLP, not the residual stream.
+        read = Node("constant", position=t)
+        return Flows((*found.nodes, read), torch.cat([found.value, found.value.new_tensor([self.value(node)])]))
 
     def pairs(self, node: Node, k: int = 20) -> NodePairs:
         """Find the largest pairs of an MLP at a token, or of a feature or the error of its dictionary, exactly.

@@ -88,7 +88,8 @@ class PathKinds(Brief):
             model: A Llama-type model whose layer is bilinear.
             layer: The block.
             sources: What the residual stream in front of the block is made of: tokens (`weights.W_E`), or a dictionary
-                such as one of an earlier MLP's output.
+                such as one of an earlier MLP's output. Their lengths count: what arrives directly grows with them, what
+                heads move does not.
             outputs: Dictionary on the MLP output, such as features or `logit_directions`; coordinates by default.
             heads: Heads of the block; all by default.
 

@@ -1,5 +1,6 @@
 """The smallest set of pairs that holds most of the mass, and the run of a prompt with these pairs alone."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -82,15 +83,16 @@ class PrunedRun(Brief):
         kept: The pairs.
         value: Value of the target.
         full: Its value with all pairs.
-        logits: Logits at the target's token, before a soft cap, with the final norm's scale held fixed.
-        full_logits: The same with all pairs.
+        logits: Logits at the target's token, before a soft cap, with the final norm's scale held fixed; None of a
+            feature, behind which nothing is kept.
+        full_logits: Those with all pairs.
     """
 
     kept: KeptPairs
     value: float
     full: float
-    logits: Float[Tensor, " d_vocab"]
-    full_logits: Float[Tensor, " d_vocab"]
+    logits: Float[Tensor, " d_vocab"] | None
+    full_logits: Float[Tensor, " d_vocab"] | None
 
     @property
     def share(self) -> float:
@@ -98,13 +100,17 @@ class PrunedRun(Brief):
         return self.value / self.full
 
     @property
-    def keeps_argmax(self) -> bool:
-        """True if the most likely token stays."""
+    def keeps_argmax(self) -> bool | None:
+        """True if the most likely token stays; None where there are no logits."""
+        if self.logits is None or self.full_logits is None:
+            return None
         return bool(self.logits.argmax() == self.full_logits.argmax())
 
     @property
     def kl(self) -> float:
-        """Kullback-Leibler divergence of the pruned distribution from the full one, nats."""
+        """Kullback-Leibler divergence of the pruned distribution from the full one, nats; nan without logits."""
+        if self.logits is None or self.full_logits is None:
+            return math.nan
         full, pruned = self.full_logits.log_softmax(-1), self.logits.log_softmax(-1)
         return (full.exp() * (full - pruned)).sum().item()
 
@@ -196,10 +202,13 @@ def run_pruned(frozen: Frozen, target: Target, kept: KeptPairs) -> PrunedRun:
         x = x + written_by(state.mlp_out[layer], frozen.t2[layer], one.mlp_out_norm)
     asked, t = readout(frozen, target), target.position
     place = x if target.feature is None else state.mlp_out[target.feature.layer]
+    value = (place[t] @ asked.direction).item() + asked.constant
+    if target.feature is not None:
+        return PrunedRun(kept, value, asked.value, None, None)
     logits, full = (
-        one[t] / frozen.s_final[t] @ frozen.weights.W_U + frozen.weights.b_U for one in (x, frozen.resid_pre[-1])
+        stream[t] / frozen.s_final[t] @ frozen.weights.W_U + frozen.weights.b_U for stream in (x, frozen.resid_pre[-1])
     )
-    return PrunedRun(kept, (place[t] @ asked.direction).item() + asked.constant, asked.value, logits, full)
+    return PrunedRun(kept, value, asked.value, logits, full)
 
 
 def _pruned_mlp(state: Frozen, layer: int, kept: KeptPairs) -> Tensor:

@@ -122,7 +122,28 @@ def removal_of(frozen: Frozen, remove: Node | Pair | Sequence[Removed]) -> Remov
                 raise ValueError(f"node must be of a kind that can be removed by itself, got {one!r}.")
         else:
             raise _no_removal(one)
+    rows = tuple(tuple({_unordered(one): one for one in row}.values()) for row in rows)
+    for row in rows:
+        _check_once(row)
     return Removal(frozen, rows)
+
+
+def _unordered(one: Node | Pair) -> Any:
+    """What is removed, the two parts of a pair in either order."""
+    return (one.mlp, frozenset(one[1:])) if isinstance(one, Pair) else one
+
+
+def _check_once(row: Sequence[Node | Pair]) -> None:
+    """Refuse parts of an MLP that the same run removes whole: they would be taken away twice."""
+    whole = {(one.layer, one.position) for one in row if isinstance(one, Node) and one.kind == "mlp"}
+    for one in row:
+        place = one.mlp if isinstance(one, Pair) else one
+        part = isinstance(one, Pair) or place.kind in ("feature", "error")
+        if part and whole & {(place.layer, place.position), (place.layer, None)}:
+            raise ValueError(
+                f"remove must hold each part once, got {one} beside the whole MLP of layer {place.layer}. Leave one"
+                " of the two out."
+            )
 
 
 def _several(some: Any) -> tuple[Any, ...]:

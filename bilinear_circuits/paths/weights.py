@@ -208,6 +208,8 @@ def _layer(block: Any, config: Any, at: int, inv_freq: Tensor, dtype: torch.dtyp
     for name in ("q_norm", "k_norm"):
         module = getattr(attention, name, None)
         parts[name] = None if module is None else _norm(module, f"{name} of layer {at}", dtype, d_head)[0]
+    if not getattr(attention, "use_rope", True):
+        raise OtherModelError("rotary embeddings in every layer", f"none in layer {at}")
     rotated = 2 * len(inv_freq)
     if rotated != d_head:
         raise OtherModelError("rotary embeddings on whole heads", f"{rotated} of {d_head} dimensions in layer {at}")
