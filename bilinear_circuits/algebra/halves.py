@@ -14,12 +14,12 @@ _BLOCK = 1 << 22
 
 
 def half_rule(
-    weight: Float[Tensor, "*n d_mlp"],
-    gate: Float[Tensor, "*n d_mlp"],
-    other: Float[Tensor, "*n d_mlp"],
+    weight: Float[Tensor, "*#n d_mlp"],
+    gate: Float[Tensor, "*#n d_mlp"],
+    other: Float[Tensor, "*#n d_mlp"],
     W_gate: Float[Tensor, "d_in d_mlp"],
     W_in: Float[Tensor, "d_in d_mlp"],
-) -> Float[Tensor, "*n d_in"]:
+) -> Float[Tensor, "*#n d_in"]:
     """Direct a weighted sum of products back to their input: what each part p adds is p . c.
 
     c = 1/2 [(weight * other) W_gate^T + (weight * gate) W_in^T], half the gradient where there are no biases.

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from bilinear_circuits.algebra.halves import half_rule
 from bilinear_circuits.algebra.spectra import Spectrum
 from bilinear_circuits.utilities.display import Drawn
 
@@ -105,10 +106,10 @@ class InteractionMatrix(Drawn):
                 f"other must be ({self.dim},) or ({self.dim}, k), got {tuple(other.shape)}."
                 " Rows of inputs go through Q(x); Q @ x multiplies columns."
             )
-        columns = other.unsqueeze(-1) if other.ndim == 1 else other
-        scale = self.weights.unsqueeze(-1)
-        product = self.left @ (scale * (self.right.T @ columns)) + self.right @ (scale * (self.left.T @ columns))
-        return product.squeeze(-1) / 2 if other.ndim == 1 else product / 2
+        rows = other.unsqueeze(0) if other.ndim == 1 else other.T
+        left, right = self.left, self.right
+        product = half_rule(self.weights.unsqueeze(-2), rows @ left, rows @ right, left, right).mT
+        return product.squeeze(-1) if other.ndim == 1 else product
 
     def diagonal(self) -> Float[Tensor, "*batch d"]:
         """Self-interactions Q_ii."""

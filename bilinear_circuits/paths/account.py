@@ -14,7 +14,7 @@ from torch import Tensor
 from bilinear_circuits.paths.degrees import Degrees
 from bilinear_circuits.paths.edges import Flows
 from bilinear_circuits.paths.effects import Effects
-from bilinear_circuits.paths.flow import Flow
+from bilinear_circuits.paths.flow import Flow, cut_flows
 from bilinear_circuits.paths.frozen import Frozen
 from bilinear_circuits.paths.graph import PromptGraph
 from bilinear_circuits.paths.nodes import Node
@@ -152,14 +152,9 @@ def account_for(run: FrozenRun, graph: PromptGraph, settings: AccountSettings | 
 
 def flow_map(frozen: Frozen, flow: Flow, target: Target) -> FlowMap:
     """Sum the flow over tokens and layers."""
-    last = frozen.n_layers if target.feature is None else target.feature.layer + 1
-    rows = []
-    for layer in range(last):
-        rows += [(frozen.resid_pre[layer] * flow.c_pre[layer]).sum(-1)]
-        rows += [(frozen.resid_mid[layer] * flow.c_mid[layer]).sum(-1)]
-    if target.feature is None:
-        rows.append((frozen.resid_pre[-1] * flow.c_pre[-1]).sum(-1))
-    return FlowMap(torch.stack(rows), flow.heads.sum(1)[:last], flow.mlps[:last])
+    residual = cut_flows(frozen, flow.c_pre, flow.c_mid, target)
+    last = len(residual) // 2
+    return FlowMap(residual, flow.heads.sum(1)[:last], flow.mlps[:last])
 
 
 def _removed(graph: PromptGraph, n: int) -> tuple[list[Node], Tensor, int]:

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bilinear_circuits.paths.flow import Flow, back_through_norm
+from bilinear_circuits.paths.flow import Flow, back_through_norm, through_mlp
 from bilinear_circuits.paths.frozen import Frozen
 from bilinear_circuits.paths.nodes import Node, head_writes, residual_parts
 from bilinear_circuits.utilities.display import Shown, Tabled
@@ -159,16 +159,22 @@ def _from_parts(frozen: Frozen, node: Node, reads: Tensor, inside: float, source
 
 def mlp_reading(frozen: Frozen, flow: Flow, node: Node) -> tuple[Tensor, float]:
     """Cotangent with which a node reads the residual stream in front of its MLP, and its constant."""
+    assert node.layer is not None
+    assert node.position is not None
+    c, constant = mlp_readout(frozen, flow, node)
+    reads, inside = through_mlp(frozen, node.layer, node.position, c)
+    return reads, constant + inside.item()
+
+
+def read_by_target(frozen: Frozen, flow: Flow, node: Node) -> Float[Tensor, ""]:
+    """Find what the target reads of a node beside the residual stream: a feature, the output of its own MLP."""
     layer, t = node.layer, node.position
+    if node.kind != "mlp":
+        return flow.c_mlp.new_zeros(())
     assert layer is not None
-    one, (c, constant) = frozen.weights.layers[layer], mlp_readout(frozen, flow, node)
-    w = frozen.sigma[layer, t] * (one.W_out @ c)
-    constant += (c @ one.b_out).item()
-    if one.W_in is None:
-        return one.W_gate @ w / frozen.s2[layer, t], constant + (w @ one.b_gate).item()
-    left, right = w * frozen.inputs[layer, t], w * frozen.gates[layer, t]
-    inside = (left @ one.b_gate + right @ one.b_in).item() / 2
-    return (one.W_gate @ left + one.W_in @ right) / 2 / frozen.s2[layer, t], constant + inside
+    behind = frozen.weights.layers[layer].mlp_out_norm
+    c_stream = back_through_norm(flow.c_pre[layer + 1, t], frozen.t2[layer, t], behind)
+    return frozen.mlp_out[layer, t] @ (flow.c_mlp[layer, t] - c_stream)
 
 
 def outflows(frozen: Frozen, flow: Flow, node: Node) -> Flows:
@@ -189,7 +195,7 @@ def outflows(frozen: Frozen, flow: Flow, node: Node) -> Flows:
             values.append(flows.flatten())
         nodes.append(Node("mlp", layer, t))
         values.append((row @ (flow.c_mid[layer, t] - flow.c_pre[layer + 1, t])).unsqueeze(0))
-    values.append((row @ flow.c_pre[-1, t]).unsqueeze(0))
+    values.append((row @ flow.c_pre[-1, t] + read_by_target(frozen, flow, node)).unsqueeze(0))
     nodes.append(Node("constant", position=t))
     value = torch.cat(values)
     here = value.nonzero().flatten()

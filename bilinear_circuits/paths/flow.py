@@ -95,15 +95,33 @@ def back_through_norm(c: Tensor, scale: Tensor, norm: Tensor | None) -> Tensor:
 
 def _mlp(frozen: Frozen, layer: int, c: Tensor, c_mlp: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Cotangent in front of an MLP, its flow, and what of it its biases hold."""
-    one, gates, inputs = frozen.weights.layers[layer], frozen.gates[layer], frozen.inputs[layer]
-    w = frozen.sigma[layer] * (c_mlp @ one.W_out.T)
+    reads, inside = through_mlp(frozen, layer, slice(None), c_mlp)
+    return c + reads, (frozen.mlp_out[layer] * c_mlp).sum(-1), inside
+
+
+def through_mlp(
+    frozen: Frozen, layer: int, position: int | slice, c_mlp: Float[Tensor, "*n d_model"]
+) -> tuple[Float[Tensor, "*n d_model"], Float[Tensor, "*n"]]:
+    """Take a cotangent of an MLP's output back to the residual stream in front of it, by the half rule.
+
+    Args:
+        frozen: The run.
+        layer: Layer of the MLP.
+        position: One token, or several.
+        c_mlp: Cotangent of what the MLP writes there.
+
+    Returns:
+        The cotangent of the stream, and what of the flow the MLP's own biases hold.
+    """
+    one, sigma = frozen.weights.layers[layer], frozen.sigma[layer, position]
+    gates, inputs = frozen.gates[layer, position], frozen.inputs[layer, position]
+    w = sigma * (c_mlp @ one.W_out.T)
     if one.W_in is None:
         c_in, inside = w @ one.W_gate.T, w @ one.b_gate
     else:
         c_in = half_rule(w, gates, inputs, one.W_gate, one.W_in)
         inside = ((w * inputs) @ one.b_gate + (w * gates) @ one.b_in) / 2
-    flows = (frozen.mlp_out[layer] * c_mlp).sum(-1)
-    return c + c_in / frozen.s2[layer], flows, inside + c_mlp @ one.b_out
+    return c_in / frozen.s2[layer, position], inside + c_mlp @ one.b_out
 
 
 def _attention(frozen: Frozen, layer: int, c: Tensor) -> tuple[Tensor, ...]:
@@ -119,17 +137,26 @@ def _attention(frozen: Frozen, layer: int, c: Tensor) -> tuple[Tensor, ...]:
     return c + c_in / frozen.s1[layer], c_heads, heads, c_out @ one.b_O, values
 
 
+def cut_flows(frozen: Frozen, c_pre: Tensor, c_mid: Tensor, target: Target) -> Float[Tensor, "cut pos"]:
+    """Find the flow in the residual stream of every token, across every cut in front of a target.
+
+    Args:
+        frozen: The run.
+        c_pre: Cotangents of the stream before each block, and after the last.
+        c_mid: Between attention and MLP.
+        target: The target: a logit is read behind the last block, a feature in front of its MLP.
+    """
+    streams = torch.stack([frozen.resid_pre[:-1] * c_pre[:-1], frozen.resid_mid * c_mid], 1).flatten(0, 1).sum(-1)
+    if target.feature is not None:
+        return streams[: 2 * target.feature.layer + 2]
+    return torch.cat([streams, (frozen.resid_pre[-1] * c_pre[-1]).sum(-1).unsqueeze(0)])
+
+
 def _cuts(frozen: Frozen, fields: dict[str, Tensor], constant: float, last: int, target: Target) -> Tensor:
     """The sum over every cut, from that before the first block to that in front of the target."""
-    sums = []
-    for layer in range(last):
-        sums.append((frozen.resid_pre[layer] * fields["c_pre"][layer]).sum())
-        sums.append((frozen.resid_mid[layer] * fields["c_mid"][layer]).sum())
-    sums.append((frozen.resid_pre[-1] * fields["c_pre"][-1]).sum())
-    if target.feature is not None:
-        sums.pop()
-    inside = torch.zeros(len(sums)).to(frozen.embedded)
+    sums = cut_flows(frozen, fields["c_pre"], fields["c_mid"], target).sum(-1)
+    inside = torch.zeros_like(sums)
     for layer in range(last):
         inside[: 2 * layer + 1] += fields["biases"][layer].sum() + fields["value_constants"][layer].sum()
         inside[: 2 * layer + 2] += fields["mlp_constants"][layer].sum()
-    return torch.stack(sums) + inside + constant
+    return sums + inside + constant

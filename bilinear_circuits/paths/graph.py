@@ -18,7 +18,7 @@ from bilinear_circuits.paths.edges import Flows
 from bilinear_circuits.paths.flow import Flow, flow
 from bilinear_circuits.paths.frozen import Frozen
 from bilinear_circuits.paths.nodes import Node
-from bilinear_circuits.paths.pairs import NodePairs, pairs_of
+from bilinear_circuits.paths.pairs import NodePairs, PartProducts
 from bilinear_circuits.paths.prune import KeptPairs, PrunedRun, largest_pairs, run_pruned
 from bilinear_circuits.paths.target import Asked, Target, target_of
 from bilinear_circuits.utilities.display import Brief
@@ -114,13 +114,7 @@ class PromptGraph(Brief):
         Raises:
             ValueError: If there is no such node.
         """
-        found = edges.outflows(self.frozen, self.flow, self._checked(node))
-        feature, t = self.target.feature, self.target.position
-        if feature is None or node != Node("mlp", feature.layer, t):
-            return found
-        # A feature reads the output of its own MLP, not the residual stream.
-        read = Node("constant", position=t)
-        return Flows((*found.nodes, read), torch.cat([found.value, found.value.new_tensor([self.value(node)])]))
+        return edges.outflows(self.frozen, self.flow, self._checked(node))
 
     def pairs(self, node: Node, k: int = 20) -> NodePairs:
         """Find the largest pairs of an MLP at a token, or of a feature or the error of its dictionary, exactly.
@@ -130,7 +124,7 @@ class PromptGraph(Brief):
         Raises:
             ValueError: If the node is of another kind, has no gate, or has too many parts.
         """
-        return pairs_of(self.frozen, self.flow, self._checked(node), k, self.sources)
+        return PartProducts.of(self.frozen, self.flow, self._checked(node), self.sources).largest(k)
 
     def mass(self, q: float = 0.9) -> KeptPairs:
         """Find the smallest set of pairs that holds a share q of the sum of all magnitudes, over all MLPs.

@@ -149,7 +149,7 @@ def _summary(weights: LlamaWeights, head: AttentionHead, token_ids: Tensor, n_di
     directions = weights.W_E / norm_scale(weights.W_E, weights.eps)
     some, readouts = directions[token_ids], weights.W_U.T
     mean = some.mean(0, keepdim=True)
-    form = head.qk(some, some - mean)
+    form = head.qk(some, some).centred()
     looks = form.top(k, n_distances)
     first = torch.zeros(1, dtype=torch.long, device=some.device)
     by_distance = head.qk(mean, mean).scores(first, first, n_distances)[0]

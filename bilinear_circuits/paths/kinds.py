@@ -22,6 +22,7 @@ from bilinear_circuits.interactions.feature_interactions import FeatureInteracti
 from bilinear_circuits.models.bilinear_mlp import BilinearMLP
 from bilinear_circuits.paths.attention import AttentionHead
 from bilinear_circuits.paths.forms import Directions, written_rows
+from bilinear_circuits.paths.forward import norm_scale
 from bilinear_circuits.paths.weights import read_weights
 from bilinear_circuits.sweep import TopInteractions
 from bilinear_circuits.utilities.display import Brief, Shown, Tabled
@@ -102,7 +103,7 @@ class PathKinds(Brief):
         chosen = [
             AttentionHead.of(weights, layer, head) for head in (range(weights.n_heads) if heads is None else heads)
         ]
-        normed = rows / (rows.square().mean(1, keepdim=True) + weights.eps).sqrt()
+        normed = rows / norm_scale(rows, weights.eps)
         written = [rows, *(normed @ head.W_V @ head.W_O for head in chosen)]
         if mlp.norm is None:
             raise ValueError(f"layer {layer} must have an RMSNorm in front of its MLP, but none was found.")

@@ -6,10 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from bilinear_circuits.paths.edges import mlp_readout
+from bilinear_circuits.algebra.halves import pair_rows
 from bilinear_circuits.paths.graph import PromptGraph
 from bilinear_circuits.paths.nodes import Node
-from bilinear_circuits.paths.pairs import NodePairs, project
+from bilinear_circuits.paths.pairs import NodePairs, PartProducts
 from bilinear_circuits.utilities.display import Brief
 
 
@@ -48,18 +48,16 @@ def pair_matrix(graph: PromptGraph, node: Node, k: int = 20) -> PairMatrix:
     Raises:
         ValueError: See `PromptGraph.pairs`.
     """
-    frozen, pairs = graph.frozen, graph.pairs(node, k)
-    layer, t = node.layer, node.position
-    assert layer is not None
-    assert t is not None
-    projected, (c, _) = project(frozen, layer, graph.sources), mlp_readout(frozen, graph.flow, node)
-    kinds = [group_of(part) for part in projected.names(t)]
+    products = PartProducts.of(graph.frozen, graph.flow, node, graph.sources)
+    pairs = products.largest(k)
+    kinds = [group_of(part) for part in products.parts]
     groups = tuple(dict.fromkeys(kinds))
-    owner = torch.tensor([groups.index(kind) for kind in kinds], device=c.device)
-    gate, inputs = (one.new_zeros(len(groups), one.shape[1]).index_add_(0, owner, one) for one in projected.at(t))
-    w = frozen.sigma[layer, t] * (frozen.weights.layers[layer].W_out @ c)
-    product = (gate * w) @ inputs.T
-    matrix = (product + product.T).tril(-1) + product.diagonal().diag()
+    owner = torch.tensor([groups.index(kind) for kind in kinds], device=products.weight.device)
+    gate, inputs = (
+        rows.new_zeros(len(groups), rows.shape[1]).index_add_(0, owner, rows)
+        for rows in (products.gate, products.input)
+    )
+    matrix = pair_rows(gate, inputs, products.weight).T
     return PairMatrix(
         node=node,
         value=graph.value(node),

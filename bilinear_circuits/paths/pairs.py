@@ -120,20 +120,53 @@ def project(frozen: Frozen, layer: int, sources: bool) -> Projected:
     return Projected(nodes, weight, gate, inputs)
 
 
-def pairs_of(frozen: Frozen, flow: Flow, node: Node, k: int, sources: bool) -> NodePairs:
-    """Find the k largest pairs of a node of an MLP. See `PromptGraph.pairs`."""
-    check_consists_of_pairs(node)
-    layer, t = node.layer, node.position
-    assert layer is not None
-    assert t is not None
-    if k < 1:
-        raise ValueError(f"k must be at least 1, got {k}.")
-    projected, (c, constant) = project(frozen, layer, sources), mlp_readout(frozen, flow, node)
-    one = frozen.weights.layers[layer]
-    first, second, value, total, mass = top_pairs(*projected.at(t), frozen.sigma[layer, t] * (one.W_out @ c), k)
-    names = projected.names(t)
-    constant += (c @ one.b_out).item()
-    return NodePairs(node, names, first, second, value, total, constant, mass, len(names) * (len(names) + 1) // 2)
+@dataclass(frozen=True, eq=False, repr=False)
+class PartProducts(Brief):
+    """The parts of one MLP's input at a token as its neurons read them, and what each neuron counts in a node's flow.
+
+    Attributes:
+        node: The MLP, or a feature or the error of its dictionary.
+        parts: The parts; the last is "constant" where gate or W_in have biases.
+        gate: Each part through W_gate.
+        input: Each part through W_in.
+        weight: What each neuron counts.
+        constant: Flow of the node that is no product: biases behind.
+    """
+
+    node: Node
+    parts: tuple[Node, ...]
+    gate: Float[Tensor, "part d_mlp"]
+    input: Float[Tensor, "part d_mlp"]
+    weight: Float[Tensor, " d_mlp"]
+    constant: float
+
+    @classmethod
+    def of(cls, frozen: Frozen, flow: Flow, node: Node, sources: bool) -> "PartProducts":
+        """Read the parts of a node.
+
+        Raises:
+            ValueError: If the node is of another kind, has no gate, or has too many parts.
+        """
+        check_consists_of_pairs(node)
+        layer, t = node.layer, node.position
+        assert layer is not None
+        assert t is not None
+        projected, (c, constant) = project(frozen, layer, sources), mlp_readout(frozen, flow, node)
+        one = frozen.weights.layers[layer]
+        weight = frozen.sigma[layer, t] * (one.W_out @ c)
+        return cls(node, projected.names(t), *projected.at(t), weight, constant + (c @ one.b_out).item())
+
+    def largest(self, k: int) -> NodePairs:
+        """Find the k largest pairs. See `PromptGraph.pairs`.
+
+        Raises:
+            ValueError: If k is not positive.
+        """
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}.")
+        first, second, value, total, mass = top_pairs(self.gate, self.input, self.weight, k)
+        n_pairs = len(self.parts) * (len(self.parts) + 1) // 2
+        return NodePairs(self.node, self.parts, first, second, value, total, self.constant, mass, n_pairs)
 
 
 def top_pairs(

@@ -17,7 +17,6 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from bilinear_circuits.algebra.halves import half_rule
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 from bilinear_circuits.interactions.ledger import Ledger, PairContributions
 from bilinear_circuits.models.running import (
@@ -191,8 +190,7 @@ def _attributions(
     for position in (1 + activation[1:].nonzero().squeeze(1)).tolist():
         row, z = x[position], sae_in.encode(x[position])
         active = z.nonzero().squeeze(1)
-        left, right = form.matrix.left, form.matrix.right
-        slope = half_rule(form.matrix.weights, row @ left, row @ right, left, right) + form.linear
+        slope = form.matrix @ row + form.linear
         parts = torch.cat([z[active, None] * sae_in.W_dec[active], torch.stack([sae_in.b_dec, row - sae_in.decode(z)])])
         *_, bias, error = shares = parts @ slope
         # p(x - s) - p(x), by the definition of the form: -(2 share - s^T Q s - linear . s).
