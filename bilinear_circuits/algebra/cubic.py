@@ -36,10 +36,8 @@ class CubicTensor(Brief):
 
     def __call__(self, x: Float[Tensor, "*n d_in"]) -> Float[Tensor, "*n d_out"]:
         """Apply the layer."""
-        g, u = self.weights.projections(x)
-        c0, c1, c2 = self.coefficients.to(g).unbind(1)
-        out = ((c0 + c1 * g + c2 * g.square()) * u) @ self.weights.W_out
-        return out if self.weights.b_out is None else out + self.weights.b_out
+        c0, c1, c2 = self.coefficients.to(x).unbind(1)
+        return self.weights.gated(x, lambda g: c0 + c1 * g + c2 * g.square())
 
     def orders(
         self, x: Float[Tensor, "*n d_in"], e: Float[Tensor, " d_out"]

@@ -1,5 +1,6 @@
 """InteractionTensor: a bilinear layer as one symmetric third-order tensor, never materialised."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -116,6 +117,16 @@ class InteractionTensor(Shown):
             gate_y, in_y = self.projections(y, "y")
             products = (gate_x * in_y + gate_y * in_x) / 2
         out = products @ self.W_out
+        return out if self.b_out is None else out + self.b_out
+
+    def gated(self, x: Float[Tensor, "*n d_in"], act: Callable[[Tensor], Tensor]) -> Float[Tensor, "*n d_out"]:
+        """Apply the layer with a function on its gate: (act(x W_gate + b_gate) * (x W_in + b_in)) W_out + b_out.
+
+        Raises:
+            ValueError: If a row does not have d_in entries.
+        """
+        gate, other = self.projections(x)
+        out = (act(gate) * other) @ self.W_out
         return out if self.b_out is None else out + self.b_out
 
     def matrix(self, u: Float[Tensor, "*batch d_out"]) -> InteractionMatrix:

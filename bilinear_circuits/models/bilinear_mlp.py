@@ -1,6 +1,5 @@
 """Binding: one MLP of a hooked or plain model as an InteractionTensor, proved bilinear on a probe batch."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +17,58 @@ from bilinear_circuits.utilities.display import Brief
 
 class NotBilinearError(ValueError):
     """The layer does not compute ((x W_gate + b_gate) * (x W_in + b_in)) W_out + b_out."""
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ProbedMLP(Brief):
+    """The weights of one gated MLP, and what it makes of a probe batch: what a binding is proved by.
+
+    Attributes:
+        weights: Its matrices and biases, as of a layer whose gate is linear.
+        layer: Index of the block.
+        hook_names: Hook names of its input and output.
+        batches: Inputs and outputs on random tokens, and on the same inputs scaled up until the gates are large.
+        residual: What the norm in front reads on the random tokens, or None.
+        host: The model.
+    """
+
+    weights: InteractionTensor
+    layer: int
+    hook_names: tuple[str, str]
+    batches: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]
+    residual: Tensor | None
+    host: Host
+
+    @classmethod
+    def of(cls, model: nn.Module, layer: int, probe_rows: int) -> "ProbedMLP":
+        """Read and run one MLP.
+
+        Raises:
+            NotBilinearError: If it has no gate.
+            ValueError: If there is no such layer, or weights or activations are not finite.
+            TypeError: If the model is of none of the three kinds.
+        """
+        host = host_of(model)
+        n_layers = len(host.blocks)
+        if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < n_layers:
+            raise ValueError(f"layer must be between 0 and {n_layers - 1} ({n_layers=}), got {layer!r}.")
+        weights = read_weights(host, layer)
+        x, y, residual = probe(model, layer, probe_rows, host.norm(layer))
+        batches = ((x, y), large_probe(host.blocks[layer].mlp, weights.W_gate, x, host.dtype))
+        return cls(weights, layer, host.hook_names(layer), batches, residual, host)
+
+    @property
+    def tolerance(self) -> float:
+        """Relative error that rounding in the model's precision may make."""
+        return TOLERANCE[self.host.dtype]
+
+    def norm(self) -> RMSNorm | None:
+        """Read the RMSNorm in front, if there is one."""
+        return read_norm(self.host.norm(self.layer), self.residual, self.batches[0][0], self.tolerance)
+
+    def input_aliases(self, norm: RMSNorm | None) -> tuple[str, ...]:
+        """Name other hooks that see the input."""
+        return _input_aliases(self.host.blocks[self.layer], self.layer, norm)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -62,20 +113,14 @@ class BilinearMLP(Brief):
             ValueError: If there is no such layer, or its weights or what it writes on the probe batch are not finite.
             TypeError: If the model is of none of the three kinds.
         """
-        host = host_of(model)
-        n_layers, dtype = len(host.blocks), host.dtype
-        if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < n_layers:
-            raise ValueError(f"layer must be between 0 and {n_layers - 1} ({n_layers=}), got {layer!r}.")
-        block = host.blocks[layer]
-        tensor, norm_module = read_weights(host, layer), host.norm(layer)
-        x, y, residual = probe(model, layer, probe_rows, norm_module)
-        error = relative_error(tensor(x), y)
-        for batch in ((x, y), large_probe(block.mlp, tensor.W_gate, x, dtype)):
-            if not relative_error(tensor(batch[0]), batch[1]) < TOLERANCE[dtype]:
-                raise NotBilinearError(_explain(model, layer, tensor, *batch, TOLERANCE[dtype]))
-        hook_in, hook_out = host.hook_names(layer)
-        norm = read_norm(norm_module, residual, x, TOLERANCE[dtype])
-        return cls(tensor, layer, hook_in, hook_out, norm, error, mlp_input_aliases(block, layer, norm))
+        found = ProbedMLP.of(model, layer, probe_rows)
+        for x, y in found.batches:
+            if not relative_error(found.weights(x), y) < found.tolerance:
+                raise NotBilinearError(_explain(model, layer, found.weights, x, y, found.tolerance))
+        x, y = found.batches[0]
+        norm = found.norm()
+        error = relative_error(found.weights(x), y)
+        return cls(found.weights, layer, *found.hook_names, norm, error, found.input_aliases(norm))
 
     def __call__(self, x: Float[Tensor, "*n d_in"]) -> Float[Tensor, "*n d_model"]:
         """MLP output for activations at `hook_in`."""
@@ -138,7 +183,7 @@ def input_aliases(model: nn.Module, layer: int) -> tuple[str, ...]:
     host = host_of(model)
     x, _, residual = probe(model, layer, 2, host.norm(layer))
     norm = read_norm(host.norm(layer), residual, x, TOLERANCE[host.dtype])
-    return mlp_input_aliases(host.blocks[layer], layer, norm)
+    return _input_aliases(host.blocks[layer], layer, norm)
 
 
 def output_aliases(layer: int) -> tuple[str, ...]:
@@ -170,21 +215,12 @@ def read_weights(host: Host, layer: int) -> InteractionTensor:
     return InteractionTensor(**{name: _read(weight) for name, weight in weights.items()})
 
 
-def apply_gate(
-    weights: InteractionTensor, gate: Callable[[Tensor], Tensor], x: Float[Tensor, "*n d_in"]
-) -> Float[Tensor, "*n d_out"]:
-    """Apply a layer with a function on its gate: act(x W_gate + b_gate) * (x W_in + b_in) W_out + b_out."""
-    g, u = weights.projections(x)
-    out = (gate(g) * u) @ weights.W_out
-    return out if weights.b_out is None else out + weights.b_out
-
-
 def _read(weight: Any) -> Any:
     """A weight in float32 at least; None for a bias that is missing or zero."""
     return None if weight is None or (weight.ndim == 1 and not weight.any()) else full_precision(weight.detach())
 
 
-def mlp_input_aliases(block: Any, layer: int, norm: RMSNorm | None) -> tuple[str, ...]:
+def _input_aliases(block: Any, layer: int, norm: RMSNorm | None) -> tuple[str, ...]:
     """Name the hooks that see the same activation: after the norm, and before its weight where that is folded."""
     names = ["ln2.hook_out", "mlp.gate.hook_in"]
     weightless = norm is not None and bool((norm.weight == 1).all())
@@ -202,7 +238,7 @@ def _explain(model: nn.Module, layer: int, tensor: InteractionTensor, x: Tensor,
         f" {relative_error(tensor(x), y):.2g} relative on a probe batch."
     )
     for name, gate in GATES.items():
-        if relative_error(apply_gate(tensor, gate, x), y) < tolerance:
+        if relative_error(tensor.gated(x, gate), y) < tolerance:
             message += f" It applies a {name} gate."
             break
     if getattr(model, "compatibility_mode", False):

@@ -7,10 +7,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bilinear_circuits.algebra.tensor import InteractionTensor
-from bilinear_circuits.models.bilinear_mlp import BilinearMLP, apply_gate, mlp_input_aliases, read_weights
+from bilinear_circuits.models.bilinear_mlp import BilinearMLP, ProbedMLP
 from bilinear_circuits.models.gates import GATES
-from bilinear_circuits.models.host import host_of
-from bilinear_circuits.models.probe import TOLERANCE, RMSNorm, large_probe, probe, read_norm, relative_error
+from bilinear_circuits.models.probe import RMSNorm, relative_error
 from bilinear_circuits.utilities.display import Brief
 
 
@@ -57,31 +56,25 @@ class GatedMLP(Brief):
                 weights or activations are not finite.
             TypeError: If the model is of none of the three kinds.
         """
-        host = host_of(model)
-        n_layers, dtype = len(host.blocks), host.dtype
-        if isinstance(layer, bool) or not isinstance(layer, int) or not 0 <= layer < n_layers:
-            raise ValueError(f"layer must be between 0 and {n_layers - 1} ({n_layers=}), got {layer!r}.")
-        block, weights, norm_module = host.blocks[layer], read_weights(host, layer), host.norm(layer)
-        x, y, residual = probe(model, layer, probe_rows, norm_module)
-        batches = ((x, y), large_probe(block.mlp, weights.W_gate, x, dtype))
+        found = ProbedMLP.of(model, layer, probe_rows)
         errors = {
-            name: max(relative_error(apply_gate(weights, gate, rows), out) for rows, out in batches)
+            name: max(relative_error(found.weights.gated(x, gate), y) for x, y in found.batches)
             for name, gate in GATES.items()
         }
         best = min(errors, key=errors.__getitem__)
-        if not errors[best] < TOLERANCE[dtype]:
+        if not errors[best] < found.tolerance:
             raise ValueError(
                 f"layer {layer} must apply one of {', '.join(GATES)} to its gate, but the nearest, {best}, differs from"
                 f" its output by {errors[best]:.2g} relative on a probe batch. Other gates cannot be read."
             )
-        norm = read_norm(norm_module, residual, x, TOLERANCE[dtype])
-        aliases = mlp_input_aliases(block, layer, norm)
-        error = relative_error(apply_gate(weights, GATES[best], x), y)
-        return cls(weights, best, layer, *host.hook_names(layer), norm, error, aliases)
+        x, y = found.batches[0]
+        norm = found.norm()
+        error = relative_error(found.weights.gated(x, GATES[best]), y)
+        return cls(found.weights, best, layer, *found.hook_names, norm, error, found.input_aliases(norm))
 
     def __call__(self, x: Float[Tensor, "*n d_in"]) -> Float[Tensor, "*n d_model"]:
         """MLP output for activations at `hook_in`."""
-        return apply_gate(self.weights, GATES[self.gate], x)
+        return self.weights.gated(x, GATES[self.gate])
 
     def to(self, target: torch.dtype | torch.device | str) -> "GatedMLP":
         """Copy the MLP in another dtype or to another device."""
