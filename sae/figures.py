@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bilinear_circuits.report.figures import ACTIVATION, GREY, GROUPS, NEGATIVE, POSITIVE, Spec, base_figure
+from bilinear_circuits.report.figures.base import LEGEND_ABOVE
 from bilinear_circuits.report.html import render
 from bilinear_circuits.runs.splice import Side
 
@@ -70,7 +71,7 @@ def _panel(stages: Sequence[Mapping[str, Any]], points: Sequence[tuple[str, _Poi
         _HEIGHT,
         xaxis={"title": {"text": "training tokens"}, "type": "log", "dtick": "D2", "tickformat": "~s"},
         yaxis={"title": {"text": title}, "rangemode": "tozero"},
-        layout={"showlegend": True, "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}},
+        layout=LEGEND_ABOVE,
     )
 
 

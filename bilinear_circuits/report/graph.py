@@ -16,7 +16,7 @@ from bilinear_circuits.prompts.attribution import Attribution, PromptAttribution
 from bilinear_circuits.report.graph_draft import FEATURE_TYPE as FEATURE_TYPE
 from bilinear_circuits.report.graph_draft import GENERATOR as GENERATOR
 from bilinear_circuits.report.graph_draft import GRAPH_VERSION as GRAPH_VERSION
-from bilinear_circuits.report.graph_draft import NO_FEATURE, GraphDraft, graph_metadata
+from bilinear_circuits.report.graph_draft import NO_FEATURE, GraphDraft, GraphNode, graph_metadata
 from bilinear_circuits.report.graph_draft import GraphSource as GraphSource
 from bilinear_circuits.report.graph_ids import cantor_pair, shared_index
 from bilinear_circuits.report.payload import plain
@@ -69,7 +69,7 @@ def graph_payload(
     texts = [token_text(tokenizer, token_id) for token_id in graph.token_ids.tolist()]
     draft = _Draft(len(texts), name)
     for position, token_id in enumerate(graph.token_ids.tolist()):
-        draft.add(f"E_{token_id}_{position}", "E", position, position, "embedding", texts[position])
+        draft.add(GraphNode(f"E_{token_id}_{position}", "E", position, position, "embedding", texts[position]))
     for attribution in graph.attributions:
         draft.add_target(attribution, _share(graph, max_links))
     if has_logits(graph):
@@ -136,20 +136,21 @@ class _Draft(GraphDraft):
             parts[_REST] = (one.shares[n_links:].sum().item(), one.joint_removal(one.inputs[n_links:]))
         for number, numbers in parts.items():
             node_id = _node_id(one.layer, number, one.position)
-            self.add(node_id, str(one.layer), number, one.position, NO_FEATURE, _PARTS[number])
+            self.add(GraphNode(node_id, str(one.layer), number, one.position, NO_FEATURE, _PARTS[number]))
             self.link(node_id, target, numbers[0], removal=numbers[1])
 
     def _feature(self, one: Attribution, feature: int, side: Side, activation: float) -> str:
         index = shared_index(feature, side, one.d_sae_out)
-        return self.add(
-            _node_id(one.layer, index, one.position),
-            str(one.layer),
-            cantor_pair(one.layer, index),
-            one.position,
-            FEATURE_TYPE,
-            f"{side} {Feature(one.layer, feature)}: {self._name(one.layer, feature, side)}",
-            activation,
+        node = GraphNode(
+            node_id=_node_id(one.layer, index, one.position),
+            layer=str(one.layer),
+            feature=cantor_pair(one.layer, index),
+            position=one.position,
+            feature_type=FEATURE_TYPE,
+            clerp=f"{side} {Feature(one.layer, feature)}: {self._name(one.layer, feature, side)}",
+            activation=activation,
         )
+        return self.add(node)
 
     def set_influence(self) -> None:
         """Viewers hide nodes above a threshold: the cumulated share of what feeds output features, largest first."""
@@ -173,13 +174,9 @@ def _target_id(one: Attribution) -> str:
 
 def _add_logits(draft: _Draft, graph: PromptAttribution, tokenizer: Any) -> None:
     """The most likely next tokens, and the direct effects on them of what is active at the last token."""
-    layer, last = graph.n_layers + 1, len(graph.token_ids) - 1  # one layer is left free, as circuit-tracer does
+    layer, last = graph.n_layers + 1, len(graph.token_ids) - 1
     for index, (token_id, p) in enumerate(zip(graph.logit_ids.tolist(), graph.probabilities.tolist(), strict=True)):
-        # Viewers read the probability from behind the first "(p=".
-        text = token_text(tokenizer, token_id).replace("(p=", "(p =")
-        node_id = _node_id(layer, token_id, last)
-        draft.add(node_id, str(layer), token_id, last, "logit", f'Output "{text}" (p={p:.3f})')
-        draft.nodes[node_id] |= {"token_prob": p, "is_target_logit": index == 0}
+        node_id = draft.add_logit(layer, token_id, last, f'"{token_text(tokenizer, token_id)}"', p, index == 0)
         for attribution in graph.attributions:
             if attribution.direct is not None:
                 effect = attribution.direct[index].item()

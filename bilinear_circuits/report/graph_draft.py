@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import bilinear_circuits
 
@@ -35,6 +35,28 @@ class GraphSource:
     provenance: Mapping[str, Any] | None = None
 
 
+class GraphNode(NamedTuple):
+    """What is said of a node.
+
+    Attributes:
+        node_id: Its id: layer, number and token.
+        layer: Layer as text; "E" for embeddings.
+        feature: Its number.
+        position: Token.
+        feature_type: Its type in the format.
+        clerp: Its text.
+        activation: Activation of a feature, where it is known.
+    """
+
+    node_id: str
+    layer: str
+    feature: int
+    position: int
+    feature_type: str
+    clerp: str
+    activation: float | None = None
+
+
 class GraphDraft:
     """Nodes and links of a graph in the making.
 
@@ -53,48 +75,40 @@ class GraphDraft:
         self.links: list[dict[str, Any]] = []
         self._n_tokens = n_tokens
 
-    def add(
-        self,
-        node_id: str,
-        layer: str,
-        feature: int,
-        position: int,
-        feature_type: str,
-        clerp: str,
-        activation: float | None = None,
-    ) -> str:
+    def add(self, node: GraphNode) -> str:
         """Add a node, unless it is there; its id."""
-        if node_id not in self.nodes:
-            self.nodes[node_id] = self.described(node_id, layer, feature, position, feature_type, clerp, activation)
-        return node_id
+        if node.node_id not in self.nodes:
+            self.nodes[node.node_id] = self.described(node)
+        return node.node_id
 
-    def described(
-        self,
-        node_id: str,
-        layer: str,
-        feature: int,
-        position: int,
-        feature_type: str,
-        clerp: str,
-        activation: float | None = None,
-    ) -> dict[str, Any]:
+    def add_logit(
+        self, layer: int, token_id: int, position: int, text: str, probability: float, is_target: bool
+    ) -> str:
+        """Add a logit; its id. One layer is to be left free behind the last, as circuit-tracer does."""
+        # Viewers read the probability from behind the first "(p=".
+        clerp = f"Output {text.replace('(p=', '(p =')} (p={probability:.3f})"
+        name = self.add(GraphNode(f"{layer}_{token_id}_{position}", str(layer), token_id, position, "logit", clerp))
+        self.nodes[name] |= {"token_prob": probability, "is_target_logit": is_target}
+        return name
+
+    def described(self, node: GraphNode) -> dict[str, Any]:
         """Describe a node without adding it."""
-        first, number, _ = node_id.split("_")
-        reverse = self._n_tokens - 1 - position
+        first, number, _ = node.node_id.split("_")
+        reverse = self._n_tokens - 1 - node.position
         return {
-            "node_id": node_id,
-            "feature": feature,
-            "layer": layer,
-            "ctx_idx": position,
-            "feature_type": feature_type,
+            "node_id": node.node_id,
+            "feature": node.feature,
+            "layer": node.layer,
+            "ctx_idx": node.position,
+            "feature_type": node.feature_type,
             "token_prob": 0.0,
             "is_target_logit": False,
             "run_idx": 0,
             "reverse_ctx_idx": reverse,
-            "jsNodeId": f"{'L' if feature_type == 'logit' else first}_{number}-{reverse}",
-            "clerp": clerp,
+            "jsNodeId": f"{'L' if node.feature_type == 'logit' else first}_{number}-{reverse}",
+            "clerp": node.clerp,
             "influence": None,
-            "activation": activation,
+            "activation": node.activation,
         }
 
     def link(self, source: str, target: str, weight: float, *, removal: float | None = None) -> None:

@@ -20,6 +20,7 @@ from bilinear_circuits.report.graph_draft import (
     GRAPH_VERSION,
     NO_FEATURE,
     GraphDraft,
+    GraphNode,
     GraphSource,
     graph_metadata,
 )
@@ -121,15 +122,15 @@ class _PathDraft(GraphDraft):
             return -(_FIRST_HEAD + node.head * (len(self.texts) + 1) + source)
         return _NUMBERS["attention bias" if node.kind == "bias" and node.head is not None else node.kind]
 
-    def _fields(self, node: Node) -> tuple[str, str, int, int, str, str]:
-        """What a node is made of."""
+    def _node(self, node: Node) -> GraphNode:
+        """What is said of a node."""
         position = node.position or 0
         if node.kind == "embedding":
-            return self.name(node), "E", position, position, "embedding", self.texts[position]
+            return GraphNode(self.name(node), "E", position, position, "embedding", self.texts[position])
         number = self._number(node)
         kind = ATTENTION if node.head is not None else FEATURE_TYPE if node.kind == "feature" else NO_FEATURE
         feature = cantor_pair(node.layer or 0, number) if node.kind == "feature" else number
-        return self.name(node), str(node.layer), feature, position, kind, self._text(node)
+        return GraphNode(self.name(node), str(node.layer), feature, position, kind, self._text(node))
 
     def _text(self, node: Node) -> str:
         """The name of a node, with its tokens."""
@@ -138,8 +139,7 @@ class _PathDraft(GraphDraft):
 
     def put(self, node: Node) -> None:
         """Add a node with its flow."""
-        name, layer, feature, position, kind, clerp = self._fields(node)
-        self.add(name, layer, feature, position, kind, clerp)
+        name = self.add(self._node(node))
         self.nodes[name]["flow"] = self._graph.value(node)
 
     def put_target(self, token_text: Callable[[int], str]) -> str:
@@ -149,16 +149,12 @@ class _PathDraft(GraphDraft):
             layer, number = target.feature
             name = f"{layer}_{number}_{target.position}"
             clerp = f"target: feature {target.feature}"
-            return self.add(name, str(layer), cantor_pair(layer, number), target.position, FEATURE_TYPE, clerp)
-        token, layer = next(iter(target.logits)), frozen.n_layers + 1  # one layer is left free, as circuit-tracer does
+            place = (cantor_pair(layer, number), target.position)
+            return self.add(GraphNode(name, str(layer), *place, FEATURE_TYPE, clerp))
+        token, layer = next(iter(target.logits)), frozen.n_layers + 1
         probability = frozen.logits[target.position].softmax(-1)[token].item()
-        # Viewers read the probability from behind the first "(p=".
         said = [f'{"-" if weight < 0 else "+"} "{token_text(one)}"' for one, weight in target.logits.items()][:8]
-        text = " ".join(said).removeprefix("+ ").replace("(p=", "(p =")
-        name = f"{layer}_{token}_{target.position}"
-        self.add(name, str(layer), token, target.position, "logit", f"Output {text} (p={probability:.3f})")
-        self.nodes[name] |= {"token_prob": probability, "is_target_logit": True}
-        return name
+        return self.add_logit(layer, token, target.position, " ".join(said).removeprefix("+ "), probability, True)
 
     def connect(self, nodes: Sequence[Node], target: str) -> None:
         """Link nodes that are there, and the sum of all others to each."""
@@ -180,9 +176,8 @@ class _PathDraft(GraphDraft):
         """Link to a node what flows into it from nodes that are left out."""
         place = Node("mlp", self._graph.frozen.n_layers, self._graph.target.position) if node is None else node
         number = _NUMBERS["rest"]
-        name = self.add(
-            f"{place.layer}_{number}_{place.position}", str(place.layer), number, place.position or 0, NO_FEATURE, _REST
-        )
+        node_id = f"{place.layer}_{number}_{place.position}"
+        name = self.add(GraphNode(node_id, str(place.layer), number, place.position or 0, NO_FEATURE, _REST))
         self.link(name, target if node is None else self.name(node), flow)
 
     def trace(self, ledgers: Sequence[AttentionLedger], sources: bool) -> dict[str, dict[str, Any]]:
@@ -211,5 +206,5 @@ class _PathDraft(GraphDraft):
     def _named(self, node: Node, others: dict[str, dict[str, Any]]) -> str:
         """The id of a node, which is described if it is not in the graph."""
         if (name := self.name(node)) not in self.nodes:
-            others.setdefault(name, self.described(*self._fields(node)))
+            others.setdefault(name, self.described(self._node(node)))
         return name

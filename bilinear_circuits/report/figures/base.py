@@ -16,6 +16,7 @@ ACTIVATION = "#7b61c9"
 GROUPS = ("#14967f", "#c2519a")
 GREY, LEADER, FAINT = "#808080", "rgba(128, 128, 128, 0.45)", "rgba(128, 128, 128, 0.18)"
 DIVERGING = [[0.0, NEGATIVE], [0.5, NEUTRAL], [1.0, POSITIVE]]
+LEGEND_ABOVE = {"showlegend": True, "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}}
 _AXIS = {"gridcolor": FAINT, "zerolinecolor": GREY, "automargin": True, "ticks": ""}
 
 

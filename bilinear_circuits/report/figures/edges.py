@@ -9,6 +9,7 @@ from bilinear_circuits.report.figures.base import (
     GREY,
     GROUPS,
     LEADER,
+    LEGEND_ABOVE,
     NEGATIVE,
     POSITIVE,
     Spec,
@@ -40,8 +41,7 @@ def edge_scatter(proofs: Sequence[InterventionProof], labels: Mapping[str, Mappi
         yaxis={"title": {"text": "measured, nats"}, "zeroline": True},
         layout={
             "shapes": [{**line, "line": {"color": LEADER, "width": 1.5, "dash": "dash"}}],
-            "showlegend": True,
-            "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+            **LEGEND_ABOVE,
         },
     )
 

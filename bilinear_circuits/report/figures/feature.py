@@ -12,6 +12,7 @@ from bilinear_circuits.report.figures.base import (
     GREY,
     GROUPS,
     LEADER,
+    LEGEND_ABOVE,
     Spec,
     base_figure,
     colour_limit,
@@ -117,8 +118,7 @@ def eigenvector_plane(profile: FeatureProfile, n_others: int | None = None) -> S
         yaxis={"title": {"text": titles[1] if len(titles) > 1 else ""}, "zeroline": True, "showgrid": False},
         layout={
             "annotations": annotations,
-            "showlegend": True,
-            "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+            **LEGEND_ABOVE,
         },
     )
 

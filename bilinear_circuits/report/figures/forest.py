@@ -6,7 +6,7 @@ from typing import Any
 from bilinear_circuits.circuits.prove import CausalProof
 from bilinear_circuits.circuits.search import Circuit, CircuitSearch
 from bilinear_circuits.comparison.stability import StabilityTable
-from bilinear_circuits.report.figures.base import GREY, POSITIVE, Spec, base_figure, escaped, sign_colour
+from bilinear_circuits.report.figures.base import GREY, LEGEND_ABOVE, POSITIVE, Spec, base_figure, escaped, sign_colour
 from bilinear_circuits.report.figures.feature import feature_figures
 from bilinear_circuits.report.payload import plain
 from bilinear_circuits.report.text import signed
@@ -105,7 +105,7 @@ def return_dots(table: StabilityTable) -> Spec:
         140 + 24 * len(ticks),
         xaxis={"title": {"text": "correlation of activations"}, "zeroline": True},
         yaxis={**axis, "zeroline": False},
-        layout={"showlegend": True, "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}},
+        layout=LEGEND_ABOVE,
     )
 
 

@@ -12,6 +12,7 @@ from bilinear_circuits.report.figures.base import (
     GREY,
     GROUPS,
     LEADER,
+    LEGEND_ABOVE,
     NEGATIVE,
     POSITIVE,
     Spec,
@@ -24,7 +25,6 @@ from bilinear_circuits.report.figures.base import (
 
 _MOST_DEGREES = 33
 _CURVES = (POSITIVE, NEGATIVE, *GROUPS, GREY)
-_LEGEND = {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}
 
 
 def account_figures(account: PathAccount) -> dict[str, Spec]:
@@ -63,8 +63,7 @@ def effect_scatter(effects: Effects) -> Spec:
         yaxis={"title": {"text": "real change"}, "zeroline": True},
         layout={
             "shapes": [{**line, "line": {"color": LEADER, "width": 1.5, "dash": "dash"}}],
-            "showlegend": True,
-            "legend": _LEGEND,
+            **LEGEND_ABOVE,
         },
     )
 
@@ -154,5 +153,5 @@ def score_curves(head: HeadSummary, texts: Sequence[str]) -> Spec:
         360,
         xaxis={"title": {"text": "distance from query to key"}, "showgrid": False, "zeroline": False},
         yaxis={"title": {"text": "score"}, "zeroline": True},
-        layout={"showlegend": True, "legend": _LEGEND},
+        layout=LEGEND_ABOVE,
     )

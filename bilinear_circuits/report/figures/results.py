@@ -14,6 +14,7 @@ from bilinear_circuits.report.figures.base import (
     FAINT,
     GREY,
     GROUPS,
+    LEGEND_ABOVE,
     NEGATIVE,
     POSITIVE,
     Spec,
@@ -184,7 +185,7 @@ def magnitude_histogram(statistics: InteractionStatistics) -> Spec:
         340,
         xaxis={"title": {"text": "magnitude of the coefficient"}, "type": "log"},
         yaxis={"title": {"text": "interactions per factor of two"}, "type": "log"},
-        layout={"showlegend": True, "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}},
+        layout=LEGEND_ABOVE,
     )
 
 
@@ -209,7 +210,7 @@ def motif_scores(search: DiscoverySearch) -> Spec:
         130 + 56 * len(motifs),
         xaxis={"title": {"text": "score: cosine between form and template"}},
         yaxis={"tickvals": list(range(len(motifs))), "ticktext": motifs, "range": [len(motifs) - 0.5, -0.5]},
-        layout={"showlegend": True, "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}},
+        layout=LEGEND_ABOVE,
     )
 
 
