@@ -97,12 +97,7 @@ class Workspace:
         if isinstance(n_stories, bool) or not isinstance(n_stories, int) or n_stories < 1:
             raise ValueError(f"n_stories must be a whole number, at least 1, got {n_stories!r}.")
         shipped = {"saes": (saes, "dictionaries"), "corpus": (corpus, "stories")}
-        missing = {name: what for name, (given, what) in shipped.items() if given is None}
-        if missing and model not in zoo.names():
-            raise ValueError(
-                f"{' and '.join(missing)} must be given for {model}: {' and '.join(missing.values())} are shipped for"
-                f" {', '.join(zoo.names())}."
-            )
+        zoo.refuse_missing(model, {name: what for name, (given, what) in shipped.items() if given is None})
         saes, where = saes or model, corpus or model
         found = where if isinstance(where, Corpus) else Corpus(zoo.corpus_path(where))
         found.check()

@@ -1,6 +1,7 @@
 """Random Llama-type models of every kind that a graph of a prompt knows, at sizes that are all unequal."""
 
 import torch
+from planted import save_between_dictionaries
 from torch import nn
 
 from bilinear_circuits.dictionaries.activation import Activation
@@ -102,3 +103,16 @@ def relative(actual, expected):
     """Largest difference, relative to the size of what is expected."""
     actual, expected = torch.as_tensor(actual), torch.as_tensor(expected)
     return ((actual - expected).abs().max() / expected.abs().max().clamp_min(1e-12)).item()
+
+
+def saved_world(root):
+    """A folder with a tiny model and dictionaries of its layer 1."""
+    save_between_dictionaries(root, (1,), "model")
+    return root
+
+
+def verb_on(root):
+    """A verb on that model."""
+    from bilinear_circuits.cli import main
+
+    return lambda name, *arguments: main([name, "--model", str(root / "model"), *map(str, arguments)])

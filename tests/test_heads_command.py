@@ -6,9 +6,8 @@ import re
 import pytest
 import torch
 from helpers import refused
-from llamas import random_llama
+from llamas import random_llama, saved_world, verb_on
 from pages import check_page, page_of, read, rows_of, shown
-from planted import save_between_dictionaries
 
 from bilinear_circuits.paths.heads import summarize_heads
 from bilinear_circuits.paths.weights import read_weights
@@ -18,16 +17,12 @@ PROMPT = "the cat was not good and the dog sat"
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    root = tmp_path_factory.mktemp("jane-doe")
-    save_between_dictionaries(root, (1,), "model")
-    return root
+    return saved_world(tmp_path_factory.mktemp("jane-doe"))
 
 
 @pytest.fixture(scope="module")
 def verb(world):
-    from bilinear_circuits.cli import main
-
-    return lambda name, *arguments: main([name, "--model", str(world / "model"), *map(str, arguments)])
+    return verb_on(world)
 
 
 def test_heads_of_a_model_are_what_their_weights_say(verb, tmp_path, capsys):

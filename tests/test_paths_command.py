@@ -9,9 +9,9 @@ import torch
 from graph_schema import SCHEMA
 from helpers import refused
 from jsonschema import Draft7Validator
-from llamas import KINDS, random_dictionary, random_llama
+from llamas import KINDS, random_dictionary, random_llama, saved_world, verb_on
 from pages import check_hostile, check_page, page_of, read, rows_of, shown, words_of
-from planted import save_between_dictionaries, word_tokenizer
+from planted import word_tokenizer
 from reports import HOSTILE, PROVENANCE
 
 from bilinear_circuits.paths.account import AccountSettings, PathAccount, account_for
@@ -29,16 +29,12 @@ TOKENS = torch.tensor([1, 7, 4, 9, 21, 4, 13])
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory):
-    root = tmp_path_factory.mktemp("jane-doe")
-    save_between_dictionaries(root, (1,), "model")
-    return root
+    return saved_world(tmp_path_factory.mktemp("jane-doe"))
 
 
 @pytest.fixture(scope="module")
 def verb(world):
-    from bilinear_circuits.cli import main
-
-    return lambda name, *arguments: main([name, "--model", str(world / "model"), *map(str, arguments)])
+    return verb_on(world)
 
 
 @pytest.fixture(scope="module")

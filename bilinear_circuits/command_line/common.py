@@ -75,11 +75,11 @@ def saes_of(arguments: ModelArguments, *, reads_corpus: bool = True) -> str:
     zoo.model_path(arguments.model)  # an unknown model is the first thing to say
     if arguments.saes is not None:
         return arguments.saes
-    if arguments.model in zoo.names():
-        return arguments.model
-    both = reads_corpus and getattr(arguments, "corpus", None) is None
-    names, what = ("--saes and --corpus", "dictionaries and stories") if both else ("--saes", "dictionaries")
-    raise ValueError(f"{names} must be given for {arguments.model}: {what} are shipped for {', '.join(zoo.names())}.")
+    missing = {"--saes": "dictionaries"}
+    if reads_corpus and getattr(arguments, "corpus", None) is None:
+        missing["--corpus"] = "stories"
+    zoo.refuse_missing(arguments.model, missing)
+    return arguments.model
 
 
 def check_layers(layers: Sequence[int] | None, saes: str) -> list[int]:

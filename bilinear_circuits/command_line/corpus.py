@@ -31,10 +31,8 @@ def corpus_of(arguments: CommonArguments, default: Corpus | None = None) -> Corp
         FileNotFoundError: If there is no such file.
     """
     shipped = Corpus(arguments.model) if arguments.model in zoo.names() else None
-    if arguments.corpus is None and default is None and shipped is None:
-        raise ValueError(
-            f"--corpus must be given for {arguments.model}: stories are shipped for {', '.join(zoo.names())}."
-        )
+    if arguments.corpus is None and default is None:
+        zoo.refuse_missing(arguments.model, {"--corpus": "stories"})
     corpus = chosen_corpus(arguments, default or shipped or Corpus(""))
     corpus.check()
     return corpus

@@ -74,6 +74,10 @@ class Outputs:
                 f" {out}, which holds another {there[0]}. Name another --out."
             )
 
+    def listed(self, out: str | Path) -> str:
+        """List the files in a folder as text, one on each line."""
+        return "\n".join(f"  {Path(out) / name}" for name in (self.record, *self.others))
+
     @staticmethod
     def _kind_of(record: Path) -> str | None:
         with contextlib.suppress(OSError, ValueError, RecursionError):

@@ -132,6 +132,21 @@ def with_typos(message: str, words: Sequence[str], actions: Sequence[argparse.Ac
     return f"{message}: {' '.join(hints)}".rstrip(".") if hints else message
 
 
+def check_least(arguments: Any, **least: int) -> None:
+    """Refuse counts below the least that makes sense; options that may be left out may be None.
+
+    Args:
+        arguments: Arguments of a verb.
+        least: The least of each, by its name.
+
+    Raises:
+        ValueError: If one is below.
+    """
+    for name, limit in least.items():
+        if (value := getattr(arguments, name)) is not None and value < limit:
+            raise ValueError(f"{name} must be at least {limit}, got {value}.")
+
+
 def check_most(arguments: Any, **most: int) -> None:
     """Refuse counts of what is made one by one and held together, where no machine holds or finishes it.
 

@@ -17,7 +17,7 @@ from simple_parsing import field
 from bilinear_circuits.command_line import common, records, tables
 from bilinear_circuits.command_line.corpus import corpus_of, tokenized
 from bilinear_circuits.command_line.outputs import Outputs
-from bilinear_circuits.command_line.values import check_most
+from bilinear_circuits.command_line.values import check_least, check_most
 from bilinear_circuits.utilities.feature import Feature
 
 if TYPE_CHECKING:
@@ -115,9 +115,7 @@ def _settings(arguments: Arguments) -> "DiscoverySettings":
 
     if unknown := set(arguments.nulls) - set(NULLS):
         raise ValueError(f"nulls must be among {', '.join(NULLS)}, got {', '.join(sorted(unknown))}.")
-    for name, least in (("n_listed", 1), ("n_stories", 1), ("n_largest", 0)):
-        if getattr(arguments, name) < least:
-            raise ValueError(f"{name} must be at least {least}, got {getattr(arguments, name)}.")
+    check_least(arguments, n_listed=1, n_stories=1, n_largest=0)
     check_most(arguments, replicates=10_000, n_largest=1_000_000)
     return DiscoverySettings(
         nulls=tuple(arguments.nulls),  # type: ignore[arg-type]

@@ -22,6 +22,7 @@ from bilinear_circuits.command_line import common, records
 from bilinear_circuits.command_line.circuit_file import CircuitFile, read_circuit_file, read_ranking
 from bilinear_circuits.command_line.claims import OLD, half_written
 from bilinear_circuits.command_line.corpus import tokenized
+from bilinear_circuits.command_line.values import check_least
 from bilinear_circuits.commands.edit_report import KIND, described, edit_card, edit_payload, summary
 from bilinear_circuits.data.corpora import Corpus
 from bilinear_circuits.utilities.feature import Feature
@@ -82,9 +83,7 @@ class Arguments(common.CommonArguments):
                     f"{name} must be between -{_LARGEST_FACTOR:,} and {_LARGEST_FACTOR:,}, got {value:g}: the weights"
                     " would leave the range of their numbers."
                 )
-        for name in ("rank", "n_features", "n_stories", "prediction_stories"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
+        check_least(self, rank=1, n_features=1, n_stories=1, prediction_stories=1)
         if self.features is not None and self.n_features is not None:
             raise ValueError("features and n_features must not be given together: one names features, one counts them.")
 

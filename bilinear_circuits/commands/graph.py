@@ -22,7 +22,7 @@ from simple_parsing import field
 
 from bilinear_circuits.command_line import common, records
 from bilinear_circuits.command_line.corpus import corpus_of, tokenized
-from bilinear_circuits.command_line.values import short
+from bilinear_circuits.command_line.values import check_least, short
 from bilinear_circuits.commands.graph_folder import FEATURES, LIST, NEURONPEDIA, GraphFolder
 from bilinear_circuits.utilities.feature import Feature
 
@@ -77,9 +77,7 @@ class Arguments(common.LabelArguments):
         super().__post_init__()
         if not self.prompt.strip():
             raise ValueError(f"prompt must hold at least one token, got {self.prompt!r}. Write a few words.")
-        for name in ("n_logits", "max_links", "max_pairs", "n_stories"):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
+        check_least(self, n_logits=1, max_links=1, max_pairs=1, n_stories=1)
         if self.slug is not None and not re.fullmatch("[a-z0-9]+(-[a-z0-9]+)*", self.slug):
             raise ValueError(f"slug must be made of a-z, 0-9 and single dashes, got {short(self.slug)}.")
         if self.slug is not None and len(self.slug) > _LONGEST_SLUG:

@@ -9,13 +9,13 @@ any Llama-type model.
 import re
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bilinear_circuits import zoo
 from bilinear_circuits.command_line import common, records, tables
 from bilinear_circuits.command_line.outputs import Outputs
-from bilinear_circuits.command_line.values import check_most
+from bilinear_circuits.command_line.values import check_least, check_most
+from bilinear_circuits.commands.path_tables import ledger_payload
 
 if TYPE_CHECKING:
     from bilinear_circuits.paths.heads import HeadTable
@@ -65,13 +65,9 @@ class Arguments:
     """Folder for report.html, heads.json and tables; nothing is written by default."""
 
     def __post_init__(self) -> None:
-        for name in ("n_tokens", "n_distances", "k"):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
+        check_least(self, n_tokens=1, n_distances=1, k=1)
         check_most(self, n_tokens=1_000_000, n_distances=100_000, k=1_000)
-        for name in ("layer", "head", "query_pos", "key_pos"):
-            if (value := getattr(self, name)) is not None and value < 0:
-                raise ValueError(f"{name} must be at least 0, got {value}.")
+        check_least(self, layer=0, head=0, query_pos=0, key_pos=0)
         if self.head is not None and self.layer is None:
             raise ValueError("layer must be given with head: heads are counted within their layer.")
         if self.prompt is not None and self.head is None:
@@ -91,9 +87,7 @@ def run(arguments: Arguments) -> None:
     model, tokenizer = common.quietly_load(zoo.load_plain_model, arguments.model, arguments.device)
     (_heads if arguments.prompt is None else _why)(arguments, model, tokenizer, started)
     if arguments.out is not None:
-        print("\nwritten:")
-        for name in (OUTPUTS.record, *OUTPUTS.others):
-            print(f"  {Path(arguments.out) / name}")
+        print(f"\nwritten:\n{OUTPUTS.listed(arguments.out)}")
     print(f"{time.perf_counter() - started:.0f} s")
 
 
@@ -166,7 +160,7 @@ def _why(arguments: Arguments, model: Any, tokenizer: Any, started: float) -> No
     texts = [token_text(tokenizer, token) for token in tokens.tolist()]
     print(describe_why(ledger, texts))
     columns = ledger.table(ledger.terms.numel())
-    content = {**_ledger_payload(ledger), "tokens": texts}
+    content = {**ledger_payload(ledger, _N_LISTED), "tokens": texts}
     _write(arguments, started, content, columns, lambda source: why_page(ledger, texts, source))
 
 
@@ -219,11 +213,6 @@ def describe_why(ledger: "AttentionLedger", texts: list[str]) -> str:
     ]
     rows = ledger.top(_N_TERMS)
     return "\n".join([*lines, *(f"  {value:+9.3f}  {first} x {second}" for first, second, value in rows)])
-
-
-def _ledger_payload(ledger: "AttentionLedger") -> dict[str, Any]:
-    names = ("layer", "head", "query_pos", "key_pos", "pattern", "score", "log_odds")
-    return {**{name: getattr(ledger, name) for name in names}, "terms": ledger.table(_N_LISTED)}
 
 
 def _heads_payload(table: "HeadTable", texts: list[str]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from simple_parsing import field
 from bilinear_circuits.command_line import common, records, tables
 from bilinear_circuits.command_line.corpus import corpus_of, settings_of, tokenized
 from bilinear_circuits.command_line.shards import ShardFolder
+from bilinear_circuits.command_line.values import check_least
 from bilinear_circuits.utilities import processes
 from bilinear_circuits.utilities.folders import file_hash
 from bilinear_circuits.utilities.progress import silent
@@ -74,9 +75,7 @@ class Arguments(common.CommonArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("k", "shard_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        check_least(self, k=1, shard_size=1)
         if not 0 < self.patience <= _MOST_PATIENCE:
             raise ValueError(
                 f"patience must be a number of minutes above 0 and at most {_MOST_PATIENCE}, got {self.patience}."

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from bilinear_circuits.paths.account import PathAccount
     from bilinear_circuits.paths.nodes import Node
+    from bilinear_circuits.paths.why import AttentionLedger
 
 _N_NODES, _N_MATRICES, _N_PAIRS, _N_DEGREES, _N_LISTED = 12, 2, 6, 6, 100
 Texts = Callable[[int], str]
@@ -31,17 +32,19 @@ def describe(account: "PathAccount", texts: Texts) -> str:
 
 def named(account: "PathAccount", texts: Texts) -> str:
     """What is explained, with the texts of tokens."""
+    from bilinear_circuits.report.pages.paths import target_text
     from bilinear_circuits.report.text import visible
 
+    parts = target_text(account, texts)
     if not account.weights:
-        return account.target.partition(" @")[0]
-    parts = [f"{'-' if w < 0 else '+'} logit of {visible(texts(int(t)))}" for t, w in account.weights.items()]
-    return " ".join(parts).removeprefix("+ ")
+        return parts[0][1]
+    return " ".join(f"{sign.replace('−', '-')} logit of {visible(text)}" for sign, text in parts).removeprefix("+ ")
 
 
 def _at(node: "Node", tokens: list[str]) -> str:
-    places = [tokens[one] for one in (node.source, node.position) if one is not None]
-    return " -> ".join(places)
+    from bilinear_circuits.report.pages.paths import tokens_of
+
+    return " -> ".join(tokens_of(node, tokens))
 
 
 def _pairs(account: "PathAccount", tokens: list[str]) -> list[str]:
@@ -104,13 +107,14 @@ def payload(account: "PathAccount", texts: Texts) -> dict[str, Any]:
             **effects.table(),
             "flow": account.flows,
         },
-        "attention": [_attention(ledger) for ledger in account.ledgers],
+        "attention": [ledger_payload(ledger) for ledger in account.ledgers],
     }
 
 
-def _attention(ledger: Any) -> dict[str, Any]:
+def ledger_payload(ledger: "AttentionLedger", k: int = 10) -> dict[str, Any]:
+    """Write an attention score and its k largest terms as plain data."""
     names = ("layer", "head", "query_pos", "key_pos", "pattern", "score", "log_odds")
-    return {**{name: getattr(ledger, name) for name in names}, "terms": ledger.table()}
+    return {**{name: getattr(ledger, name) for name in names}, "terms": ledger.table(k)}
 
 
 def node_columns(account: "PathAccount", texts: Texts) -> dict[str, list[Any]]:
@@ -126,25 +130,17 @@ def node_columns(account: "PathAccount", texts: Texts) -> dict[str, list[Any]]:
 
 def pair_columns(account: "PathAccount", texts: Texts) -> dict[str, list[Any]]:
     """Write the pairs kept as columns, MLP by MLP, with their tokens."""
-    ids = account.token_ids.tolist()
+    from bilinear_circuits.report.pages.paths import tokens_of
+
+    tokens = [texts(token) for token in account.token_ids.tolist()]
     columns: dict[str, list[Any]] = {}
     names = ("mlp", "token", "first", "first_tokens", "second", "second_tokens", "flow")
     for name in names:
         columns[name] = []
     for matrix in account.matrices:
         for first, second, flow in zip(matrix.first, matrix.second, matrix.flow.tolist(), strict=True):
-            ends = [
-                [texts(ids[at]) for at in (part.source, part.position) if at is not None] for part in (first, second)
-            ]
-            row = (
-                str(matrix.node),
-                texts(ids[matrix.node.position or 0]),
-                str(first),
-                ends[0],
-                str(second),
-                ends[1],
-                flow,
-            )
+            ends = [one for part in (first, second) for one in (str(part), tokens_of(part, tokens))]
+            row = (str(matrix.node), tokens[matrix.node.position or 0], *ends, flow)
             for name, value in zip(names, row, strict=True):
                 columns[name].append(value)
     return columns

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from bilinear_circuits import zoo
 from bilinear_circuits.command_line import common, images, records, tables
 from bilinear_circuits.command_line.outputs import RESULT_FILES, Outputs
-from bilinear_circuits.command_line.values import check_most
+from bilinear_circuits.command_line.values import check_least, check_most
 from bilinear_circuits.commands.graph import default_slug
 from bilinear_circuits.commands.graph_folder import NEURONPEDIA, GraphFolder
 from bilinear_circuits.utilities.feature import Feature
@@ -77,12 +77,9 @@ class Arguments(common.ModelArguments):
     """Write the figures to OUT/images, too: png, svg or both."""
 
     def __post_init__(self) -> None:
-        for name in ("n_pairs", "n_mlps", "n_removed"):
-            if (value := getattr(self, name)) < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}.")
+        check_least(self, n_pairs=1, n_mlps=1, n_removed=1)
         check_most(self, n_pairs=10_000, n_mlps=1_000, n_removed=100_000)
-        if self.position is not None and self.position < 0:
-            raise ValueError(f"position must be at least 0, got {self.position}.")
+        check_least(self, position=0)
         if self.against is not None and self.target is None:
             raise ValueError("target must be given with against: the difference is of two tokens.")
         if self.feature is not None and self.target is not None:
@@ -230,8 +227,6 @@ def _upload(arguments: Arguments, document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _say_written(arguments: Arguments, account: "PathAccount", folder: GraphFolder, document: dict[str, Any]) -> None:
-    print("\nwritten:")
-    for name in (OUTPUTS.record, *OUTPUTS.others):
-        print(f"  {Path(str(arguments.out)) / name}")
+    print(f"\nwritten:\n{OUTPUTS.listed(str(arguments.out))}")
     size = f"{len(document['nodes'])} nodes, {len(document['links'])} links"
     print(f"  {folder.folder / folder.slug}.json, {size}; for an upload: {folder.folder / NEURONPEDIA}")

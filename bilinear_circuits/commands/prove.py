@@ -93,9 +93,7 @@ def run(arguments: Arguments) -> None:
         (folder / "proof.json").write_text(common.to_json(_payload(proofs, source)), encoding="utf-8")
     common.write_page(arguments.out, lambda: proof_page(proofs, source, TokenTexts(model.tokenizer)))
     print(tables(proofs, model.tokenizer))
-    print(f"\n{time.perf_counter() - started:.0f} s. Written:")
-    for name in (OUTPUTS.record, *OUTPUTS.others):
-        print(f"  {Path(arguments.out) / name}")
+    print(f"\n{time.perf_counter() - started:.0f} s. Written:\n{OUTPUTS.listed(arguments.out)}")
 
 
 def _settings(arguments: Arguments) -> "ProofSettings":

@@ -16,7 +16,7 @@ from bilinear_circuits.interactions.active import ActiveTokens, active_tokens
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 from bilinear_circuits.models.running import capture_mlp, model_device
 from bilinear_circuits.utilities.display import Brief
-from bilinear_circuits.utilities.kinds import check_kind
+from bilinear_circuits.utilities.kinds import check_finite, check_kind
 from bilinear_circuits.utilities.progress import Progress, silent
 
 Side = Literal["in", "out"]
@@ -135,8 +135,7 @@ def _check_rows(name: str, rows: Tensor, width: int) -> None:
     check_kind(name, rows, Tensor, "torch.as_tensor makes one of numbers or of an array.")
     if rows.ndim != 2 or rows.shape[1] != width or len(rows) == 0:
         raise ValueError(f"{name} must be rows of {width} entries, one or more, got shape {tuple(rows.shape)}.")
-    if bad := int((~rows.isfinite().all(dim=1)).sum()):
-        raise ValueError(f"{name} must be finite, got {bad} of {len(rows)} rows that are not.")
+    check_finite(name, rows)
 
 
 @torch.no_grad()

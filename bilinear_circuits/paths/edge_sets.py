@@ -14,7 +14,7 @@ from torch import Tensor
 from bilinear_circuits.paths.flow import Flow
 from bilinear_circuits.paths.frozen import Frozen
 from bilinear_circuits.paths.nodes import Node, Parts, residual_parts
-from bilinear_circuits.paths.prune import MOST_PAIRS, covering
+from bilinear_circuits.paths.prune import covering, refuse_too_many
 from bilinear_circuits.utilities.display import Shown, Tabled
 
 
@@ -77,11 +77,7 @@ def largest_edges(frozen: Frozen, flow: Flow, q: float, sources: bool) -> KeptEd
     places, values, n_edges = [], [], 0
     for place, value in all_edges(frozen, flow, sources):
         n_edges += len(value)
-        if n_edges > MOST_PAIRS:
-            raise ValueError(
-                f"edges must be at most {MOST_PAIRS} to be held together, got more for {frozen.n_pos} tokens."
-                + (" Make the graph with sources=False." if sources else " Shorten the prompt.")
-            )
+        refuse_too_many("edges", n_edges, frozen.n_pos, sources)
         places.append(place)
         values.append(value)
     flat = torch.cat(values)

@@ -140,11 +140,7 @@ def largest_pairs(frozen: Frozen, flow: Flow, q: float, sources: bool) -> KeptPa
     n_pairs, places, values = 0, [], []
     for layer, t, n, some in all_pairs(frozen, flow, sources):
         n_pairs += len(some)
-        if n_pairs > MOST_PAIRS:
-            raise ValueError(
-                f"pairs must be at most {MOST_PAIRS} to be held together, got more for {frozen.n_pos} tokens."
-                + (" Make the graph with sources=False." if sources else " Shorten the prompt.")
-            )
+        refuse_too_many("pairs", n_pairs, frozen.n_pos, sources)
         places.append((layer, t, n, len(some)))
         values.append(some)
     flat = torch.cat(values) if values else frozen.embedded.new_zeros(0)
@@ -155,6 +151,19 @@ def largest_pairs(frozen: Frozen, flow: Flow, q: float, sources: bool) -> KeptPa
     starts = ends - torch.tensor([count for *_, count in places], dtype=torch.long)
     first, second = _unravel(kept.cpu() - starts[place], columns[:, 2])
     return KeptPairs(columns[:, 0], columns[:, 1], first, second, flat[kept], n_pairs, mass, flat.sum().item(), sources)
+
+
+def refuse_too_many(what: str, n: int, n_pos: int, sources: bool) -> None:
+    """Refuse more pairs or edges than are meant to be held together.
+
+    Raises:
+        ValueError: If there are more than 2^25.
+    """
+    if n > MOST_PAIRS:
+        raise ValueError(
+            f"{what} must be at most {MOST_PAIRS} to be held together, got more for {n_pos} tokens."
+            + (" Make the graph with sources=False." if sources else " Shorten the prompt.")
+        )
 
 
 def covering(values: Float[Tensor, " n"], q: float) -> tuple[Int[Tensor, " kept"], float]:

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from bilinear_circuits.utilities.kinds import check_finite
+
 
 def principal_components(
     x: Float[Tensor, "n d"], k: int | None = None
@@ -26,8 +28,7 @@ def principal_components(
     n, d = x.shape
     if n < 2:
         raise ValueError(f"x must have two rows or more, got {n}.")
-    if bad := int((~x.isfinite().all(dim=1)).sum()):
-        raise ValueError(f"x must be finite, got {bad} of {n} rows that are not.")
+    check_finite("x", x)
     most = min(d, n - 1)
     k = most if k is None else k
     if not 1 <= k <= most:

@@ -3,6 +3,16 @@
 from typing import Any
 
 
+def check_finite(name: str, rows: Any) -> None:
+    """Refuse rows of a tensor that hold infinite or undefined numbers.
+
+    Raises:
+        ValueError: If there are some.
+    """
+    if bad := int((~rows.isfinite().all(dim=1)).sum()):
+        raise ValueError(f"{name} must be finite, got {bad} of {len(rows)} rows that are not.")
+
+
 def check_kind(name: str, value: Any, kinds: type | tuple[type, ...], advice: str) -> None:
     """Refuse an argument that is of none of some classes.
 

@@ -1,7 +1,7 @@
 """The shipped model, its dictionaries and its stories; loading of models and dictionaries by name, path or Hub id."""
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,21 @@ _LOADS = "model must be one that transformers and TransformerLens can load"
 def names() -> list[str]:
     """Names of the shipped models."""
     return sorted(folder.name for folder in FOLDER.iterdir() if (folder / "config.json").is_file())
+
+
+def refuse_missing(model: str, missing: Mapping[str, str]) -> None:
+    """Refuse a model that is not shipped where what is shipped with others is not given.
+
+    Args:
+        model: The model asked for.
+        missing: What is not given: the names of arguments, and what they are.
+
+    Raises:
+        ValueError: If something is missing and the model is not a shipped one.
+    """
+    if missing and model not in names():
+        given, what = " and ".join(missing), " and ".join(missing.values())
+        raise ValueError(f"{given} must be given for {model}: {what} are shipped for {', '.join(names())}.")
 
 
 def model_path(name_or_path: str | Path) -> str:
