@@ -1,5 +1,10 @@
 """Prompt graphs of features, and removals that overlap: what must add up, and what is taken away once."""
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from helpers import refused
@@ -71,3 +76,22 @@ def test_layers_without_rotary_embeddings_are_refused():
     model.model.layers[1].self_attn.use_rope = 0
     with refused(ValueError, "rotary embeddings in every layer.*none in layer 1"):
         read_weights(model)
+
+
+@pytest.mark.slow
+def test_links_of_a_graph_stand_in_one_order_in_every_process():
+    """Nodes are texts and numbers, whose sets are in another order in every process."""
+    code = (
+        "import sys; sys.path.insert(0, 'tests'); import hashlib, json; from test_paths_command import *\n"
+        "graph = run_of('bilinear').graph(5)\n"
+        "made = path_graph(graph, GraphSource('a', 'a', '.'), str)\n"
+        "print(hashlib.sha256(json.dumps(made['links']).encode()).hexdigest())"
+    )
+    root = Path(__file__).parents[1]
+    found = set()
+    for seed in ("1", "2"):
+        environment = os.environ | {"PYTHONHASHSEED": seed, "OMP_NUM_THREADS": "1"}
+        done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, env=environment)
+        assert done.returncode == 0, done.stderr
+        found.add(done.stdout)
+    assert len(found) == 1

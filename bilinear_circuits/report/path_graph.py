@@ -67,13 +67,13 @@ def path_graph(
         raise ValueError(f"max_nodes must be at least 1, got {max_nodes}.")
     draft = _PathDraft(graph, [token_text(token) for token in graph.frozen.tokens.tolist()])
     every = graph.nodes()
-    for node in (one for one in every.nodes if one.kind == "embedding"):
-        draft.put(node)
     kept = every.top(max_nodes)
-    for node in kept.nodes:
+    embeddings = [node for node in every.nodes if node.kind == "embedding"]
+    chosen = list(dict.fromkeys([*embeddings, *kept.nodes]))
+    for node in chosen:
         draft.put(node)
     target = draft.put_target(token_text)
-    draft.connect([*{*kept.nodes, *(one for one in every.nodes if one.kind == "embedding")}], target)
+    draft.connect(chosen, target)
     draft.share_out({draft.name(node): abs(flow) for node, flow in zip(kept.nodes, kept.value.tolist(), strict=True)})
     others = draft.trace(ledgers, graph.sources)
     document = _document(draft, source, target, {"max_nodes": max_nodes}, graph)
