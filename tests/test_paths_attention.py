@@ -65,8 +65,10 @@ def test_eigenvalues_are_those_of_the_dense_matrix(weights):
         assert found.sum().real.item() == pytest.approx(dense.trace().item(), rel=1e-8)
         share = expected.abs()[expected.real > 0].sum() / expected.abs().sum()
         assert head.copying_score(*arguments) == pytest.approx(share.item())
-    with refused(ValueError, "as many of one as of the other"):
+    with refused(ValueError, "sources and readouts must both be given, got one of them"):
         head.eigenvalues(weights.W_E)
+    with refused(ValueError, "readouts must be as many as sources, 30, got 4"):
+        head.eigenvalues(weights.W_E, weights.W_U.T[:4])
 
 
 @pytest.mark.parametrize("distance", [0, 3])
@@ -84,7 +86,7 @@ def test_composition_is_a_ratio_of_dense_norms(weights, distance):
     assert earlier.read_by_mlp(mlp) == pytest.approx(tuple(expected))
     with refused(ValueError, "earlier must be a head of a layer before 0"):
         earlier.composition(later, "K")
-    with refused(ValueError, "below 2 and 4, got 2 and 0"):
+    with refused(ValueError, "layer must be between 0 and 1, got 2"):
         AttentionHead.of(weights, 2, 0)
 
 
@@ -192,8 +194,8 @@ def test_what_a_query_does_not_see_is_refused():
     for arguments, message in (
         ((1, 1, 5, 1), "seen by the query at 5, from 3 to 5, got 1"),
         ((1, 1, 2, 3), "from 0 to 2, got 3"),
-        ((2, 1, 2, 1), "2 layers, 4 heads and 6 tokens, got layer=2"),
-        ((1, 1, 6, 1), "query_pos=6"),
+        ((2, 1, 2, 1), "layer must be between 0 and 1, got 2"),
+        ((1, 1, 6, 1), "query_pos must be between -6 and 5, got 6"),
     ):
         with refused(ValueError, message):
             run.why(*arguments)

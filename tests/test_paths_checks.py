@@ -5,8 +5,9 @@ import itertools
 import pytest
 import torch
 from helpers import refused
-from llamas import random_dictionary, random_run
+from llamas import random_dictionary, random_run, relative
 
+from bilinear_circuits.paths.attention import AttentionHead
 from bilinear_circuits.paths.checks import check_node, is_part
 from bilinear_circuits.paths.nodes import Node
 from bilinear_circuits.paths.removal import Pair, Removal
@@ -174,3 +175,61 @@ def test_removals_of_other_types_are_refused(run, remove):
 def test_one_node_or_pair_is_one_removal(run):
     for one in (Node("mlp", 1), Pair(MLP, HERE, HERE)):
         assert torch.equal(run.effect(7, one).real, run.effect(7, [one]).real)
+
+
+@pytest.mark.parametrize("number", [2.5, "3", None, True, torch.tensor(1.5)], ids=repr)
+def test_counts_that_are_no_whole_numbers_are_refused_by_their_name(run, number):
+    graph, head = run.graph(7), AttentionHead.of(run.frozen.weights, 1, 0)
+    E = run.frozen.weights.W_E
+    ways = {
+        "layer": (graph.cut, lambda n: run.why(n, 0, 1, 1), lambda n: AttentionHead.of(run.frozen.weights, n, 0)),
+        "k": (
+            lambda k: graph.pairs(MLP, k),
+            lambda k: graph.edges(0.5).named(run.frozen, k),
+            lambda k: run.why(1, 0, 2, 1).top(k),
+            lambda k: head.ov(E, E).top(k),
+            lambda k: head.qk(E, E).top(k, 3),
+        ),
+        "key_pos": (lambda n: run.why(1, 0, 2, n),),
+        "distance": (head.qk(E, E).at, lambda n: head.composition(AttentionHead.of(run.frozen.weights, 0, 0), "Q", n)),
+    }
+    if number is not None:
+        ways |= {
+            "max_degree": (lambda n: run.degrees(7, max_degree=n),),
+            "n_nodes": (lambda n: run.integrated_gradients(7, n_nodes=n),),
+        }
+        ways["k"] += (graph.nodes,)
+    for name, calls in ways.items():
+        for call in calls:
+            with refused(TypeError, f"{name} must be an int, got .* of type"):
+                call(number)
+
+
+@pytest.mark.parametrize("q", ["half", None, True, 0, 1.5, -1, float("nan")])
+def test_shares_that_are_none_are_refused(run, q):
+    graph = run.graph(7)
+    for call in (graph.mass, graph.edges, graph.prune):
+        with refused((TypeError, ValueError), "q must be a (number|share above 0 and at most 1), got"):
+            call(q)
+
+
+def test_directions_are_read_in_the_precision_of_the_weights(run):
+    head, E = AttentionHead.of(run.frozen.weights, 1, 0), run.frozen.weights.W_E
+    assert E.dtype == torch.float64
+    assert relative(head.ov(E.float(), E).matrix(), head.ov(E, E).matrix()) < 1e-6
+    assert relative(head.qk(E.float(), E.half()).keys, head.qk(E, E).keys) < 1e-3
+    assert head.qk(E, E.float()).keys.dtype == torch.complex128
+    for rows, error, message in (
+        (E[:, :5], ValueError, r"directions must be rows of d_model=12 numbers, got shape \(30, 5\)"),
+        (E[0], ValueError, r"got shape \(12,\)"),
+        (E.tolist(), TypeError, "directions must be a Tensor, got a list"),
+        (E / 0, ValueError, "directions must be finite"),
+    ):
+        with refused(error, message):
+            head.ov(rows, E)
+        with refused(error, message):
+            head.qk(E, rows)
+    with refused(ValueError, "by must be 'Q', 'K' or 'V', got 'q'"):
+        head.composition(AttentionHead.of(run.frozen.weights, 0, 0), "q")
+    with refused(ValueError, "mid must be False for the last cut"):
+        run.graph(7).cut(3, mid=True)

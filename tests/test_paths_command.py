@@ -106,6 +106,7 @@ def test_what_is_printed_holds_the_account_and_what_it_does_not_predict(verb, ca
     [
         (["--target", "zebra dog"], "target must be a single token of the model's vocabulary, got 'zebra dog'"),
         (["--against", "bad"], "target must be given with against"),
+        (["--target", "bad", "--against", "bad"], "against must be another token than target, got 'bad'"),
         (["--feature", "1/3", "--target", "bad"], "target must not be given with feature"),
         (["--feature", "1/3"], "--saes must be given for"),
         (["--layers", "1"], "--saes must be given for"),

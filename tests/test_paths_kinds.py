@@ -3,6 +3,7 @@
 import pytest
 import torch
 from helpers import assert_near, randn, refused
+from llamas import random_llama
 from planted import tiny_llama
 
 import bilinear_circuits as bc
@@ -87,5 +88,13 @@ def test_sources_may_be_features_and_heads_some(model, outputs):
 
 
 def test_a_head_that_does_not_exist_is_refused(model, outputs):
-    with refused(ValueError, "layer and head must be below 2 and 2, got 1 and 5"):
+    with refused(ValueError, "head must be between 0 and 1, got 5"):
         PathKinds.of(model, LAYER, randn(3, 12), outputs, heads=[5])
+
+
+def test_norms_of_gemma_multiply_with_one_plus_their_weight():
+    gemma = random_llama("gemma", hidden_act="linear", hidden_activation="linear").double()
+    weights, mlp = read_weights(gemma), bc.BilinearMLP.from_model(gemma, 1)
+    assert mlp.norm.weight.equal(1 + gemma.model.layers[1].post_attention_layernorm.weight)
+    assert_near(mlp.norm.weight.unsqueeze(1) * mlp.tensor.W_gate, weights.layers[1].W_gate, 1e-12)
+    assert PathKinds.of(gemma, 1, weights.W_E[:3], heads=[0]).kinds == ("direct", "1.0")

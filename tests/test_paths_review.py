@@ -30,6 +30,15 @@ def test_flow_out_of_the_mlp_that_a_feature_reads_ends_in_the_feature(run, posit
     assert found.total == pytest.approx(graph.value(node), rel=1e-9)
 
 
+def test_the_edge_into_a_feature_is_one_of_all_edges(run):
+    graph, node = run.graph(Feature(1, 3), 5), Node("mlp", 1, 5)
+    into = [edge for edge in graph.edges(1.0).named(run.frozen, 10**6) if edge[1].kind == "constant"]
+    assert into == [(node, Node("constant", position=5), pytest.approx(graph.value(node)))]
+    assert [
+        edge for edge in run.graph(7).edges(1.0).named(run.frozen, 10**6) if edge[1] == into[0][1] and edge[0] == node
+    ] == []
+
+
 def test_pairs_of_the_mlp_that_a_feature_reads_are_refused(run):
     node = Node("mlp", 1, 5)
     pairs = run.graph(Feature(1, 3), 5).pairs(node, 1)

@@ -151,6 +151,11 @@ def _graph(arguments: Arguments, frozen: "FrozenRun", feature: Feature | None, t
     logits = frozen.logits[position]
     names = {"target": arguments.target, "against": arguments.against}
     chosen = [token_of(name, text, tokenizer, logits) for name, text in names.items() if text is not None]
+    if len(set(chosen)) < len(chosen):
+        raise ValueError(
+            f"against must be another token than target, got {arguments.against!r}, which the tokenizer reads as"
+            f" {arguments.target!r} too."
+        )
     asked = (chosen[0], chosen[1]) if len(chosen) == 2 else chosen[0] if chosen else int(logits.argmax())
     return frozen.graph(asked, position, sources)
 

@@ -39,7 +39,8 @@ class RMSNorm(Brief):
 def read_norm(module: Any, residual: Tensor | None, x: Tensor, tolerance: float) -> RMSNorm | None:
     """The RMSNorm in front of the MLP, if it makes the MLP input of the probe batch out of what it reads.
 
-    Some norms add 1 to their weight, centre, or stand elsewhere: those are no RMSNorm in front of the MLP.
+    Some norms centre, or stand elsewhere: those are no RMSNorm in front of the MLP. Those of Gemma multiply with 1 plus
+    their weight.
     """
     if residual is None or "RMS" not in type(module).__name__:
         return None
@@ -47,8 +48,9 @@ def read_norm(module: Any, residual: Tensor | None, x: Tensor, tolerance: float)
     if weight is None:
         weight = x.new_ones(x.shape[-1])
     eps = getattr(module, "variance_epsilon", getattr(module, "eps", None))
-    norm = RMSNorm(full_precision(weight.detach()), eps if isinstance(eps, float) else module.config.eps)
-    return norm if relative_error(norm(residual), x) < tolerance else None
+    weight, eps = full_precision(weight.detach()), eps if isinstance(eps, float) else module.config.eps
+    found = (RMSNorm(weight, eps), RMSNorm(1 + weight, eps))
+    return next((norm for norm in found if relative_error(norm(residual), x) < tolerance), None)
 
 
 @torch.no_grad()

@@ -16,6 +16,7 @@ from bilinear_circuits.paths.forms import BilinearForm, Directions, read_rows, w
 from bilinear_circuits.paths.qk import QKForm
 from bilinear_circuits.paths.weights import LayerWeights, LlamaWeights, read_weights
 from bilinear_circuits.utilities.display import Brief
+from bilinear_circuits.utilities.kinds import check_whole
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -50,10 +51,8 @@ class AttentionHead(Brief):
             ValueError: If there is no such head, or the model is of another architecture.
         """
         weights = model if isinstance(model, LlamaWeights) else read_weights(model)
-        if not (0 <= layer < weights.n_layers and 0 <= head < weights.n_heads):
-            raise ValueError(
-                f"layer and head must be below {weights.n_layers} and {weights.n_heads}, got {layer} and {head}."
-            )
+        check_whole("layer", layer, 0, weights.n_layers - 1)
+        check_whole("head", head, 0, weights.n_heads - 1)
         one = weights.layers[layer]
         group = head // one.group
         W_Q = one.W_Q[head] if one.q_norm is None else one.W_Q[head] * one.q_norm
@@ -73,11 +72,11 @@ class AttentionHead(Brief):
         Entry (a, b) is d_a W_V W_O . r_b; its rank is d_head at most. With `weights.W_E` and `weights.W_U.T` it says
         which tokens a head promotes where it looks at a token.
         """
-        return BilinearForm(written_rows(sources) @ self.W_V, read_rows(readouts) @ self.W_O.T)
+        return BilinearForm(written_rows(sources, self.W_V) @ self.W_V, read_rows(readouts, self.W_V) @ self.W_O.T)
 
     def qk(self, queries: Directions, keys: Directions) -> QKForm:
         """Make the forms of where the head looks, for all distances, between directions at the query and at the key."""
-        q, k = written_rows(queries) @ self.W_Q, written_rows(keys) @ self.W_K
+        q, k = written_rows(queries, self.W_Q) @ self.W_Q, written_rows(keys, self.W_K) @ self.W_K
         return QKForm(_as_complex(q) * self.scaling, _as_complex(k), self.inv_freq)
 
     def eigenvalues(
@@ -92,9 +91,12 @@ class AttentionHead(Brief):
         """
         core = self.W_O @ self.W_V
         if sources is not None or readouts is not None:
-            if sources is None or readouts is None or len(written_rows(sources)) != len(read_rows(readouts)):
-                raise ValueError("sources and readouts must both be given, as many of one as of the other.")
-            core = (self.W_O @ read_rows(readouts).T) @ (written_rows(sources) @ self.W_V)
+            if sources is None or readouts is None:
+                raise ValueError("sources and readouts must both be given, got one of them.")
+            written, read = written_rows(sources, self.W_V), read_rows(readouts, self.W_V)
+            if len(written) != len(read):
+                raise ValueError(f"readouts must be as many as sources, {len(written)}, got {len(read)}.")
+            core = (self.W_O @ read.T) @ (written @ self.W_V)
         found = torch.linalg.eigvals(core.double())
         return found[found.abs().argsort(descending=True, stable=True)]
 
@@ -113,11 +115,13 @@ class AttentionHead(Brief):
         |M_earlier M| / (|M_earlier| |M|) in Frobenius norms, M being W_Q R(distance) W_K^T, its transpose, or W_V W_O.
 
         Raises:
-            ValueError: If the other head is not of an earlier layer.
+            ValueError: If the other head is not of an earlier layer, or it is read by none of the three.
         """
         if earlier.layer >= self.layer:
             raise ValueError(f"earlier must be a head of a layer before {self.layer}, got {earlier.name}.")
-        turned = self._turned_queries(distance)
+        if by not in ("Q", "K", "V"):
+            raise ValueError(f"by must be 'Q', 'K' or 'V', got {by!r}.")
+        turned = self._turned_queries(check_whole("distance", distance, least=None))
         read, other = {
             "Q": (turned, self.W_K),
             "K": (self.W_K, turned),

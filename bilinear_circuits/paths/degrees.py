@@ -18,6 +18,7 @@ from bilinear_circuits.paths.forward import gates_and_inputs, head_values, linea
 from bilinear_circuits.paths.frozen import Frozen, written_by
 from bilinear_circuits.paths.target import Readout, Target, readout
 from bilinear_circuits.utilities.display import Shown, Tabled
+from bilinear_circuits.utilities.kinds import check_whole
 
 MOST_RUNS = 4097
 _AT_ONCE = 64
@@ -117,8 +118,8 @@ def degree_spectrum(frozen: Frozen, target: Target, max_degree: int | None = Non
         ValueError: If the degree is too high for all of them, or `max_degree` is not positive.
     """
     degree = degree_of(frozen, target)
-    if max_degree is not None and max_degree < 1:
-        raise ValueError(f"max_degree must be at least 1, got {max_degree}.")
+    if max_degree is not None:
+        check_whole("max_degree", max_degree)
     if max_degree is None and degree >= MOST_RUNS:
         raise ValueError(
             f"degree of the target must be below {MOST_RUNS} for all parts to be computed, got {degree}: it doubles"
@@ -205,6 +206,8 @@ def integrated_gradients(frozen: Frozen, target: Target, n_nodes: int | None = N
     Raises:
         ValueError: If the exact number is too large and none is given.
     """
+    if n_nodes is not None:
+        check_whole("n_nodes", n_nodes)
     needed = max(1, degree_of(frozen, target) // 2)
     if n_nodes is None and needed >= MOST_RUNS:
         raise ValueError(

@@ -11,11 +11,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from bilinear_circuits.paths.edges import read_by_target
 from bilinear_circuits.paths.flow import Flow
 from bilinear_circuits.paths.frozen import Frozen
 from bilinear_circuits.paths.nodes import Node, Parts, residual_parts
 from bilinear_circuits.paths.prune import covering, refuse_too_many
 from bilinear_circuits.utilities.display import Shown, Tabled
+from bilinear_circuits.utilities.kinds import check_whole
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -27,7 +29,8 @@ class KeptEdges(Shown, Tabled):
         head: Head that reads, or -1 for an MLP or the target.
         position: Token at which it writes.
         source: Token at which it reads.
-        part: What it reads, counted among the parts of the residual stream there.
+        part: What it reads, counted among the parts of the residual stream there; -1 for the MLP that a target
+            feature reads.
         value: Flow.
         n_edges: All edges that there are.
         mass: Sum of the magnitudes of all.
@@ -52,8 +55,11 @@ class KeptEdges(Shown, Tabled):
     def named(self, frozen: Frozen, k: int = 20) -> list[tuple[Node, Node, float]]:
         """Name the k largest: what is read, what reads it ("constant" for the target), and the flow."""
         found, known = [], {}
-        rows = zip(*(column[:k] for column in self.table().values()), strict=True)
+        rows = zip(*(column[: check_whole("k", k)] for column in self.table().values()), strict=True)
         for layer, head, position, source, part, value in rows:
+            if part < 0:
+                found.append((Node("mlp", layer, source), Node("constant", None, position), value))
+                continue
             place = (layer, head < 0 and layer < frozen.n_layers)
             if place not in known:
                 known[place] = residual_parts(frozen, *place, self.sources).nodes
@@ -70,6 +76,7 @@ def all_edges(frozen: Frozen, flow: Flow, sources: bool) -> Iterator[tuple[Tenso
         reads = flow.c_mid[layer] - flow.c_pre[layer + 1]
         yield _into_stream(layer, reads, residual_parts(frozen, layer, True, sources))
     yield _into_stream(frozen.n_layers, flow.c_pre[-1], residual_parts(frozen, frozen.n_layers, False, sources))
+    yield from _into_feature(frozen, flow)
 
 
 def largest_edges(frozen: Frozen, flow: Flow, q: float, sources: bool) -> KeptEdges:
@@ -103,6 +110,16 @@ def _into_stream(layer: int, reads: Tensor, parts: Parts) -> tuple[Tensor, Tenso
     flows = parts.weight * (reads @ parts.rows.T)
     position, part = flows.nonzero().unbind(1)
     return _places(layer, torch.full_like(position, -1), position, position, part), flows[position, part]
+
+
+def _into_feature(frozen: Frozen, flow: Flow) -> Iterator[tuple[Tensor, Tensor]]:
+    """The edge into a target that is a feature, which reads the output of its own MLP."""
+    for layer, t in flow.c_mlp.any(-1).nonzero().tolist():
+        value = read_by_target(frozen, flow, Node("mlp", layer, t)).unsqueeze(0)
+        if value.any():
+            at = torch.full_like(value, t, dtype=torch.long)
+            none = torch.full_like(at, -1)
+            yield _places(layer, none, at, at, none), value
 
 
 def _places(layer: int, *columns: Tensor) -> Tensor:

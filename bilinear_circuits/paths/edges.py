@@ -11,6 +11,7 @@ from bilinear_circuits.paths.flow import Flow, back_through_norm, through_mlp
 from bilinear_circuits.paths.frozen import Frozen
 from bilinear_circuits.paths.nodes import Node, head_writes, residual_parts
 from bilinear_circuits.utilities.display import Shown, Tabled
+from bilinear_circuits.utilities.kinds import check_whole
 
 OF_MLP = ("mlp", "feature", "error")
 
@@ -34,7 +35,7 @@ class Flows(Shown, Tabled):
 
     def top(self, k: int) -> "Flows":
         """The k of largest magnitude."""
-        best = self.value.abs().argsort(descending=True, stable=True)[:k]
+        best = self.value.abs().argsort(descending=True, stable=True)[: check_whole("k", k)]
         return Flows(tuple(self.nodes[i] for i in best.tolist()), self.value[best])
 
     def table(self) -> dict[str, list[Any]]:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from bilinear_circuits.dictionaries.dictionary import Dictionary
 from bilinear_circuits.utilities.display import Brief, Shown, Tabled
+from bilinear_circuits.utilities.kinds import check_finite, check_kind, check_whole
 
 _BLOCK = 1 << 22
 
@@ -69,6 +70,7 @@ class BilinearForm(Brief):
 
     def top(self, k: int) -> TopEntries:
         """Find the k entries of largest magnitude. Cost: all entries, in blocks of at most 4 million."""
+        check_whole("k", k)
         nothing = torch.zeros(0, dtype=torch.long, device=self.left.device)
         row, column, value = nothing, nothing, self.left.new_zeros(0)
         step = max(1, _BLOCK // max(1, len(self.right)))
@@ -82,11 +84,24 @@ class BilinearForm(Brief):
         return TopEntries(row, column, value)
 
 
-def written_rows(directions: Directions) -> Float[Tensor, "n d_model"]:
-    """Directions as they are written."""
-    return directions.W_dec if isinstance(directions, Dictionary) else directions
+def written_rows(directions: Directions, like: Float[Tensor, "d_model _"]) -> Float[Tensor, "n d_model"]:
+    """Directions as they are written, in the precision of the weights that read them.
+
+    Raises:
+        TypeError: If they are neither a dictionary nor a tensor.
+        ValueError: If they are not rows of the width of the residual stream.
+    """
+    return _rows(directions.W_dec if isinstance(directions, Dictionary) else directions, like)
 
 
-def read_rows(directions: Directions) -> Float[Tensor, "n d_model"]:
-    """Directions as they are read."""
-    return directions.W_enc.T if isinstance(directions, Dictionary) else directions
+def read_rows(directions: Directions, like: Float[Tensor, "d_model _"]) -> Float[Tensor, "n d_model"]:
+    """Directions as they are read, in the precision of the weights whose output they read. See `written_rows`."""
+    return _rows(directions.W_enc.T if isinstance(directions, Dictionary) else directions, like)
+
+
+def _rows(rows: Any, like: Tensor) -> Tensor:
+    check_kind("directions", rows, Tensor, "Pass a Dictionary, or rows of a tensor such as weights.W_E.")
+    if rows.ndim != 2 or rows.shape[1] != len(like):
+        raise ValueError(f"directions must be rows of d_model={len(like)} numbers, got shape {tuple(rows.shape)}.")
+    check_finite("directions", rows)
+    return rows.to(like)

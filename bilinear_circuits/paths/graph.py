@@ -22,6 +22,7 @@ from bilinear_circuits.paths.pairs import NodePairs, PartProducts
 from bilinear_circuits.paths.prune import KeptPairs, PrunedRun, largest_pairs, run_pruned
 from bilinear_circuits.paths.target import Asked, Target, target_of
 from bilinear_circuits.utilities.display import Brief
+from bilinear_circuits.utilities.kinds import check_whole
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -51,10 +52,11 @@ class PromptGraph(Brief):
         Raises:
             ValueError: If there is no such cut in front of the target.
         """
-        at, n_cuts = 2 * layer + mid, len(self.flow.cuts)
-        if not 0 <= at < n_cuts:
-            raise ValueError(f"layer must be between 0 and {(n_cuts - 1) // 2}, in front of the target, got {layer}.")
-        return self.flow.cuts[at].item()
+        n_cuts = len(self.flow.cuts)
+        layer = check_whole("layer", layer, 0, (n_cuts - 1) // 2)
+        if 2 * layer + mid >= n_cuts:
+            raise ValueError(f"mid must be False for the last cut in front of the target, that of layer {layer}.")
+        return self.flow.cuts[2 * layer + mid].item()
 
     def nodes(self, k: int | None = None) -> Flows:
         """List the nodes with a flow: all of them in their order, or the k largest.

@@ -18,6 +18,7 @@ from bilinear_circuits.paths.forward import norm_scale
 from bilinear_circuits.paths.qk import TopScores
 from bilinear_circuits.paths.weights import LlamaWeights
 from bilinear_circuits.utilities.display import Brief, Result
+from bilinear_circuits.utilities.kinds import check_whole
 from bilinear_circuits.utilities.progress import Progress, silent
 
 _BY: tuple[Literal["Q", "K", "V"], ...] = ("Q", "K", "V")
@@ -136,8 +137,9 @@ def summarize_heads(
     Raises:
         ValueError: If there is no such head, no token, or k or n_distances is not positive.
     """
-    if not len(token_ids) or k < 1:
-        raise ValueError(f"token_ids must name at least one token and k be at least 1, got {len(token_ids)} and {k}.")
+    check_whole("k", k)
+    if not len(token_ids):
+        raise ValueError("token_ids must name at least one token, got none.")
     heads = tuple(
         _summary(weights, AttentionHead.of(weights, *name), token_ids, n_distances, k)
         for name in progress(names, "heads")

@@ -99,7 +99,7 @@ class PathKinds(Brief):
             NotBilinearError: If the layer is not bilinear.
         """
         mlp, weights = BilinearMLP.from_model(model, layer), read_weights(model)
-        rows, dtype = written_rows(sources), mlp.tensor.W_gate.dtype
+        rows, dtype = written_rows(sources, weights.W_U), mlp.tensor.W_gate.dtype
         chosen = [
             AttentionHead.of(weights, layer, head) for head in (range(weights.n_heads) if heads is None else heads)
         ]

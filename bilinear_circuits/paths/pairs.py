@@ -21,6 +21,7 @@ from bilinear_circuits.paths.flow import Flow
 from bilinear_circuits.paths.frozen import Frozen
 from bilinear_circuits.paths.nodes import Node, residual_parts
 from bilinear_circuits.utilities.display import Brief, Shown, Tabled
+from bilinear_circuits.utilities.kinds import check_whole
 
 _MOST_PROJECTED = 1 << 28
 
@@ -103,7 +104,8 @@ def project(frozen: Frozen, layer: int, sources: bool) -> Projected:
             f"layer {layer} must have a gate to consist of pairs, but its MLP is linear once its gate factor is fixed."
             " Read graph.inflows(node)."
         )
-    n_rows = frozen.n_pos * (1 + (layer + 1) * frozen.n_heads + layer)
+    n_features = sum(int(frozen.active[at].sum()) for at in frozen.dictionaries if at < layer)
+    n_rows = frozen.n_pos * (1 + (layer + 1) * frozen.n_heads + layer) + n_features
     if n_rows * one.W_gate.shape[1] > _MOST_PROJECTED:
         raise ValueError(
             f"parts of layer {layer} must be at most {_MOST_PROJECTED // one.W_gate.shape[1]} to be held, got {n_rows}"
@@ -162,9 +164,8 @@ class PartProducts(Brief):
         Raises:
             ValueError: If k is not positive.
         """
-        if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}.")
-        first, second, value, total, mass = top_pairs(self.gate, self.input, self.weight, k)
+        kept = top_pairs(self.gate, self.input, self.weight, check_whole("k", k))
+        first, second, value, total, mass = kept
         n_pairs = len(self.parts) * (len(self.parts) + 1) // 2
         return NodePairs(self.node, self.parts, first, second, value, total, self.constant, mass, n_pairs)
 

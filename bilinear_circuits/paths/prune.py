@@ -17,6 +17,7 @@ from bilinear_circuits.paths.nodes import Node
 from bilinear_circuits.paths.pairs import project
 from bilinear_circuits.paths.target import Target, readout
 from bilinear_circuits.utilities.display import Brief, Shown, Tabled
+from bilinear_circuits.utilities.kinds import check_share
 
 MOST_PAIRS = 1 << 25
 
@@ -172,8 +173,7 @@ def covering(values: Float[Tensor, " n"], q: float) -> tuple[Int[Tensor, " kept"
     Raises:
         ValueError: If q is not above 0 and at most 1.
     """
-    if not 0 < q <= 1:
-        raise ValueError(f"q must be a share above 0 and at most 1, got {q}.")
+    check_share("q", q)
     size, order = values.abs().sort(descending=True)
     covered = size.double().cumsum(0)
     mass = covered[-1].item() if len(covered) else 0.0

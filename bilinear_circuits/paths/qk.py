@@ -16,6 +16,7 @@ from torch import Tensor
 
 from bilinear_circuits.paths.forms import BilinearForm
 from bilinear_circuits.utilities.display import Brief, Shown, Tabled
+from bilinear_circuits.utilities.kinds import check_whole
 
 _BLOCK = 1 << 21
 _SLACK = 1e-5  # bounds and scores are rounded: what is that near is computed too
@@ -63,7 +64,7 @@ class QKForm(Brief):
 
     def at(self, distance: int) -> BilinearForm:
         """Scores at one distance."""
-        return self._turned(self._phases(torch.tensor([distance]))[0])
+        return self._turned(self._phases(torch.tensor([check_whole("distance", distance, least=None)]))[0])
 
     def mean(self, window: int) -> BilinearForm:
         """Mean of the scores at distances 0 to window - 1.
@@ -98,8 +99,7 @@ class QKForm(Brief):
         Raises:
             ValueError: If k or n_distances is not positive.
         """
-        if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}.")
+        check_whole("k", k)
         _distances(n_distances)
         nothing = torch.zeros(0, dtype=torch.long, device=self.inv_freq.device)
         found = TopScores(nothing, nothing, nothing, self.inv_freq.new_zeros(0), 0, 0)
@@ -140,6 +140,4 @@ class QKForm(Brief):
 
 
 def _distances(n: int) -> Tensor:
-    if n < 1:
-        raise ValueError(f"number of distances must be at least 1, got {n}.")
-    return torch.arange(n)
+    return torch.arange(check_whole("number of distances", n))

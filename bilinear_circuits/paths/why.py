@@ -16,6 +16,7 @@ from bilinear_circuits.paths.forward import causal_mask, norm_scale, rotate, sof
 from bilinear_circuits.paths.frozen import Frozen
 from bilinear_circuits.paths.nodes import Node, residual_parts
 from bilinear_circuits.utilities.display import Shown, Tabled
+from bilinear_circuits.utilities.kinds import check_whole
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -59,7 +60,7 @@ class AttentionLedger(Shown, Tabled):
     def top(self, k: int = 10) -> list[tuple[Node, Node, float]]:
         """Name the k centred terms of largest magnitude: part at the query, part at the key, value."""
         flat, n = self.centred.flatten(), len(self.key_parts)
-        best = flat.abs().argsort(descending=True, stable=True)[:k].tolist()
+        best = flat.abs().argsort(descending=True, stable=True)[: check_whole("k", k)].tolist()
         return [(self.query_parts[at // n], self.key_parts[at % n], flat[at].item()) for at in best]
 
     def table(self, k: int = 10) -> dict[str, list[Any]]:
@@ -118,13 +119,10 @@ def explain_attention(frozen: Frozen, layer: int, head: int, query_pos: int, key
 def _checked(frozen: Frozen, layer: int, head: int, query_pos: int, key_pos: int) -> tuple[int, int, Tensor]:
     """Query and key counted from the start, and the keys that the query sees."""
     n = frozen.n_pos
-    places = ((layer, 0, frozen.n_layers), (head, 0, frozen.n_heads), (query_pos, -n, n), (key_pos, -n, n))
-    if not all(low <= at < high for at, low, high in places):
-        raise ValueError(
-            f"layer, head and tokens must be of the run's {frozen.n_layers} layers, {frozen.n_heads} heads and {n}"
-            f" tokens, got {layer=}, {head=}, {query_pos=}, {key_pos=}."
-        )
-    q, k = query_pos % n, key_pos % n
+    layer = check_whole("layer", layer, 0, frozen.n_layers - 1)
+    check_whole("head", head, 0, frozen.n_heads - 1)
+    q = check_whole("query_pos", query_pos, -n, n - 1) % n
+    k = check_whole("key_pos", key_pos, -n, n - 1) % n
     seen = causal_mask(n, frozen.weights.layers[layer].window, frozen.tokens.device)[q].nonzero().flatten()
     if k not in seen.tolist():
         raise ValueError(f"key_pos must be seen by the query at {q}, from {seen[0]} to {seen[-1]}, got {k}.")

@@ -1,5 +1,6 @@
 """Arguments of the wrong class refused in one line that says which is wanted and where it comes from."""
 
+from numbers import Integral, Real
 from typing import Any
 
 
@@ -11,6 +12,44 @@ def check_finite(name: str, rows: Any) -> None:
     """
     if bad := int((~rows.isfinite().all(dim=1)).sum()):
         raise ValueError(f"{name} must be finite, got {bad} of {len(rows)} rows that are not.")
+
+
+def check_whole(name: str, value: Any, least: int | None = 1, most: int | None = None) -> int:
+    """Refuse a number that is not whole or out of range.
+
+    Args:
+        name: Name of the argument.
+        value: Its value; integers of any library pass.
+        least: The smallest that may be, if there is one.
+        most: The largest, if there is one.
+
+    Returns:
+        The number as an int.
+
+    Raises:
+        TypeError: If it is not whole.
+        ValueError: If it is out of range.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be an int, got {value!r:.40} of type {type(value).__name__}.")
+    value = int(value)
+    if (least is not None and value < least) or (most is not None and value > most):
+        wanted = f"at least {least}" if most is None else f"between {least} and {most}"
+        raise ValueError(f"{name} must be {wanted}, got {value}.")
+    return value
+
+
+def check_share(name: str, value: Any) -> None:
+    """Refuse what is no share above 0 and at most 1.
+
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it is out of range.
+    """
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {value!r:.40} of type {type(value).__name__}.")
+    if not 0 < float(value) <= 1:
+        raise ValueError(f"{name} must be a share above 0 and at most 1, got {value}.")
 
 
 def check_kind(name: str, value: Any, kinds: type | tuple[type, ...], advice: str) -> None:
