@@ -19,7 +19,7 @@ _VERBS = [verb for verb, line in (VERBS | OTHERS).items() if "PLACE" in line and
     "paths",
     "heads",
 ]
-_FAST = ("discover", "heads")
+_FAST = ("heads",)
 
 
 @pytest.fixture(scope="module")

@@ -126,6 +126,7 @@ def test_a_full_disk_is_one_line_and_leaves_no_half(verb, world, tmp_path, capsy
         assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_circuits_active_at_no_held_out_site_are_reported_and_read_again(world, tmp_path, capsys):
     import yaml
 

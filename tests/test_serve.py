@@ -286,6 +286,7 @@ with serve.bound(0) as listener:
 """
 
 
+@pytest.mark.slow
 def test_the_server_reads_no_more_than_it_must_and_ends_when_interrupted():
     """The real server in a process of its own: an endless body is cut short, Ctrl-C ends it with 0."""
     command = [sys.executable, "-c", SERVER]
