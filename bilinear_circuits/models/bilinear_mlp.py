@@ -1,7 +1,7 @@
 """Binding: one MLP of a hooked or plain model as an InteractionTensor, proved bilinear on a probe batch."""
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
@@ -13,6 +13,9 @@ from bilinear_circuits.models.host import Host, host_of
 from bilinear_circuits.models.probe import TOLERANCE, RMSNorm, large_probe, probe, read_norm, relative_error
 from bilinear_circuits.models.running import full_precision
 from bilinear_circuits.utilities.display import Brief
+
+if TYPE_CHECKING:
+    from bilinear_circuits.models.approximation import Approximation
 
 
 class NotBilinearError(ValueError):
@@ -83,6 +86,7 @@ class BilinearMLP(Brief):
         norm: The RMSNorm in front of the MLP; None where the model has none, or one that is not an RMSNorm.
         probe_error: Relative error of the tensor against the model's own MLP on the probe batch.
         input_aliases: Other hook names for the space the tensor reads.
+        approximation: Where the tensor is a fit to an MLP that is not bilinear: that MLP, and how near it is.
     """
 
     tensor: InteractionTensor
@@ -92,6 +96,7 @@ class BilinearMLP(Brief):
     norm: RMSNorm | None
     probe_error: float
     input_aliases: tuple[str, ...] = ()
+    approximation: "Approximation | None" = None
 
     @classmethod
     def from_model(cls, model: nn.Module, layer: int, probe_rows: int = 8) -> "BilinearMLP":
@@ -123,8 +128,13 @@ class BilinearMLP(Brief):
         return cls(found.weights, layer, *found.hook_names, norm, error, found.input_aliases(norm))
 
     def __call__(self, x: Float[Tensor, "*n d_in"]) -> Float[Tensor, "*n d_model"]:
-        """MLP output for activations at `hook_in`."""
-        return self.tensor(x)
+        """MLP output for activations at `hook_in`, as the model computes it: that of the MLP it is a fit to, if any."""
+        return self.tensor(x) if self.approximation is None else self.approximation.original(x)
+
+    @property
+    def recovered(self) -> float:
+        """Share of the variance of the MLP output that the tensor recovers: 1, unless it is a fit."""
+        return 1.0 if self.approximation is None else self.approximation.recovered
 
     @property
     def reads_residual(self) -> bool:
@@ -139,7 +149,9 @@ class BilinearMLP(Brief):
     def to(self, target: torch.dtype | torch.device | str) -> "BilinearMLP":
         """Copy the MLP in another dtype or to another device."""
         norm = None if self.norm is None else RMSNorm(self.norm.weight.to(target), self.norm.eps)
-        return replace(self, tensor=self.tensor.to(target), norm=norm)
+        fit = self.approximation
+        fit = None if fit is None else replace(fit, original=fit.original.to(target))
+        return replace(self, tensor=self.tensor.to(target), norm=norm, approximation=fit)
 
     def before_norm_weight(self) -> "BilinearMLP":
         """The MLP read at `ln2.hook_normalized`: the norm weight is folded into W_gate and W_in.
@@ -153,8 +165,12 @@ class BilinearMLP(Brief):
                 f" {self.hook_in}."
             )
         weight = self._require_norm().weight.to(self.tensor.W_gate.dtype)
-        name = f"blocks.{self.layer}.ln2.hook_normalized"
-        return replace(self, tensor=self.tensor.read_from(weight.diag()), hook_in=name, input_aliases=())
+        name, fit = f"blocks.{self.layer}.ln2.hook_normalized", self.approximation
+        if fit is not None:
+            weights = fit.original.weights.read_from(weight.diag())
+            fit = replace(fit, original=replace(fit.original, weights=weights, hook_in=name, input_aliases=()))
+        tensor = self.tensor.read_from(weight.diag())
+        return replace(self, tensor=tensor, hook_in=name, input_aliases=(), approximation=fit)
 
     def on_residual(self) -> "BilinearMLP":
         """The MLP read from the residual stream before the norm, without the norm's scale.

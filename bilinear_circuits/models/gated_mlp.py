@@ -6,11 +6,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from bilinear_circuits.algebra.layer_fits import TranscoderSettings
 from bilinear_circuits.algebra.tensor import InteractionTensor
+from bilinear_circuits.models.approximation import CubicMLP, bilinear_fit, cubic_fit
 from bilinear_circuits.models.bilinear_mlp import BilinearMLP, ProbedMLP
 from bilinear_circuits.models.gates import GATES
 from bilinear_circuits.models.probe import RMSNorm, relative_error
 from bilinear_circuits.utilities.display import Brief
+from bilinear_circuits.utilities.progress import Progress, silent
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -80,6 +83,44 @@ class GatedMLP(Brief):
         """Copy the MLP in another dtype or to another device."""
         norm = None if self.norm is None else RMSNorm(self.norm.weight.to(target), self.norm.eps)
         return replace(self, weights=self.weights.to(target), norm=norm)
+
+    def bilinear(
+        self,
+        activity: Float[Tensor, "n d_in"],
+        *,
+        solve_output: bool = False,
+        transcoder: TranscoderSettings | None = None,
+        progress: Progress = silent,
+    ) -> BilinearMLP:
+        """Fit a bilinear layer to this one: an affine function c0 + c1 g in place of the one on each gate.
+
+        The functions are fitted neuron by neuron on the gates that occur, weighted with the other factor squared. The
+        layer has the matrices of the MLP, W_gate scaled by c1 and b_gate by it and shifted by c0; a bilinear MLP comes
+        back as it is. The last tenth of the inputs is held out, and `approximation` says what is recovered there.
+        Cost: two passes over the inputs; d_mlp^2 (n + d_mlp) more where W_out is solved.
+
+        Args:
+            activity: Inputs of the MLP, such as `mlp_inputs` collects; the more, the better.
+            solve_output: Solve W_out and b_out again, by least squares for the new neurons.
+            transcoder: Go on from there and fit all matrices by gradient descent.
+            progress: Wraps the steps of that.
+
+        Raises:
+            TypeError: If the inputs are no tensor.
+            ValueError: If they are not finite rows of d_in numbers, or fewer than two.
+        """
+        return bilinear_fit(self, activity, solve_output, transcoder, progress)
+
+    def cubic(self, activity: Float[Tensor, "n d_in"]) -> CubicMLP:
+        """Fit a cubic layer to this one: a quadratic function c0 + c1 g + c2 g^2 in place of the one on each gate.
+
+        It is held as the matrices of the MLP and three numbers a neuron. See `bilinear` for the fit.
+
+        Raises:
+            TypeError: If the inputs are no tensor.
+            ValueError: If they are not finite rows of d_in numbers, or fewer than two.
+        """
+        return cubic_fit(self, activity)
 
     def with_tensor(self, tensor: InteractionTensor) -> BilinearMLP:
         """Put a bilinear layer in its place, at the same hooks; `probe_error` is nan, since it is no copy."""
