@@ -217,16 +217,18 @@ def test_a_gate_that_is_nearly_linear_at_small_weights_is_refused(dtype):
         BilinearMLP.from_model(model.to(dtype), 1)
 
 
-def test_a_norm_that_adds_one_to_its_weight_is_not_read_as_an_rms_norm():
+def test_a_norm_that_adds_one_to_its_weight_is_an_rms_norm_of_that_weight():
     from transformers import GemmaConfig, GemmaForCausalLM
 
     config = GemmaConfig(
         hidden_act="linear", hidden_size=12, intermediate_size=14, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=1, head_dim=6, vocab_size=50, pad_token_id=0,
     )  # fmt: skip
-    mlp = BilinearMLP.from_model(GemmaForCausalLM(config).eval(), 0)
+    model = GemmaForCausalLM(config).eval()
+    model.model.layers[0].post_attention_layernorm.weight.data = torch.linspace(-0.5, 0.5, 12)
+    mlp = BilinearMLP.from_model(model, 0)
     assert mlp.probe_error < 1e-4
-    assert mlp.norm is None
+    assert mlp.norm.weight.equal(1 + torch.linspace(-0.5, 0.5, 12))
 
 
 @pytest.mark.parametrize("layer", [3, -1])

@@ -1,6 +1,7 @@
 """Options that verbs share."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from bilinear_circuits import zoo
 from bilinear_circuits.data.corpora import Corpus
@@ -64,6 +65,19 @@ class LabelArguments(CommonArguments):
     """YAML or JSON file of names of features, under the keys in and out: layer/feature: name, such as 4/143: negation,
     or feature: name where there is one layer. The others have the names stored with their dictionary, or are named by
     the tokens they are active at."""
+
+
+@dataclass(kw_only=True)
+class GateArguments:
+    """Options of verbs that read models whose MLPs are not bilinear."""
+
+    approximate: Literal["gates", "output", "transcoder"] | None = None
+    """Read MLPs with other gates, such as SwiGLU ones, through bilinear layers fitted to them on stories of the corpus:
+    affine functions on their gates, those with the output matrix solved again, or all matrices by gradient descent. It
+    is said what they recover; interventions are made on the model itself."""
+
+    least_recovered: float = 0.5
+    """Least share of the variance of an MLP's output that a fitted layer must recover."""
 
 
 def check_seed(seed: int) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from bilinear_circuits import zoo
 from bilinear_circuits.command_line.arguments import CommonArguments as CommonArguments
+from bilinear_circuits.command_line.arguments import GateArguments as GateArguments
 from bilinear_circuits.command_line.arguments import LabelArguments as LabelArguments
 from bilinear_circuits.command_line.arguments import ModelArguments as ModelArguments
 from bilinear_circuits.command_line.arguments import check_seed as check_seed
@@ -23,10 +24,13 @@ from bilinear_circuits.utilities.yaml_files import from_mapping as from_mapping
 from bilinear_circuits.utilities.yaml_files import read_yaml as read_yaml
 
 if TYPE_CHECKING:
+    from bilinear_circuits.data.corpora import Corpus
+    from bilinear_circuits.data.stories import StoryTokens
     from bilinear_circuits.interactions.activity import Side
     from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 
 T = TypeVar("T")
+_FIT_STORIES = 300
 
 
 def check_ranks(name: str, ranks: Sequence[int], model: str) -> None:
@@ -99,7 +103,7 @@ def check_layers(layers: Sequence[int] | None, saes: str) -> list[int]:
 
 
 def load_interactions(
-    arguments: CommonArguments, layers: Sequence[int], side: "Side | None" = None
+    arguments: CommonArguments, layers: Sequence[int], side: "Side | None" = None, corpus: "Corpus | None" = None
 ) -> tuple[Any, "list[FeatureInteractions]"]:
     """Model and feature interactions of some layers, their features named as asked for.
 
@@ -107,9 +111,10 @@ def load_interactions(
         arguments: What names them.
         layers: The layers.
         side: The side that a file of --labels without the keys in and out is of.
+        corpus: Where stories are that bilinear layers are fitted on, with --approximate; by default as asked for.
     """
     from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
-    from bilinear_circuits.models.bilinear_mlp import BilinearMLP
+    from bilinear_circuits.runs.replacement import read_layers
 
     check_device(arguments.device)
     path = getattr(arguments, "labels", None)
@@ -118,12 +123,26 @@ def load_interactions(
     saes = saes_of(arguments)
     loaded = [zoo.load_dictionaries(layer, saes, arguments.device) for layer in layers]  # faster, and fails sooner
     model = quietly_load_model(arguments.model, arguments.device)
+    fit, least = getattr(arguments, "approximate", None), getattr(arguments, "least_recovered", 0.5)
+    mlps = read_layers(model, layers, fit, lambda: _fit_tokens(arguments, corpus, model), bar)
     interactions = []
     for layer, dictionaries in zip(layers, loaded, strict=True):
         pair = zip(dictionaries, ("in", "out"), strict=True)
         both = [named(one, labels[layer, side], f"{side} of {path}") for one, side in pair]
-        interactions.append(FeatureInteractions(BilinearMLP.from_model(model, layer), *both))
+        interactions.append(FeatureInteractions(mlps[layer], *both, least_recovered=least))
+        if mlps[layer].approximation is not None:
+            print(f"layer {layer}: {mlps[layer].approximation}")
     return model, interactions
+
+
+def _fit_tokens(arguments: CommonArguments, corpus: "Corpus | None", model: Any) -> "StoryTokens":
+    """Stories that bilinear layers are fitted on."""
+    from bilinear_circuits.command_line.corpus import corpus_of
+    from bilinear_circuits.data.stories import tokenize_stories
+    from bilinear_circuits.models.running import context_length
+
+    stories = (corpus or corpus_of(arguments)).read(_FIT_STORIES)
+    return tokenize_stories(stories, model.tokenizer, context_length(model))
 
 
 def quietly_load_model(name: str, device: str) -> Any:

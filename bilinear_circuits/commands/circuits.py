@@ -25,7 +25,7 @@ OUTPUTS = Outputs("circuit.json", "circuit search", ("report.html", "ranking.csv
 
 
 @dataclass(kw_only=True)
-class Arguments(common.LabelArguments):
+class Arguments(common.LabelArguments, common.GateArguments):
     """Options of `circuits`."""
 
     query: str = field(positional=True, metavar="QUERY")
@@ -63,7 +63,7 @@ def run(arguments: Arguments) -> None:
     layers = common.check_layers(arguments.layers, common.saes_of(arguments, reads_corpus=asked.corpus is None))
     corpus = corpus_of(arguments, asked.corpus)
     stories = corpus.read(n_stories)
-    model, interactions = common.load_interactions(arguments, layers)
+    model, interactions = common.load_interactions(arguments, layers, corpus=corpus)
     tokens = tokenized(corpus, stories, model.tokenizer, min(asked.settings.context, context_length(model)))
     search = find_circuits(
         model, interactions, asked.query, tokens, settings=asked.settings, seed=arguments.seed, progress=common.bar

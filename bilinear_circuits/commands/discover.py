@@ -39,7 +39,7 @@ OUTPUTS = Outputs(
 
 
 @dataclass(kw_only=True)
-class Arguments(common.LabelArguments):
+class Arguments(common.LabelArguments, common.GateArguments):
     """Options of `discover`."""
 
     layers: list[int] | None = None
@@ -85,7 +85,7 @@ def run(arguments: Arguments) -> None:
     from bilinear_circuits.models.running import context_length
 
     stories = corpus.read(arguments.n_stories)
-    model, interactions = common.load_interactions(arguments, layers)
+    model, interactions = common.load_interactions(arguments, layers, corpus=corpus)
     tokens = tokenized(corpus, stories, model.tokenizer, context_length(model))
     activity = collect_activity(model, interactions, tokens, common.bar)
     scores = [

@@ -51,7 +51,7 @@ OUTPUTS = Outputs("explorer.json", "circuit explorer", ("explorer.html",))
 
 
 @dataclass(kw_only=True)
-class Arguments(common.LabelArguments):
+class Arguments(common.LabelArguments, common.GateArguments):
     """Options of `explore`."""
 
     circuit: str | None = field(default=None, positional=True, nargs="?", metavar="CIRCUIT.json")
@@ -174,7 +174,7 @@ def prepare(arguments: Arguments) -> Explorer:
     from bilinear_circuits.report.explorer import explorer_document
 
     stories = corpus.read(arguments.n_stories)
-    model, interactions = common.load_interactions(arguments, layers)
+    model, interactions = common.load_interactions(arguments, layers, corpus=corpus)
     by_layer = dict(zip(layers, interactions, strict=True))
     for layer, feature in names:
         by_layer[layer].check_feature(feature)

@@ -40,7 +40,7 @@ _DIGEST = 8  # characters of a hash that tell folders apart
 
 
 @dataclass(kw_only=True)
-class Arguments(common.LabelArguments):
+class Arguments(common.LabelArguments, common.GateArguments):
     """Options of `graph`."""
 
     prompt: str
@@ -109,7 +109,7 @@ def run(arguments: Arguments) -> None:
     folder = GraphFolder(arguments.out, slug, GENERATOR)
     folder.check(arguments.prompt)
     stories = corpus.read(arguments.n_stories)
-    model, interactions = common.load_interactions(arguments, layers)
+    model, interactions = common.load_interactions(arguments, layers, corpus=corpus)
     token_ids = prompt_tokens(arguments.prompt, model.tokenizer, context_length(model))
     graph = attribute_prompt(model, interactions, features, token_ids, arguments.n_logits)
     tokens = tokenized(corpus, stories, model.tokenizer, context_length(model))

@@ -16,7 +16,7 @@ OUTPUTS = Outputs("feature.json", "feature profile", ("report.html",))
 
 
 @dataclass(kw_only=True)
-class Arguments(common.LabelArguments):
+class Arguments(common.LabelArguments, common.GateArguments):
     """Options of `inspect`."""
 
     layer: int
@@ -59,7 +59,7 @@ def run(arguments: Arguments) -> None:
     from bilinear_circuits.report.figures import feature_figures
 
     stories = corpus.read(arguments.n_stories)
-    model, interactions = common.load_interactions(arguments, layers)
+    model, interactions = common.load_interactions(arguments, layers, corpus=corpus)
     interactions[0].check_feature(arguments.feature)
     tokens = tokenized(corpus, stories, model.tokenizer, context_length(model))
     (activity,) = collect_activity(model, interactions, tokens, common.bar)

@@ -23,7 +23,7 @@ OUTPUTS = Outputs("lowrank.json", "low-rank correlations", ("lowrank.csv", "lowr
 
 
 @dataclass(kw_only=True)
-class Arguments(common.CommonArguments):
+class Arguments(common.CommonArguments, common.GateArguments):
     """Options of `lowrank`."""
 
     layers: list[int] | None = None
@@ -58,7 +58,7 @@ def run(arguments: Arguments) -> None:
     from bilinear_circuits.report.payload import plain
 
     stories = corpus.read(arguments.n_stories)
-    model, interactions = common.load_interactions(arguments, layers)
+    model, interactions = common.load_interactions(arguments, layers, corpus=corpus)
     tokens = tokenized(corpus, stories, model.tokenizer, context_length(model))
     results = {}
     for activity in collect_activity(model, interactions, tokens, common.bar):

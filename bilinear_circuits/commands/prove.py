@@ -26,7 +26,7 @@ OUTPUTS = Outputs("proof.json", "circuit proof", ("report.html", "result.json", 
 
 
 @dataclass(kw_only=True)
-class Arguments(common.LabelArguments):
+class Arguments(common.LabelArguments, common.GateArguments):
     """Options of `prove`."""
 
     circuit: str = field(positional=True, metavar="CIRCUIT.json")
@@ -77,7 +77,7 @@ def run(arguments: Arguments) -> None:
     if not asked.is_corpus(corpus):
         common.note("the corpus is not that of the search: edges and sites are chosen on other stories")
     known = [layer for layer in common.check_layers(None, saes) if layer >= layers[0]]
-    model, interactions = common.load_interactions(arguments, known)
+    model, interactions = common.load_interactions(arguments, known, corpus=corpus)
     tokens = tokenized(corpus, stories, model.tokenizer, min(asked.settings.context, context_length(model)))
     proofs = prove_circuits(model, interactions, asked, tokens, settings, arguments.seed, progress=common.bar)
     resolved = replace(

@@ -94,7 +94,7 @@ class LayerActivity(FeatureActivity):
                 its side of the MLP.
         """
         check_kind("interactions", interactions, FeatureInteractions, "It is a layer between two dictionaries.")
-        tensor = interactions.mlp.tensor
+        mlp, tensor = interactions.mlp, interactions.mlp.tensor
         for name, rows, width in (("x", x, tensor.d_in), ("y", y, tensor.d_out)):
             if rows is not None:
                 _check_rows(name, rows, width)
@@ -103,7 +103,7 @@ class LayerActivity(FeatureActivity):
             lengths = f"{len(x)} of x, {'none' if y is None else len(y)} of y, {len(samples)} samples"
             raise ValueError(f"x, y and samples must have one row for each input, got {lengths}.")
         written = x if y is None else y
-        through = (lambda chunk: tensor(chunk.to(tensor.W_gate)).to(chunk)) if y is None else None
+        through = (lambda chunk: mlp(chunk.to(tensor.W_gate)).to(chunk)) if y is None else None
         inputs, outputs = active_tokens(interactions.sae_in, x), active_tokens(interactions.sae_out, written, through)
         return cls(x, inputs, outputs, interactions, samples)
 

@@ -37,6 +37,10 @@ if TYPE_CHECKING:
     from sae_lens import SAE
 
 
+LEAST_RECOVERED = 0.5
+"""Of the variance of an MLP's output, by a layer fitted to it. Below, numbers say more of the fit than of the MLP."""
+
+
 class FeatureInteractions:
     """An MLP between two dictionaries: every output feature as a quadratic form of the input features.
 
@@ -57,6 +61,8 @@ class FeatureInteractions:
         mlp: BilinearMLP,
         sae_in: "Dictionary | SAE[Any] | None",
         sae_out: "Dictionary | SAE[Any] | None",
+        *,
+        least_recovered: float = LEAST_RECOVERED,
     ) -> None:
         """Fold the dictionaries and check that they belong to this layer.
 
@@ -66,11 +72,13 @@ class FeatureInteractions:
             mlp: The bilinear MLP.
             sae_in: Dictionary of its input; None for its coordinates.
             sae_out: Dictionary of its output; None for its coordinates.
+            least_recovered: For a layer fitted to an MLP that is not bilinear, the least share of the variance of the
+                MLP output that it must recover.
 
         Raises:
             TypeError: If `mlp` is none.
             ValueError: If a dictionary has another width than its side of the MLP, or was trained at another hook; if
-                the MLP is read on the residual stream, before the norm.
+                the MLP is read on the residual stream, before the norm; if a fitted layer recovers too little.
             UnsupportedSAEError: If an SAE cannot be folded; see `Dictionary.from_sae`.
         """
         check_kind("mlp", mlp, BilinearMLP, "BilinearMLP.from_model(model, layer) reads one.")
@@ -78,6 +86,12 @@ class FeatureInteractions:
             raise ValueError(
                 f"mlp must read an activation after the norm, got layer {mlp.layer} on the residual stream, where"
                 " pre-activations would lack the norm's scale. Use the MLP as from_model gives it."
+            )
+        if mlp.recovered < least_recovered:
+            raise ValueError(
+                f"mlp must recover {least_recovered:.2f} of the variance of the MLP output or more, got"
+                f" {mlp.recovered:.2f} in layer {mlp.layer}: {mlp.approximation}. Fit it nearer, with"
+                f" solve_output=True or transcoder=TranscoderSettings(), or pass least_recovered={mlp.recovered:.2f}."
             )
         sae_in = Dictionary.coordinates(mlp.tensor.d_in, mlp.hook_in) if sae_in is None else as_dictionary(sae_in)
         sae_out = Dictionary.coordinates(mlp.tensor.d_out, mlp.hook_out) if sae_out is None else as_dictionary(sae_out)
@@ -93,7 +107,8 @@ class FeatureInteractions:
 
     def __repr__(self) -> str:
         sides = f"{self.sae_in.name!r} -> {self.sae_out.name!r}, features {self.sae_in.d_sae} -> {self.sae_out.d_sae}"
-        return f"FeatureInteractions(layer {self.mlp.layer}, {sides})"
+        fit = "" if self.mlp.approximation is None else f"; {self.mlp.approximation}"
+        return f"FeatureInteractions(layer {self.mlp.layer}, {sides}{fit})"
 
     @cached_property
     def pre_activation_tensor(self) -> InteractionTensor:
@@ -251,8 +266,26 @@ class FeatureInteractions:
         z = self.sae_in.encode(x.to(self.sae_in.W_enc.dtype))
         features = z.double() @ self.sae_in.W_dec.double()
         form = self.form(feature)
-        y = self.mlp.tensor(x.to(self.sae_out.W_enc.dtype))
-        return account(form, x, features, self.sae_in.b_dec, self.sae_out.encode(y)[..., feature] != 0)
+        active = self.sae_out.encode(self.mlp(x.to(self.sae_out.W_enc.dtype)))[..., feature] != 0
+        remainder = None if self.mlp.approximation is None else self.gate_remainder(x, feature)
+        return account(form, x, features, self.sae_in.b_dec, active, remainder)
+
+    @torch.no_grad()
+    def gate_remainder(self, x: Float[Tensor, "*n d_in"], feature: int) -> Float[Tensor, "*n"]:
+        """What the form of a feature misses at MLP inputs x, in float64: 0 unless the layer is a fit to another.
+
+        The pre-activation that the model's own MLP gives, less that of the fitted layer: summed over neurons, what the
+        function on a gate is more than the polynomial in its place.
+
+        Raises:
+            ValueError: If there is no such feature, or the rows of x do not have d_in entries.
+        """
+        self.check_feature(feature)
+        self._check_input(x)
+        x, mlp = x.double(), self.mlp.to(torch.float64)
+        if mlp.approximation is None:
+            return x.new_zeros(x.shape[:-1])
+        return (mlp(x) - mlp.tensor(x)) @ self.sae_out.W_enc[:, feature].double()
 
     @torch.no_grad()
     def pair_contributions(self, x: Float[Tensor, " d_in"], feature: int) -> PairContributions:

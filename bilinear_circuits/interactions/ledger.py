@@ -30,6 +30,8 @@ class Ledger(Drawn):
         error_linear: The error through those biases.
         constant: Encoder bias of the output dictionary, less its decoder bias, plus the constant of the MLP.
         active: Whether the output dictionary lets the feature through; not a term.
+        gate_remainder: Where the form is that of a layer fitted to gates that are not linear, what the model's own MLP
+            gives more than the form. None for a bilinear MLP, whose form is the whole.
     """
 
     feature_feature: Float[Tensor, "*n"]
@@ -43,11 +45,13 @@ class Ledger(Drawn):
     error_linear: Float[Tensor, "*n"]
     constant: Float[Tensor, "*n"]
     active: Bool[Tensor, "*n"]
+    gate_remainder: Float[Tensor, "*n"] | None = None
 
     @property
     def terms(self) -> dict[str, Float[Tensor, "*n"]]:
         """Every term by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "active"}
+        found = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "active"}
+        return {name: value for name, value in found.items() if value is not None}
 
     @property
     def total(self) -> Float[Tensor, "*n"]:
@@ -88,6 +92,7 @@ def account(
     features: Float[Tensor, "*n d_in"],
     bias: Float[Tensor, " d_in"],
     active: Bool[Tensor, "*n"],
+    gate_remainder: Float[Tensor, "*n"] | None = None,
 ) -> Ledger:
     """Split p(x) over x = features + bias + error, in float64.
 
@@ -97,6 +102,7 @@ def account(
         features: Their reconstruction by the input dictionary without its bias.
         bias: Decoder bias of the input dictionary.
         active: Whether the feature is active.
+        gate_remainder: What is added to the form of a fitted layer.
     """
     matrix = form.matrix
     weights, linear = matrix.weights.double(), form.linear.double()
@@ -122,4 +128,5 @@ def account(
         error_linear=parts["error"] @ linear,
         constant=form.constant.double().expand(x.shape[:-1]),
         active=active,
+        gate_remainder=gate_remainder,
     )

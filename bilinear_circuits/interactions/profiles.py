@@ -244,14 +244,15 @@ class Profiler:
         Forms are dense here and the dictionary's activations are known: d_in^2 operations per token instead of d_in
         d_mlp and an encoding.
         """
-        sae_in = self.activity.interactions.sae_in
+        interactions, sae_in = self.activity.interactions, self.activity.interactions.sae_in
+        fitted = interactions.mlp.approximation is not None
         matrix, linear = Q.double(), own.linear.double()
         x = self.activity.x[token].double()
         features = self.rows.decoded(token, self._decoder)
         bias = sae_in.b_dec.double()
         error = x - features - bias
         along_bias, of_features, of_error = matrix @ bias, features @ matrix, error @ matrix
-        constant = own.constant + self.activity.interactions.sae_out.b_enc[feature]
+        constant = own.constant + interactions.sae_out.b_enc[feature]
         return Ledger(
             feature_feature=(of_features * features).sum(1),
             feature_bias=2 * features @ along_bias,
@@ -264,6 +265,7 @@ class Profiler:
             error_linear=error @ linear,
             constant=constant.double().expand(len(x)),
             active=torch.ones(len(x), dtype=torch.bool, device=x.device),
+            gate_remainder=interactions.gate_remainder(x, feature) if fitted else None,
         )
 
     @cached_property

@@ -3,6 +3,7 @@
 With x = sum_a z_a d_a + b + e (input features, decoder bias, what the dictionary misses) the form of a feature splits
 into one term for each pair of parts: w_ab z_a z_b for two input features, w_ab = 2 T_ab (T_aa for a square), and the
 like with the bias and the error as two further parts. Together they are the whole pre-activation but its constant.
+What a layer fitted to gates that are not linear misses counts with the square of the error.
 """
 
 from dataclasses import dataclass
@@ -94,13 +95,14 @@ def terms_at(interactions: FeatureInteractions, feature: int, x: Float[Tensor, "
             f"x must have at most {_MOST_TERMS} terms, got {n_terms:.2g} at {len(x)} inputs. Give fewer inputs."
         )
     form = interactions.form(feature)
-    base = dictionary.d_sae + 2
+    base, remainder = dictionary.d_sae + 2, interactions.gate_remainder(x, feature)
     keys, sites, values = [], [], []
     for site, (row, activation) in enumerate(zip(x.double(), z.double(), strict=True)):
         active = activation.nonzero().squeeze(1)
         written = activation[active].unsqueeze(1) * dictionary.W_dec[active].double()
         bias = dictionary.b_dec.double()
         block = _table(form, torch.cat([written, torch.stack([bias, row - written.sum(0) - bias])]))
+        block[-1, -1] += remainder[site]
         parts = torch.cat([active, torch.tensor([base - 2, base - 1], device=active.device)])
         i, j = torch.triu_indices(*block.shape, device=active.device)
         keys.append(parts[i] * base + parts[j])

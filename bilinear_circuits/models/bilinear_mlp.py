@@ -1,21 +1,19 @@
 """Binding: one MLP of a hooked or plain model as an InteractionTensor, proved bilinear on a probe batch."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from bilinear_circuits.algebra.tensor import InteractionTensor
+from bilinear_circuits.models.approximation import Approximation
 from bilinear_circuits.models.gates import GATES
 from bilinear_circuits.models.host import Host, host_of
 from bilinear_circuits.models.probe import TOLERANCE, RMSNorm, large_probe, probe, read_norm, relative_error
 from bilinear_circuits.models.running import full_precision
 from bilinear_circuits.utilities.display import Brief
-
-if TYPE_CHECKING:
-    from bilinear_circuits.models.approximation import Approximation
 
 
 class NotBilinearError(ValueError):
@@ -96,7 +94,7 @@ class BilinearMLP(Brief):
     norm: RMSNorm | None
     probe_error: float
     input_aliases: tuple[str, ...] = ()
-    approximation: "Approximation | None" = None
+    approximation: Approximation | None = None
 
     @classmethod
     def from_model(cls, model: nn.Module, layer: int, probe_rows: int = 8) -> "BilinearMLP":
@@ -167,8 +165,7 @@ class BilinearMLP(Brief):
         weight = self._require_norm().weight.to(self.tensor.W_gate.dtype)
         name, fit = f"blocks.{self.layer}.ln2.hook_normalized", self.approximation
         if fit is not None:
-            weights = fit.original.weights.read_from(weight.diag())
-            fit = replace(fit, original=replace(fit.original, weights=weights, hook_in=name, input_aliases=()))
+            fit = replace(fit, original=fit.original.read_from(weight.diag(), name))
         tensor = self.tensor.read_from(weight.diag())
         return replace(self, tensor=tensor, hook_in=name, input_aliases=(), approximation=fit)
 
@@ -263,4 +260,8 @@ def _explain(model: nn.Module, layer: int, tensor: InteractionTensor, x: Tensor,
             " replaced by SiLU without a word. Load it with bilinear_circuits.load_model(path), or call"
             " enable_compatibility_mode(no_processing=True)."
         )
-    return f"{message} Only layers without a nonlinearity can be read exactly: train with hidden_act='linear'."
+    return (
+        f"{message} Only layers without a nonlinearity can be read exactly: train with hidden_act='linear'. Others are"
+        " read through bilinear layers fitted to them: GatedMLP.from_model(model, layer).bilinear(inputs), in verbs"
+        " --approximate gates, and `bilinear-circuits approximate` writes a model of such layers."
+    )

@@ -6,14 +6,20 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from bilinear_circuits.algebra.layer_fits import TranscoderSettings
+from bilinear_circuits.algebra.cubic import CubicTensor
+from bilinear_circuits.algebra.gate_fits import GateFit, fit_gates
+from bilinear_circuits.algebra.layer_fits import TranscoderSettings, fit_affine, fit_transcoder
 from bilinear_circuits.algebra.tensor import InteractionTensor
-from bilinear_circuits.models.approximation import CubicMLP, bilinear_fit, cubic_fit
+from bilinear_circuits.models.approximation import Approximation, CubicMLP
 from bilinear_circuits.models.bilinear_mlp import BilinearMLP, ProbedMLP
 from bilinear_circuits.models.gates import GATES
 from bilinear_circuits.models.probe import RMSNorm, relative_error
 from bilinear_circuits.utilities.display import Brief
+from bilinear_circuits.utilities.kinds import check_finite, check_kind
 from bilinear_circuits.utilities.progress import Progress, silent
+
+_HELD_OUT = 0.1
+_ROWS = 4096
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -109,7 +115,7 @@ class GatedMLP(Brief):
             TypeError: If the inputs are no tensor.
             ValueError: If they are not finite rows of d_in numbers, or fewer than two.
         """
-        return bilinear_fit(self, activity, solve_output, transcoder, progress)
+        return _bilinear(self, activity, solve_output, transcoder, progress)
 
     def cubic(self, activity: Float[Tensor, "n d_in"]) -> CubicMLP:
         """Fit a cubic layer to this one: a quadratic function c0 + c1 g + c2 g^2 in place of the one on each gate.
@@ -120,8 +126,104 @@ class GatedMLP(Brief):
             TypeError: If the inputs are no tensor.
             ValueError: If they are not finite rows of d_in numbers, or fewer than two.
         """
-        return cubic_fit(self, activity)
+        return _cubic(self, activity)
+
+    def read_from(self, basis: Float[Tensor, "d_new d_in"], hook_in: str) -> "GatedMLP":
+        """Read the MLP as a function of z, where its input is z @ basis."""
+        return replace(self, weights=self.weights.read_from(basis), hook_in=hook_in, input_aliases=())
 
     def with_tensor(self, tensor: InteractionTensor) -> BilinearMLP:
         """Put a bilinear layer in its place, at the same hooks; `probe_error` is nan, since it is no copy."""
         return BilinearMLP(tensor, self.layer, self.hook_in, self.hook_out, self.norm, float("nan"), self.input_aliases)
+
+
+@torch.no_grad()
+def _bilinear(
+    original: GatedMLP,
+    x: Float[Tensor, "n d_in"],
+    solve_output: bool,
+    transcoder: TranscoderSettings | None,
+    progress: Progress = silent,
+) -> BilinearMLP:
+    """Put an affine function on every gate; see `GatedMLP.bilinear`."""
+    fitted, held_out = _divided(original, x)
+    gates = _gate_fit(original, fitted, 1)
+    weights = original.weights
+    tensor = weights if original.gate == "linear" else CubicTensor(weights, _three(gates)).quadratic
+    method = "affine functions"
+    if solve_output or transcoder is not None:
+        tensor, method = _output_solved(original, tensor, fitted), f"{method}, W_out solved again,"
+    if transcoder is not None:
+        tensor, method = fit_transcoder(tensor, fitted, original(fitted), transcoder, progress), "a bilinear transcoder"
+    return replace(
+        original.with_tensor(tensor), approximation=_measured(original, tensor, method, gates, fitted, held_out)
+    )
+
+
+@torch.no_grad()
+def _cubic(original: GatedMLP, x: Float[Tensor, "n d_in"]) -> CubicMLP:
+    """Put a quadratic function on every gate; see `GatedMLP.cubic`."""
+    fitted, held_out = _divided(original, x)
+    gates = _gate_fit(original, fitted, 2)
+    tensor = CubicTensor(original.weights, gates.coefficients.to(original.weights.W_gate))
+    approximation = _measured(original, tensor, "quadratic functions", gates, fitted, held_out)
+    return CubicMLP(
+        tensor, original.layer, original.hook_in, original.hook_out, original.norm, approximation,
+        original.input_aliases,
+    )  # fmt: skip
+
+
+def _divided(original: GatedMLP, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Inputs to fit on, and the last of them to measure on."""
+    check_kind("activity", x, Tensor, "Pass inputs of the MLP, (n, d_in): mlp_inputs(model, tokens, layer) makes them.")
+    d_in = original.weights.d_in
+    if x.ndim != 2 or x.shape[1] != d_in or len(x) < 2:
+        raise ValueError(f"activity must be two rows or more of d_in={d_in} entries, got shape {tuple(x.shape)}.")
+    check_finite("activity", x)
+    x = x.to(original.weights.W_gate)
+    n = max(1, round(_HELD_OUT * len(x)))
+    return x[:-n], x[-n:]
+
+
+def _gate_fit(original: GatedMLP, x: Tensor, order: int) -> GateFit:
+    """Polynomials on the gates; exact ones where the gate is linear."""
+    fit = fit_gates((original.weights.projections(rows) for rows in x.split(_ROWS)), GATES[original.gate], order)
+    if original.gate != "linear":
+        return fit
+    exact = torch.zeros_like(fit.coefficients)
+    exact[:, 1] = 1
+    return replace(fit, coefficients=exact, remainder=torch.zeros_like(fit.remainder))
+
+
+def _three(gates: GateFit) -> Tensor:
+    """Coefficients of an affine function as those of a quadratic one."""
+    return torch.nn.functional.pad(gates.coefficients, (0, 1))
+
+
+def _output_solved(original: GatedMLP, tensor: InteractionTensor, x: Tensor) -> InteractionTensor:
+    """The layer with W_out and b_out that are best for its own neurons."""
+
+    def neurons(rows: Tensor) -> Tensor:
+        gate, other = tensor.projections(rows)
+        return gate * other
+
+    solved = fit_affine((neurons(rows), original(rows)) for rows in x.split(_ROWS))
+    return replace(tensor, W_out=solved.weight.to(tensor.W_out), b_out=solved.bias.to(tensor.W_out))
+
+
+def _measured(
+    original: GatedMLP,
+    tensor: InteractionTensor | CubicTensor,
+    method: str,
+    gates: GateFit,
+    fitted: Tensor,
+    held_out: Tensor,
+) -> Approximation:
+    """How near a layer is, and the control."""
+    linear = fit_affine((rows, original(rows)) for rows in fitted.split(_ROWS))
+    wanted = original(held_out).double()
+    variance = (wanted - wanted.mean(0)).square().sum().clamp_min(1e-300)
+    fvu, linear_fvu = (
+        ((layer(held_out).double() - wanted).square().sum() / variance).item() for layer in (tensor, linear)
+    )
+    return Approximation(original, method, gates, fvu, linear_fvu, linear, len(fitted), len(held_out))

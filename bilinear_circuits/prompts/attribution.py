@@ -41,13 +41,13 @@ class Attribution(OfFeature, Brief):
         feature: Output feature.
         position: Token, counted with [BOS] as 0.
         activation: Activation of the feature.
-        pre_activation: p(x): the shares of all inputs, of the bias and of the error add up to it.
+        pre_activation: The shares of all inputs, of the bias and of the error add up to it.
         inputs: Active input features, by falling magnitude of their share.
         values: Their activations.
         shares: Their shares z_a (d_a^T Q x + linear . d_a).
         removals: Change of the pre-activation where one of them is taken out of the MLP input, all else as it is.
         bias: Share of the decoder bias of the input dictionary, and the constant of the form.
-        error: Share of what the input dictionary misses.
+        error: Share of what the input dictionary misses, and what the form of a layer fitted to other gates misses.
         bias_removal: Change of the pre-activation without the decoder bias of the input dictionary.
         error_removal: Change without what the input dictionary misses.
         pairs: What every pair of active input features adds, before it is split.
@@ -189,6 +189,7 @@ def _attributions(
     found = []
     for position in (1 + activation[1:].nonzero().squeeze(1)).tolist():
         row, z = x[position], sae_in.encode(x[position])
+        remainder = interactions.gate_remainder(row, feature)
         active = z.nonzero().squeeze(1)
         slope = form.matrix @ row + form.linear
         parts = torch.cat([z[active, None] * sae_in.W_dec[active], torch.stack([sae_in.b_dec, row - sae_in.decode(z)])])
@@ -204,13 +205,13 @@ def _attributions(
                 feature=feature,
                 position=position,
                 activation=activation[position].item(),
-                pre_activation=form(row).item(),
+                pre_activation=(form(row) + remainder).item(),
                 inputs=active[order].cpu(),
                 values=z[active[order]].cpu(),
                 shares=shares[order].cpu(),
                 removals=removals[:-2][order].cpu(),
                 bias=(bias + form.constant).item(),
-                error=error.item(),
+                error=(error + remainder).item(),
                 bias_removal=removals[-2].item(),
                 error_removal=removals[-1].item(),
                 pairs=interactions.pair_contributions(row, feature),

@@ -3,15 +3,17 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from bilinear_circuits.algebra.layer_fits import TranscoderSettings
 from bilinear_circuits.data.stories import StoryTokens
 from bilinear_circuits.models.approximation import CubicMLP
-from bilinear_circuits.models.bilinear_mlp import BilinearMLP
+from bilinear_circuits.models.bilinear_mlp import BilinearMLP, NotBilinearError
+from bilinear_circuits.models.gated_mlp import GatedMLP
 from bilinear_circuits.models.running import capture_mlp, model_device
 from bilinear_circuits.runs.metrics import CrossEntropy
 from bilinear_circuits.runs.runs import measure
@@ -21,6 +23,9 @@ from bilinear_circuits.utilities.display import Shown, Tabled
 from bilinear_circuits.utilities.progress import Progress, silent
 
 _STORIES_PER_BATCH = 32
+
+Fit = Literal["gates", "output", "transcoder"]
+"""How much of a bilinear layer is fitted to one with other gates: the functions on gates, W_out too, or everything."""
 
 Replacement = BilinearMLP | CubicMLP
 """A layer fitted to an MLP that is not bilinear."""
@@ -49,6 +54,46 @@ def mlp_inputs(
         for layer in layers:
             found[layer].append(captured[layer].x[mask[rows, :width]])
     return {layer: torch.cat(parts) for layer, parts in found.items()}
+
+
+def read_layers(
+    model: nn.Module,
+    layers: Sequence[int],
+    fit: Fit | None,
+    tokens: Callable[[], StoryTokens],
+    progress: Progress = silent,
+) -> dict[int, BilinearMLP]:
+    """Read MLPs of a model: as they are where they are bilinear, and by fits where they have other gates.
+
+    Args:
+        model: The model.
+        layers: The layers.
+        fit: How bilinear layers are fitted to others: affine functions on "gates"; their "output" matrix solved again,
+            too; or all matrices by gradient descent, a "transcoder". None refuses such layers.
+        tokens: Makes the stories on which they are fitted, where there are such layers.
+        progress: Wraps the loops.
+
+    Raises:
+        NotBilinearError: If a layer has no gate, or another than a linear one and `fit` is None.
+        ValueError: See `BilinearMLP.from_model` and `GatedMLP.from_model`; or for another fit.
+    """
+    if fit not in (None, *get_args(Fit)):
+        raise ValueError(f"approximate must be one of {', '.join(get_args(Fit))}, got {fit!r}.")
+    found: dict[int, BilinearMLP] = {}
+    others: dict[int, GatedMLP] = {}
+    for layer in layers:
+        try:
+            found[layer] = BilinearMLP.from_model(model, layer)
+        except NotBilinearError:
+            if fit is None:
+                raise
+            others[layer] = GatedMLP.from_model(model, layer)
+    inputs = mlp_inputs(model, tokens(), list(others), progress) if others else {}
+    settings = TranscoderSettings() if fit == "transcoder" else None
+    for layer, gated in others.items():
+        solve = fit != "gates"
+        found[layer] = gated.bilinear(inputs.pop(layer), solve_output=solve, transcoder=settings, progress=progress)
+    return {layer: found[layer] for layer in layers}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
