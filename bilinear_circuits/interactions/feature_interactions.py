@@ -17,6 +17,7 @@ from bilinear_circuits.dictionaries.dictionary import Dictionary, as_dictionary
 from bilinear_circuits.interactions.fit import check_fits
 from bilinear_circuits.interactions.ledger import Ledger, PairContributions, account
 from bilinear_circuits.interactions.pairs import coefficients
+from bilinear_circuits.models.approximation import Approximation
 from bilinear_circuits.models.bilinear_mlp import BilinearMLP
 from bilinear_circuits.sweep import (
     InteractionStatistics,
@@ -39,6 +40,20 @@ if TYPE_CHECKING:
 
 LEAST_RECOVERED = 0.5
 """Of the variance of an MLP's output, by a layer fitted to it. Below, numbers say more of the fit than of the MLP."""
+
+
+def check_recovered(fit: Approximation | None, layer: int, least: float) -> None:
+    """Refuse a layer fitted to a gated MLP that recovers too little of its output.
+
+    Raises:
+        ValueError: If it does.
+    """
+    if fit is not None and fit.recovered < least:
+        raise ValueError(
+            f"mlp must recover {least:.2f} of the variance of the MLP output or more, got {fit.recovered:.2f} in layer"
+            f" {layer}: {fit}. Fit it nearer, with solve_output=True or transcoder=TranscoderSettings() (--approximate"
+            f" output or transcoder), or pass least_recovered={int(100 * fit.recovered) / 100:.2f}."
+        )
 
 
 class FeatureInteractions:
@@ -87,12 +102,7 @@ class FeatureInteractions:
                 f"mlp must read an activation after the norm, got layer {mlp.layer} on the residual stream, where"
                 " pre-activations would lack the norm's scale. Use the MLP as from_model gives it."
             )
-        if mlp.recovered < least_recovered:
-            raise ValueError(
-                f"mlp must recover {least_recovered:.2f} of the variance of the MLP output or more, got"
-                f" {mlp.recovered:.2f} in layer {mlp.layer}: {mlp.approximation}. Fit it nearer, with"
-                f" solve_output=True or transcoder=TranscoderSettings(), or pass least_recovered={mlp.recovered:.2f}."
-            )
+        check_recovered(mlp.approximation, mlp.layer, least_recovered)
         sae_in = Dictionary.coordinates(mlp.tensor.d_in, mlp.hook_in) if sae_in is None else as_dictionary(sae_in)
         sae_out = Dictionary.coordinates(mlp.tensor.d_out, mlp.hook_out) if sae_out is None else as_dictionary(sae_out)
         check_fits("sae_in", sae_in, mlp.tensor.d_in, mlp.hook_in, mlp.input_aliases, mlp.layer)

@@ -1,6 +1,6 @@
 """What a layer with a polynomial on each gate stands for, and how near it is."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -104,3 +104,10 @@ class CubicMLP(Brief):
     def __call__(self, x: Float[Tensor, "*n d_in"]) -> Float[Tensor, "*n d_model"]:
         """Output of the layer for activations at `hook_in`."""
         return self.tensor(x)
+
+    def to(self, target: torch.dtype | torch.device | str) -> "CubicMLP":
+        """Copy the MLP in another dtype or to another device."""
+        fit = replace(self.approximation, original=self.approximation.original.to(target))
+        norm = None if self.norm is None else RMSNorm(self.norm.weight.to(target), self.norm.eps)
+        tensor = CubicTensor(self.tensor.weights.to(target), self.tensor.coefficients.to(target))
+        return replace(self, tensor=tensor, norm=norm, approximation=fit)
