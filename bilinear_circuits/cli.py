@@ -32,6 +32,7 @@ VERBS = {
     "features": "sae.commands.features",
     "names": "bilinear_circuits.command_line.names",
     "graph": "bilinear_circuits.commands.graph",
+    "approximate": "bilinear_circuits.commands.approximate",
     "paths": "bilinear_circuits.commands.paths",
     "heads": "bilinear_circuits.commands.heads",
     "interactions": "bilinear_circuits.commands.interactions",

@@ -185,7 +185,7 @@ def _settings(arguments: Arguments, started: dict[str, Any]) -> dict[str, Any]:
     """What decides the result of a shard, as plain data, with the weights and text that are read."""
     from bilinear_circuits.sweep import fastest_precision
 
-    names = ("layer", "k", "per_feature", "order", "features", "coactive", "shard_size")
+    names = ("layer", "k", "per_feature", "order", "features", "coactive", "shard_size", "approximate")
     settings = {name: getattr(arguments, name) for name in names} | {
         **records.layer_hashes(arguments, arguments.layer),
     }

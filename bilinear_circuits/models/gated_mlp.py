@@ -117,6 +117,23 @@ class GatedMLP(Brief):
         """
         return _bilinear(self, activity, solve_output, transcoder, progress)
 
+    @torch.no_grad()
+    def approximated_by(self, tensor: InteractionTensor, activity: Float[Tensor, "n d_in"], method: str) -> BilinearMLP:
+        """Put a bilinear layer that was fitted elsewhere in the place of this one, and measure it as `bilinear` does.
+
+        Args:
+            tensor: The layer.
+            activity: Inputs of the MLP, of which the last tenth is measured on.
+            method: How the layer was made, in words.
+
+        Raises:
+            TypeError: If the inputs are no tensor.
+            ValueError: If they are not finite rows of d_in numbers, or fewer than two.
+        """
+        fitted, held_out = _divided(self, activity)
+        fit = _measured(self, tensor, method, _gate_fit(self, fitted, 1), fitted, held_out)
+        return replace(self.with_tensor(tensor), approximation=fit)
+
     def cubic(self, activity: Float[Tensor, "n d_in"]) -> CubicMLP:
         """Fit a cubic layer to this one: a quadratic function c0 + c1 g + c2 g^2 in place of the one on each gate.
 
