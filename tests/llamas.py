@@ -59,6 +59,7 @@ def random_llama(kind="bilinear", n_layers=2, n_heads=4, n_groups=2, seed=0, **s
         "tied": (hf.LlamaConfig, hf.LlamaForCausalLM, {"hidden_act": "gelu", "tie_word_embeddings": True}),
         "biased": (hf.LlamaConfig, hf.LlamaForCausalLM, {"attention_bias": True, "mlp_bias": True}),
         "mistral": (hf.MistralConfig, hf.MistralForCausalLM, {"sliding_window": 3}),
+        "qwen2": (hf.Qwen2Config, hf.Qwen2ForCausalLM, {}),
         "qwen3": (hf.Qwen3Config, hf.Qwen3ForCausalLM, {}),
         "gemma": (hf.GemmaConfig, hf.GemmaForCausalLM, {}),
         "gemma2": (

@@ -35,6 +35,7 @@ VERBS = {
     "inspect": "inspect PLACE --layer 1 --feature 3 --n-stories 40 --out OUT",
     "features": "features PLACE --layer 1 --feature 0 1 2 --neuronpedia --n-stories 40 --out OUT",
     "graph": "graph PLACE --layer 1 --feature 0 1 2 3 4 5 6 7 --prompt TEXT --n-stories 40 --out OUT",
+    "approximate": "approximate --model MODEL --corpus CORPUS --held-out 20 --steps 5 --out OUT",
     "paths": "paths --model MODEL --saes SAES --layers 1 --prompt TEXT --out OUT",
     "heads": "heads --model MODEL --n-tokens 12 --n-distances 6 --out OUT",
     "interactions": "interactions PLACE --layer 1 --k 9 --shard-size 5 --coactive --n-stories 40 --out OUT",
@@ -50,7 +51,7 @@ OTHERS = {  # which write no folder of their own
     "sample": "sample --model MODEL --n 3 --max-tokens 8 --out OUT",
     "names": "names PLACE --n-stories 40 --replace",
 }
-RESUMABLE = ("features", "interactions", "train", "train-sae")
+RESUMABLE = ("features", "interactions", "train", "train-sae", "approximate")
 
 
 def asked(verb, world, out):

@@ -114,7 +114,8 @@ def _payload(proofs: "CircuitProofs", source: dict[str, Any]) -> dict[str, Any]:
     from bilinear_circuits.report.payload import plain
 
     content = {
-        **asdict(proofs),
+        **asdict(replace(proofs, agreements={})),
+        "agreements": {layer: one.table() for layer, one in proofs.agreements.items()},
         "proofs": [
             {"name": proof.name, **asdict(proof), "exactness": _exactness(proof.exactness)} for proof in proofs.proofs
         ],

@@ -24,6 +24,13 @@ def tables(proofs: "CircuitProofs", tokenizer: Any) -> str:
     for joint in proofs.joint:
         lines += ["", f"== {' + '.join(joint.names)}, circuits of one pole"]
         lines += [_line("removed together", joint.together), _line("sum of each removed alone", joint.sum)]
+    for layer, agreement in proofs.agreements.items():
+        lines += ["", f"== layer {layer} is read through a fit: removals that it predicts, in the model's own MLP"]
+        columns = zip(*agreement.table().values(), strict=True)
+        lines += [
+            f"  {kind:<9} {n:>6,} removals, correlation {r:.3f}, slope {one:.2f}, median of a feature {median:.3f}"
+            for kind, n, r, one, median in columns
+        ]
     return "\n".join(lines)
 
 

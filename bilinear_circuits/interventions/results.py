@@ -7,6 +7,7 @@ from bilinear_circuits.interactions.bounds import TruncationError
 from bilinear_circuits.interactions.completeness import CircuitCompleteness
 from bilinear_circuits.interactions.pairs import Pairs
 from bilinear_circuits.interventions.ablations import CircuitAblation, Dose, NodeAblation
+from bilinear_circuits.interventions.agreement import RemovalAgreement
 from bilinear_circuits.interventions.complement import ComplementTests
 from bilinear_circuits.interventions.controls import NonsenseTask, OtherFeature
 from bilinear_circuits.interventions.edges import EdgeEffects, EdgeExactness
@@ -132,6 +133,8 @@ class CircuitProofs(Result):
         labels: Names of the input features of all edges measured, by layer and feature: the tokens that tell most about
             their activation.
         untested: Circuits that could not be tested, and why: those active at too few sites.
+        agreements: By layer, where it was read through one fitted to it: removals as that predicts them, beside what
+            the model's own MLP does.
     """
 
     query: CircuitQuery
@@ -142,3 +145,4 @@ class CircuitProofs(Result):
     joint: tuple[JointRemoval, ...]
     labels: dict[str, dict[str, str]]
     untested: dict[str, str] = field(default_factory=dict)
+    agreements: dict[str, RemovalAgreement] = field(default_factory=dict)

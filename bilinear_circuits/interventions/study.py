@@ -1,5 +1,6 @@
 """The circuits of a search, each proved by interventions on stories that the search did not rank on."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,13 +13,16 @@ from bilinear_circuits.circuits.search import story_parts
 from bilinear_circuits.circuits.target import Searched, Target
 from bilinear_circuits.data.stories import StoryTokens
 from bilinear_circuits.interactions.activity import LayerActivity, collect_activity
+from bilinear_circuits.interactions.cubic_interactions import CubicInteractions
 from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 from bilinear_circuits.interactions.naming import FeatureNames
+from bilinear_circuits.interventions.agreement import RemovalAgreement, removal_agreement
 from bilinear_circuits.interventions.controls import other_sites
 from bilinear_circuits.interventions.edges import UntestableError
 from bilinear_circuits.interventions.joint import JointRemoval, joint_removal
 from bilinear_circuits.interventions.proof import ProofPlace, prove_interventions, removal_of
 from bilinear_circuits.interventions.results import CircuitProofs, InterventionProof, ProofSettings
+from bilinear_circuits.models.gated_mlp import GatedMLP
 from bilinear_circuits.models.running import context_length, unembedding
 from bilinear_circuits.runs import Runs, Sites
 from bilinear_circuits.utilities.kinds import check_kind
@@ -88,7 +92,23 @@ def prove_circuits(
     ordered = tuple(proofs[index] for index in sorted(proofs))
     joint = _joint(model, activity, sites, tokens, [targets[index] for index in sorted(proofs)], ordered, seed)
     n_tokens, labels = len(next(iter(activity.values())).x), _labels(activity, ordered, tokenizer)
-    return CircuitProofs(search.query, settings, seed, n_tokens, ordered, joint, labels, untested)
+    agreements = _agreements(activity, ordered, plan.rank, seed)
+    return CircuitProofs(search.query, settings, seed, n_tokens, ordered, joint, labels, untested, agreements)
+
+
+def _agreements(
+    activity: Mapping[int, LayerActivity], proofs: Sequence[InterventionProof], rank: int, seed: int
+) -> dict[str, RemovalAgreement]:
+    """What fitted layers predict of removals, beside the model's own MLPs, on the features of the circuits."""
+    found: dict[str, RemovalAgreement] = {}
+    for layer, corpus in activity.items():
+        fit = corpus.interactions.mlp.approximation
+        features = [proof.feature for proof in proofs if proof.layer == layer]
+        if fit is not None and isinstance(fit.original, GatedMLP) and features:
+            sides = (corpus.interactions.sae_in, corpus.interactions.sae_out)
+            cubic = CubicInteractions(fit.original.cubic(corpus.x), *sides, least_recovered=-math.inf)
+            found[str(layer)] = removal_agreement(corpus, features, cubic, rank, seed=seed)
+    return found
 
 
 def _labels(

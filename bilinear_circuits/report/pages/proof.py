@@ -90,10 +90,17 @@ def _overview(proofs: CircuitProofs) -> list[Part]:
         Part(
             "Edges, predicted and measured",
             Table.of(_EXACT, map(_exact, proofs.proofs)),
-            "On the pre-activation the prediction is exact, up to rounding. On the poles it takes the direct path"
-            " alone,"
-            " with the scale of the final norm held: what later layers make of it is the difference.",
+            ("" if proofs.agreements else "On the pre-activation the prediction is exact, up to rounding. ")
+            + "On the poles the prediction takes the direct path alone, with the scale of the final norm held: what"
+            " later layers make of it is the difference.",
             "edges",
+        ),
+        Part(
+            "Fitted layers and the model's own MLPs",
+            Table.of(_AGREEMENT, _agreements(proofs)),
+            "These layers are not bilinear: they are read through layers fitted to them. Here what those predict of"
+            " removals from the MLP input stands beside what the model's own MLP does to the pre-activation.",
+            "fits",
         ),
         Part(
             "What tells the damage of an edge",
@@ -150,6 +157,25 @@ def _removal(one: InterventionProof) -> tuple[str, ...]:
         span([other.effect.mean for other in one.other_features]),
         number(one.nonsense.p_value),
     )
+
+
+_AGREEMENT = (
+    NAME,
+    Column("removed", "text"),
+    Column("removals", "n"),
+    Column("r", "n", "Correlation over all removals."),
+    Column("slope", "n", "Measured per unit predicted."),
+    Column("r of a feature", "n", "Median over features."),
+)
+
+
+def _agreements(proofs: CircuitProofs) -> list[tuple[Any, ...]]:
+    """One row for each fitted layer and kind of removal."""
+    return [
+        (f"layer {layer}", kind, f"{n:,}", number(r, 3), number(one, 2), number(median, 3))
+        for layer, agreement in proofs.agreements.items()
+        for kind, n, r, one, median in zip(*agreement.table().values(), strict=True)
+    ]
 
 
 _EXACT = (

@@ -1,0 +1,324 @@
+"""Ordinary models read through fitted layers: losses, removals, a stock Llama of them, and the verbs."""
+
+import json
+
+import pytest
+import torch
+from helpers import assert_near, randn, refused
+from llamas import random_llama
+from planted import interactions_of, random_dictionary, random_stories, tiny_llama, word_tokenizer
+from transformers import AutoModelForCausalLM
+
+import bilinear_circuits as bc
+from bilinear_circuits.data.stories import tokenize_stories
+from bilinear_circuits.interactions.activity import LayerActivity
+from bilinear_circuits.interactions.cubic_interactions import CubicInteractions
+from bilinear_circuits.interventions.agreement import mixed_difference, removal_agreement
+from bilinear_circuits.models.bilinear_mlp import NotBilinearError
+from bilinear_circuits.models.gated_mlp import GatedMLP
+from bilinear_circuits.runs.replacement import measure_replacements, mlp_inputs, read_layers
+from bilinear_circuits.surgery.bilinear_llama import bilinear_llama
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_llama(act="silu")
+
+
+@pytest.fixture(scope="module")
+def tokens():
+    return tokenize_stories(random_stories(40), word_tokenizer(), 16)
+
+
+@pytest.fixture(scope="module")
+def inputs(model, tokens):
+    return mlp_inputs(model, tokens, range(3))
+
+
+def replaced(model, layers):
+    """A copy of the model whose MLPs are other functions, put there by hand."""
+    import copy
+
+    class Other(torch.nn.Module):
+        def __init__(self, function):
+            super().__init__()
+            self.function = function
+
+        def forward(self, x):
+            return self.function(x)
+
+    other = copy.deepcopy(model)
+    for layer, function in layers.items():
+        other.model.layers[layer].mlp = Other(function)
+    return other
+
+
+def loss_of(model, tokens):
+    """Mean cross-entropy over every token that another follows."""
+    total, n = 0.0, 0
+    for ids, mask in zip(tokens.ids, tokens.mask, strict=True):
+        ids = ids[: int(mask.sum()) + 1].unsqueeze(0)
+        logits = model(ids).logits[0, :-1]
+        total += torch.nn.functional.cross_entropy(logits, ids[0, 1:], reduction="sum").item()
+        n += len(logits)
+    return total / n
+
+
+def test_inputs_are_those_of_every_token_in_order(model, tokens, inputs):
+    rows = []
+    for ids, mask in zip(tokens.ids, tokens.mask, strict=True):
+        seen = []
+        hook = model.model.layers[1].mlp.register_forward_pre_hook(lambda module, args, seen=seen: seen.append(args[0]))
+        model(ids[: int(mask.sum()) + 1].unsqueeze(0))
+        hook.remove()
+        rows.append(seen[0][0])
+    assert_near(inputs[1], torch.cat(rows).detach(), 1e-5)
+
+
+def test_losses_are_those_of_a_model_changed_by_hand(model, tokens, inputs):
+    fits = [GatedMLP.from_model(model, layer).bilinear(inputs[layer]) for layer in (0, 2)]
+    found = measure_replacements(model, tokens, fits)
+    assert found.base == pytest.approx(loss_of(model, tokens), rel=1e-5)
+    functions = {
+        "replaced": [fit.tensor for fit in fits],
+        "linear": [fit.approximation.linear for fit in fits],
+        "without": [torch.zeros_like, torch.zeros_like],
+    }
+    for name, (first, last) in functions.items():
+        cases = ({0: first}, {2: last}, {0: first, 2: last})
+        expected = [loss_of(replaced(model, case), tokens) for case in cases]
+        assert getattr(found, name).tolist() == pytest.approx(expected, rel=1e-5)
+    table = found.table()
+    assert table["layer"] == ["0", "2", "all"]
+    assert table["recovered"][2] == pytest.approx(
+        ((found.without[2] - found.replaced[2]) / (found.without[2] - found.base)).item()
+    )
+    with refused(ValueError, r"layers must be of one block or more, each once, got layers \[0, 0\]"):
+        measure_replacements(model, tokens, [fits[0], fits[0]])
+    bilinear = bc.BilinearMLP.from_model(tiny_llama(), 0)
+    with refused(ValueError, "layers must be fits to MLPs, such as GatedMLP.bilinear makes, got layer 0"):
+        measure_replacements(model, tokens, [bilinear])
+
+
+def test_layers_are_read_exactly_where_they_are_bilinear_and_by_fits_elsewhere(tokens):
+    mixed = tiny_llama(act="silu")
+    mixed.model.layers[1].mlp.act_fn = torch.nn.Identity()
+    asked = []
+
+    def stories():
+        asked.append(True)
+        return tokens
+
+    exact = read_layers(mixed, [1], None, stories)
+    assert exact[1].approximation is None
+    assert asked == []
+    with refused(NotBilinearError, "SiLU gate.*--approximate gates.*bilinear-circuits approximate"):
+        read_layers(mixed, [0, 1], None, stories)
+    fvu = []
+    for fit in ("gates", "output"):
+        found = read_layers(mixed, [2, 1, 0], fit, stories)
+        assert [*found] == [2, 1, 0]
+        assert found[1].approximation is None
+        fvu.append(found[0].approximation.fvu)
+    assert fvu[1] < fvu[0]
+    with refused(ValueError, "approximate must be one of gates, output, transcoder, got 'all'"):
+        read_layers(mixed, [0], "all", stories)
+
+
+def test_mixed_differences_are_the_terms_of_a_polynomial():
+    x, parts = randn(5, 4), [randn(5, 4, seed=seed) for seed in (1, 2, 3)]
+    G, U = randn(4, 6, seed=4), randn(4, 6, seed=5)
+    cubic = mixed_difference(lambda rows: ((rows @ G).square() * (rows @ U)).sum(1), x, parts)
+    a, b, c = (part @ G for part in parts)
+    d, e, f = (part @ U for part in parts)
+    assert_near(cubic, 2 * (a * b * f + a * e * c + d * b * c).sum(1), 1e-9)
+    assert_near(mixed_difference(lambda rows: (rows @ G).sum(1), x, parts[:2]), torch.zeros(5).double(), 1e-9)
+
+
+def test_removals_agree_exactly_for_bilinear_layers_and_nearly_for_cubic_ones(model, inputs):
+    bilinear = interactions_of(tiny_llama(), 1)
+    x = randn(300, 12, dtype=torch.float32)
+    found = removal_agreement(LayerActivity.of(bilinear, x), range(6), rank=2, n_tokens=9, n_largest=5)
+    for one in (found.forms, found.pairs):
+        assert one.correlation == pytest.approx(1, abs=1e-9)
+        assert one.slope == pytest.approx(1, abs=1e-5)
+    assert len(found.forms.predicted) <= 9 * found.n_features
+    assert len(found.triples.predicted) == 0
+
+    gated = GatedMLP.from_model(model, 1)
+    sides = (bilinear.sae_in, bilinear.sae_out)
+    fitted = bc.FeatureInteractions(gated.bilinear(inputs[1]), *sides, least_recovered=0.0)
+    cubic = CubicInteractions(gated.cubic(inputs[1]), *sides, least_recovered=0.0)
+    near = removal_agreement(LayerActivity.of(fitted, inputs[1]), range(19), cubic)
+    table = near.table()
+    assert table["removed"] == ["rank 2", "pairs", "triples"]
+    assert table["n"][2] > 20
+    assert 0.5 < table["correlation"][0] < 0.9999
+    assert table["correlation"][2] > 0.8
+    with refused(ValueError, "features must be active at two tokens or more, got 1 that are not"):
+        removal_agreement(LayerActivity.of(bilinear, x[:1]), [0])
+    with refused(TypeError, "rank must be an int"):
+        removal_agreement(LayerActivity.of(bilinear, x), [0], rank="2")
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"), [("silu", {}), ("tied", {}), ("mistral", {"sliding_window": None}), ("qwen2", {})]
+)
+def test_a_stock_llama_of_fitted_layers_is_the_model_with_them_in_place(kind, settings, tmp_path):
+    model = random_llama(kind, **settings)
+    x = randn(500, 12, dtype=torch.float32)
+    layers = {layer: GatedMLP.from_model(model, layer).bilinear(x) for layer in range(2)}
+    bilinear_llama(model, layers).save_pretrained(tmp_path)
+    written = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert (written.config.model_type, written.config.hidden_act) == ("llama", "linear")
+    ids = torch.arange(9).unsqueeze(0) + 3
+    expected = replaced(model, {layer: one.tensor for layer, one in layers.items()})(ids).logits
+    assert_near(written(ids).logits.detach(), expected.detach(), 1e-4)
+    for layer, one in layers.items():
+        read = bc.BilinearMLP.from_model(written, layer)
+        assert_near(read.tensor.W_gate, one.tensor.W_gate, 1e-6)
+        assert_near(read.tensor.b_gate, one.tensor.b_gate, 1e-6)
+
+
+def test_models_that_no_llama_is_equal_to_are_refused():
+    x = randn(50, 12, dtype=torch.float32)
+    for kind, message in (
+        ("mistral", "model must attend to its whole context .*, got a window of 3 of 32 tokens"),
+        ("gemma", "model must be a llama, mistral, qwen2 to be written as a stock Llama, got 'gemma'"),
+    ):
+        model = random_llama(kind)
+        layers = {layer: GatedMLP.from_model(model, layer).bilinear(x) for layer in range(2)}
+        with refused(ValueError, message):
+            bilinear_llama(model, layers)
+    model = random_llama("silu")
+    with refused(ValueError, r"layers must hold one for every block, 0 to 1, got \[1\]"):
+        bilinear_llama(model, {1: GatedMLP.from_model(model, 1).bilinear(x)})
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """A model with SiLU gates, dictionaries and stories, as folders."""
+    root = tmp_path_factory.mktemp("gated")
+    model = tiny_llama(act="silu")
+    model.save_pretrained(root / "model")
+    word_tokenizer().save_pretrained(root / "model")
+    for layer in (1, 2):
+        for width, side, seed in ((17, "hook_in", 0), (19, "hook_out", 100)):
+            hook = f"blocks.{layer}.mlp.{side}"
+            random_dictionary(12, width, hook, seed=seed + layer).save(root / "saes" / hook)
+    lines = [f"{story} the cat sat at home ." for story in random_stories(120)]
+    (root / "stories.txt").write_text("\n<|endoftext|>\n".join(lines))
+    return root
+
+
+@pytest.fixture
+def verb(world):
+    from bilinear_circuits.cli import main
+
+    def run(name, *arguments):
+        place = ["--model", world / "model", "--corpus", world / "stories.txt"]
+        saes = [] if name == "approximate" else ["--saes", world / "saes"]
+        return main([str(one) for one in (name, *place, *saes, *arguments)])
+
+    return run
+
+
+@pytest.mark.parametrize("fit", ["gates", "transcoder"])
+def test_approximate_writes_a_model_that_all_verbs_read(fit, verb, tmp_path, capsys):
+    out = tmp_path / "near"
+    assert verb("approximate", "--held-out", 20, "--fit", fit, "--steps", 20, "--out", out) == 0
+    said = capsys.readouterr().out
+    assert "in place of SiLU gates, fitted on" in said
+    assert "\n  all  " in said
+    record = json.loads((out / "approximate.json").read_text())
+    assert record["layer"] == ["0", "1", "2", "all"]
+    assert {file.name for file in (out / "fits").iterdir()} == {f"layer-{layer}.safetensors" for layer in range(3)}
+    assert not (out / "run.json").exists()
+    model = AutoModelForCausalLM.from_pretrained(out)
+    assert model.config.mlp_bias
+    assert bc.BilinearMLP.from_model(model, 1).probe_error < 1e-4
+    assert verb("lowrank", "--model", out, "--ranks", 1, "--min-active", 3) == 0
+    assert "in place of" not in capsys.readouterr().out  # its layers are bilinear
+    assert verb("approximate", "--held-out", 20, "--fit", fit, "--steps", 20, "--out", out) == 2
+    assert "a finished one" in capsys.readouterr().err
+
+
+def test_order_two_and_single_layers_write_no_model(verb, tmp_path, capsys):
+    from safetensors.torch import load_file
+
+    assert verb("approximate", "--order", 2, "--held-out", 20, "--layers", 1, "--out", tmp_path / "two") == 0
+    assert "quadratic functions in place of SiLU gates" in capsys.readouterr().out
+    assert load_file(tmp_path / "two/fits/layer-1.safetensors")["coefficients"].shape == (14, 3)
+    assert not (tmp_path / "two/config.json").exists()
+
+
+def test_a_fit_that_was_killed_goes_on(verb, tmp_path, monkeypatch, capsys):
+    from bilinear_circuits.commands import approximate
+
+    asked = ("--held-out", 20, "--fit", "transcoder", "--steps", 10, "--out", tmp_path / "out")
+    assert verb("approximate", *asked[:-1], tmp_path / "whole") == 0
+    fit, calls = approximate._fit, []
+
+    def fit_until_killed(arguments, gated, inputs):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(gated.layer)
+        return fit(arguments, gated, inputs)
+
+    monkeypatch.setattr(approximate, "_fit", fit_until_killed)
+    assert verb("approximate", *asked) == 130
+    monkeypatch.setattr(approximate, "_fit", fit)
+    (tmp_path / "out/fits/layer-0.safetensors").touch()
+    assert verb("approximate", *asked) == 0
+    whole, resumed = (json.loads((tmp_path / name / "approximate.json").read_text()) for name in ("whole", "out"))
+    assert whole["change"] == pytest.approx(resumed["change"], rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--layers", "7"], "layers must be between 0 and 2"),
+        (["--held-out", "500"], "corpus must hold more stories than the 500 held out"),
+        (["--steps", "0"], "steps must be at least 1, got 0"),
+    ],
+)
+def test_what_cannot_be_fitted_is_refused_in_one_line(arguments, message, verb, tmp_path, capsys):
+    assert verb("approximate", *arguments, "--out", tmp_path / "out") == 2
+    assert message in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+def test_verbs_read_other_gates_if_asked_to_and_say_what_is_recovered(verb, tmp_path, capsys):
+    out = tmp_path / "low"
+    few = ("--ranks", 1, "--min-active", 3, "--n-stories", 60)
+    assert verb("lowrank", *few, "--out", out) == 2
+    assert "It applies a SiLU gate" in capsys.readouterr().err.splitlines()[-1]
+    assert verb("lowrank", *few, "--approximate", "output", "--least-recovered", 0, "--out", out) == 0
+    assert "layer 1: affine functions, W_out solved again, in place of SiLU gates," in capsys.readouterr().out
+    provenance = json.loads((out / "lowrank.json").read_text())["provenance"]
+    assert set(provenance["approximations"]) == {"1", "2"}
+    assert "of the MLP output's variance recovered" in provenance["approximations"]["2"]
+    assert verb("lowrank", *few, "--approximate", "gates", "--least-recovered", 0.9999) == 2
+    assert "mlp must recover 1.00 of the variance" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_proofs_of_fitted_layers_say_what_the_model_does(verb, world, tmp_path, capsys):
+    import yaml
+    from verbs import QUERY, QUICK_PROOF
+
+    (tmp_path / "query.yaml").write_text(yaml.safe_dump(QUERY))
+    fit = ("--approximate", "output", "--least-recovered", 0)
+    assert verb("circuits", tmp_path / "query.yaml", *fit, "--n-stories", 120, "--out", tmp_path / "found") == 0
+    assert "is no bilinear MLP" in (tmp_path / "found/report.html").read_text()
+    circuit = tmp_path / "found/circuit.json"
+    assert verb("prove", circuit, *fit, "--out", tmp_path / "proved", *QUICK_PROOF) == 0
+    said = capsys.readouterr().out
+    assert "is read through a fit: removals that it predicts, in the model's own MLP" in said
+    assert "  rank 2 " in said
+    assert "  triples " in said
+    page = (tmp_path / "proved/report.html").read_text()
+    assert "Fitted layers and the model&#39;s own MLPs" in page
+    assert "up to rounding" not in page
+    proofs = bc.CircuitProofs.load(tmp_path / "proved")
+    agreement = next(iter(proofs.agreements.values()))
+    assert agreement.table()["removed"][1] == "pairs"
