@@ -15,15 +15,15 @@ from bilinear_circuits.data.stories import StoryTokens, tokenize_stories
 from bilinear_circuits.data.token_texts import TokenTexts
 from bilinear_circuits.discovery import DiscoverySearch, DiscoverySettings, discover
 from bilinear_circuits.interactions.activity import LayerActivity, collect_activity
-from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
+from bilinear_circuits.interactions.feature_interactions import FeatureInteractions, approximations
 from bilinear_circuits.interactions.naming import FeatureNames
 from bilinear_circuits.interactions.profiles import FeatureProfile, profile_feature
 from bilinear_circuits.interventions import CircuitProofs, ProofSettings, prove_circuits
-from bilinear_circuits.models.bilinear_mlp import BilinearMLP
 from bilinear_circuits.models.running import context_length, unembedding
 from bilinear_circuits.prompts.accounts import PromptAccount, explain_prompt, prompt_tokens
 from bilinear_circuits.report import circuits_page
 from bilinear_circuits.report.pages import discovery_page, proof_page
+from bilinear_circuits.runs.replacement import FIT_STORIES, Fit, read_layers
 from bilinear_circuits.surgery import FormEdit, edit_model
 from bilinear_circuits.utilities.devices import check_device
 from bilinear_circuits.utilities.feature import Feature
@@ -74,6 +74,7 @@ class Workspace:
         device: str = "cpu",
         seed: int = 0,
         progress: Progress = bar,
+        approximate: Fit | None = None,
     ) -> "Workspace":
         """Load a model, dictionaries and stories.
 
@@ -86,6 +87,8 @@ class Workspace:
             device: Where to compute.
             seed: Seed of everything random.
             progress: Wraps the long loops: bars on stderr by default; `utilities.progress.silent` shows nothing.
+            approximate: How bilinear layers are fitted to MLPs with other gates, on the first 300 stories; see
+                `runs.replacement.read_layers`. By default such models are refused.
 
         Raises:
             FileNotFoundError: If the model, a dictionary or the corpus is missing.
@@ -104,9 +107,13 @@ class Workspace:
         stories = tuple(found.read(n_stories))
         chosen = _chosen(layers, zoo.dictionary_layers(saes), saes)
         bridge = zoo.load_model(model, device)
+
+        def fit_tokens() -> StoryTokens:
+            return tokenize_stories(stories[:FIT_STORIES], bridge.tokenizer, context_length(bridge))
+
+        mlps = read_layers(bridge, chosen, approximate, fit_tokens, progress)
         interactions = tuple(
-            FeatureInteractions(BilinearMLP.from_model(bridge, layer), *zoo.load_dictionaries(layer, saes, device))
-            for layer in chosen
+            FeatureInteractions(mlp, *zoo.load_dictionaries(layer, saes, device)) for layer, mlp in mlps.items()
         )
         return cls(model, saes, found, bridge, interactions, stories, seed, progress)
 
@@ -125,6 +132,7 @@ class Workspace:
         """Versions, commit, hashes and seed, which it takes to repeat a result."""
         dictionaries = [dictionary for layer in self.interactions for dictionary in (layer.sae_in, layer.sae_out)]
         source = provenance(self.model_name, self.saes, dictionaries, self.corpus, len(self.stories))
+        source |= approximations(self.interactions)
         return source | {"config": {"seed": self.seed, "layers": [layer.mlp.layer for layer in self.interactions]}}
 
     def layer(self, layer: int) -> FeatureInteractions:

@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
 
 T = TypeVar("T")
-_FIT_STORIES = 300
 
 
 def check_ranks(name: str, ranks: Sequence[int], model: str) -> None:
@@ -140,8 +139,9 @@ def _fit_tokens(arguments: CommonArguments, corpus: "Corpus | None", model: Any)
     from bilinear_circuits.command_line.corpus import corpus_of
     from bilinear_circuits.data.stories import tokenize_stories
     from bilinear_circuits.models.running import context_length
+    from bilinear_circuits.runs.replacement import FIT_STORIES
 
-    stories = (corpus or corpus_of(arguments)).read(_FIT_STORIES)
+    stories = (corpus or corpus_of(arguments)).read(FIT_STORIES)
     return tokenize_stories(stories, model.tokenizer, context_length(model))
 
 

@@ -56,6 +56,12 @@ def check_recovered(fit: Approximation | None, layer: int, least: float) -> None
         )
 
 
+def approximations(interactions: "Sequence[FeatureInteractions]") -> dict[str, dict[str, str]]:
+    """Say in a provenance which layers are fits to others, and what they recover; nothing where none is."""
+    fits = {str(one.mlp.layer): str(one.mlp.approximation) for one in interactions if one.mlp.approximation is not None}
+    return {"approximations": fits} if fits else {}
+
+
 class FeatureInteractions:
     """An MLP between two dictionaries: every output feature as a quadratic form of the input features.
 

@@ -23,6 +23,8 @@ from bilinear_circuits.utilities.display import Shown, Tabled
 from bilinear_circuits.utilities.progress import Progress, silent
 
 _STORIES_PER_BATCH = 32
+FIT_STORIES = 300
+"""Stories that layers are fitted on, unless it is said otherwise."""
 
 Fit = Literal["gates", "output", "transcoder"]
 """How much of a bilinear layer is fitted to one with other gates: the functions on gates, W_out too, or everything."""
