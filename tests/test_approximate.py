@@ -253,22 +253,21 @@ def test_order_two_and_single_layers_write_no_model(verb, tmp_path, capsys):
 
 
 def test_a_fit_that_was_killed_goes_on(verb, tmp_path, monkeypatch, capsys):
-    from bilinear_circuits.commands import approximate
+    from bilinear_circuits.commands.approximate_models import Work
 
     asked = ("--held-out", 20, "--fit", "transcoder", "--steps", 10, "--out", tmp_path / "out")
     assert verb("approximate", *asked[:-1], tmp_path / "whole") == 0
-    fit, calls = approximate._fit, []
+    fit, calls = Work._new_fit, []
 
-    def fit_until_killed(arguments, gated, inputs):
+    def fit_until_killed(self, gated, inputs):
         if len(calls) == 2:
             raise KeyboardInterrupt
         calls.append(gated.layer)
-        return fit(arguments, gated, inputs)
+        return fit(self, gated, inputs)
 
-    monkeypatch.setattr(approximate, "_fit", fit_until_killed)
+    monkeypatch.setattr(Work, "_new_fit", fit_until_killed)
     assert verb("approximate", *asked) == 130
-    monkeypatch.setattr(approximate, "_fit", fit)
-    (tmp_path / "out/fits/layer-0.safetensors").touch()
+    monkeypatch.setattr(Work, "_new_fit", fit)
     assert verb("approximate", *asked) == 0
     whole, resumed = (json.loads((tmp_path / name / "approximate.json").read_text()) for name in ("whole", "out"))
     assert whole["change"] == pytest.approx(resumed["change"], rel=1e-5)
@@ -322,3 +321,52 @@ def test_proofs_of_fitted_layers_say_what_the_model_does(verb, world, tmp_path, 
     proofs = bc.CircuitProofs.load(tmp_path / "proved")
     agreement = next(iter(proofs.agreements.values()))
     assert agreement.table()["removed"][1] == "pairs"
+
+
+def test_a_model_read_block_by_block_gives_the_same(verb, world, tmp_path, capsys):
+    asked = ("--held-out", 20, "--fit", "output")
+    assert verb("approximate", *asked, "--out", tmp_path / "loaded") == 0
+    assert verb("approximate", *asked, "--stream", "--out", tmp_path / "streamed") == 0
+    assert "layer 2: affine functions, W_out solved again" in capsys.readouterr().err
+    records = [json.loads((tmp_path / name / "approximate.json").read_text()) for name in ("loaded", "streamed")]
+    for name in ("change", "recovered", "linear change"):
+        whole, streamed = (record[name] for record in records)
+        assert streamed[:-1] == [None] * 3
+        assert streamed[-1] == pytest.approx(whole[-1], rel=1e-4)
+    assert records[1]["fvu"][:3] == pytest.approx(records[0]["fvu"][:3], rel=1e-4)
+    models = [AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("loaded", "streamed")]
+    ids = torch.arange(9).unsqueeze(0)
+    assert_near(models[1](ids).logits.detach(), models[0](ids).logits.detach(), 1e-4)
+    assert verb("approximate", *asked, "--stream", "--layers", 1, "--out", tmp_path / "out") == 2
+    assert "layers must be left out with stream" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("kind", "is_llama"), [("qwen2", True), ("qwen3", False), ("tied", True)])
+def test_other_models_are_read_block_by_block_in_parts_of_files(kind, is_llama, world, tmp_path, capsys):
+    from bilinear_circuits.cli import main
+
+    model = random_llama(kind, vocab_size=50)
+    model.save_pretrained(tmp_path / "model", max_shard_size="8kB")
+    word_tokenizer().save_pretrained(tmp_path / "model")
+    asked = ["--model", str(tmp_path / "model"), "--corpus", str(world / "stories.txt"), "--held-out", "20"]
+    assert main(["approximate", *asked, "--out", str(tmp_path / "whole")]) == 0
+    assert main(["approximate", *asked, "--stream", "--out", str(tmp_path / "parts")]) == 0
+    assert ("fits alone are written" in capsys.readouterr().err) == (not is_llama)
+    whole, parts = (json.loads((tmp_path / name / "approximate.json").read_text()) for name in ("whole", "parts"))
+    assert parts["change"][-1] == pytest.approx(whole["change"][-1], rel=1e-3)
+    assert parts["base"] == pytest.approx(whole["base"], rel=1e-5)
+    assert (tmp_path / "parts/config.json").exists() == is_llama
+    if is_llama:
+        ids = torch.arange(9).unsqueeze(0)
+        logits = [AutoModelForCausalLM.from_pretrained(tmp_path / name)(ids).logits for name in ("whole", "parts")]
+        assert_near(logits[1].detach(), logits[0].detach(), 1e-4)
+
+
+def test_a_model_of_another_kind_is_not_streamed(world, tmp_path, capsys):
+    from bilinear_circuits.cli import main
+
+    random_llama("gemma", vocab_size=50).save_pretrained(tmp_path / "model")
+    word_tokenizer().save_pretrained(tmp_path / "model")
+    asked = ["--model", str(tmp_path / "model"), "--corpus", str(world / "stories.txt"), "--stream"]
+    assert main(["approximate", *asked, "--out", str(tmp_path / "out")]) == 2
+    assert "model must be a llama, mistral, qwen2, qwen3 to be streamed, got 'gemma'" in capsys.readouterr().err

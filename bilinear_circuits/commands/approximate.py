@@ -8,10 +8,10 @@ it lacks when the same command is given again.
   bilinear-circuits approximate --model my-llama --corpus stories.txt --fit transcoder --out out/my-bilinear-llama
 """
 
+import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
-from pathlib import Path
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from bilinear_circuits import zoo
@@ -21,22 +21,15 @@ from bilinear_circuits.command_line.corpus import chosen_corpus, settings_of, to
 from bilinear_circuits.command_line.outputs import RESULT_FILES
 from bilinear_circuits.command_line.run_folder import RunFolder
 from bilinear_circuits.command_line.values import check_least
+from bilinear_circuits.commands.approximate_models import FITS, Loaded, Streamed, Work
 from bilinear_circuits.data.corpora import Corpus
 from bilinear_circuits.utilities.folders import file_hash
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
-    from bilinear_circuits.models.gated_mlp import GatedMLP
-    from bilinear_circuits.runs.replacement import Replacement, ReplacementLosses
+    from bilinear_circuits.models.approximation import Approximation
+    from bilinear_circuits.runs.replacement import ReplacementLosses
 
 RECORD = "approximate.json"
-FITS = "fits"
-_METHODS = {
-    "gates": "affine functions",
-    "output": "affine functions, W_out solved again,",
-    "transcoder": "a bilinear transcoder",
-}
 
 
 @dataclass(kw_only=True)
@@ -61,8 +54,15 @@ class Arguments(CorpusArguments):
     held_out: int = 60
     """Stories that are measured on: the first of the corpus, none of those of the fit."""
 
+    context: int = 512
+    """Longest row of tokens; the model's own if that is shorter."""
+
     steps: int = 2000
     """Steps of gradient descent, with --fit transcoder."""
+
+    stream: bool = False
+    """Read the model block by block, for models that are larger than the memory: safetensors files of a Llama, Mistral,
+    Qwen2 or Qwen3. Layers are then measured together, not one by one."""
 
     device: str = "cpu"
     """Where to compute: cpu, cuda, cuda:1."""
@@ -76,7 +76,9 @@ class Arguments(CorpusArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         common.check_seed(self.seed)
-        check_least(self, held_out=1, steps=1)
+        check_least(self, held_out=1, steps=1, context=2)
+        if self.stream and self.layers is not None:
+            raise ValueError("layers must be left out with stream: all blocks are read, one after the other.")
 
 
 def run(arguments: Arguments) -> None:
@@ -91,11 +93,6 @@ def run(arguments: Arguments) -> None:
     common.check_device(arguments.device)
     folder, settings = RunFolder(arguments.out, "a fit", RECORD), _settings(arguments, corpus)
     folder.check(settings)
-
-    from bilinear_circuits.models.gated_mlp import GatedMLP
-    from bilinear_circuits.models.running import context_length, model_blocks
-    from bilinear_circuits.runs.replacement import measure_replacements, mlp_inputs
-
     stories = corpus.read(arguments.held_out + arguments.n_stories)
     if len(stories) <= arguments.held_out:
         raise ValueError(
@@ -103,24 +100,37 @@ def run(arguments: Arguments) -> None:
             " Pass a larger one or a smaller --held-out."
         )
     common.note(f"loading {arguments.model}")
-    model, tokenizer = common.quietly_load(zoo.load_plain_model, arguments.model, arguments.device)
-    layers = _layers(arguments, len(model_blocks(model)))
-    gated = {layer: GatedMLP.from_model(model, layer) for layer in layers}
+    work = (Streamed if arguments.stream else Loaded)(arguments)
+    writes = arguments.order == "1" and arguments.layers is None and _is_a_llama(work.config)
     folder.mark(settings, [FITS])
-    tokens = tokenized(corpus, stories, tokenizer, context_length(model))
-    held_out, fitted = tokens[: arguments.held_out], tokens[arguments.held_out :]
-    inputs = mlp_inputs(model, fitted, layers, common.bar)
-    fits = [_fit(arguments, gated[layer], inputs.pop(layer)) for layer in layers]
-    losses = measure_replacements(model, held_out, fits, common.bar)
-    print(describe(losses, fits))
-    written = _write(arguments, model, fits, losses, _provenance(arguments, corpus, len(stories), started))
+    tokens = tokenized(corpus, stories, work.tokenizer, min(arguments.context, work.context))
+    losses = work.measure(tokens[arguments.held_out :], tokens[: arguments.held_out])
+    assert work.first is not None
+    print(describe(losses, work.first))
+    source = records.prompt_provenance(arguments, [], time.perf_counter() - started)
+    source |= {"corpus": records.corpus_source(corpus, len(stories))}
+    _write(arguments.out, work, writes, losses, source)
     folder.unmark()
-    print(f"\n{time.perf_counter() - started:.0f} s. Written: {written}")
+    what = "a Llama for plain transformers, which all verbs read; " if writes else ""
+    files = ", ".join((f"{FITS}/", RECORD, *RESULT_FILES))
+    print(f"\n{time.perf_counter() - started:.0f} s. Written: {arguments.out}, {what}{files}")
+
+
+def _is_a_llama(config: Any) -> bool:
+    """Whether the model can be written as a stock Llama; a line says why where it cannot."""
+    from bilinear_circuits.surgery.bilinear_llama import check_llama
+
+    try:
+        check_llama(config)
+    except ValueError as error:
+        common.note(f"fits alone are written: {error}")
+        return False
+    return True
 
 
 def _settings(arguments: Arguments, corpus: Corpus) -> dict[str, Any]:
     """What decides the result."""
-    names = ("layers", "order", "fit", "n_stories", "held_out", "steps", "seed")
+    names = ("layers", "order", "fit", "n_stories", "held_out", "context", "steps", "stream", "seed")
     return {
         "verb": "approximate",
         "model": records.display_name(arguments.model),
@@ -132,53 +142,10 @@ def _settings(arguments: Arguments, corpus: Corpus) -> dict[str, Any]:
     }
 
 
-def _layers(arguments: Arguments, n_layers: int) -> list[int]:
-    """Layers asked for.
-
-    Raises:
-        ValueError: If there is no such layer.
-    """
-    chosen = list(dict.fromkeys(arguments.layers or range(n_layers)))
-    for layer in chosen:
-        if not 0 <= layer < n_layers:
-            raise ValueError(f"layers must be between 0 and {n_layers - 1}, those of {arguments.model}, got {layer}.")
-    return chosen
-
-
-def _fit(arguments: Arguments, gated: "GatedMLP", inputs: "Tensor") -> "Replacement":
-    """Fit one layer, or read what a run that was killed has fitted."""
-    from safetensors.torch import load_file, save_file
-
-    from bilinear_circuits.algebra.layer_fits import TranscoderSettings
-    from bilinear_circuits.algebra.tensor import InteractionTensor
-
-    name = f"layer-{gated.layer}.safetensors"
-    file = Path(arguments.out) / FITS / name
-    if arguments.order == "2":
-        cubic = gated.cubic(inputs)
-        values = {"coefficients": cubic.tensor.coefficients}
-        fit: Replacement = cubic
-    elif file.is_file():
-        tensor = InteractionTensor(**load_file(file, device=str(inputs.device)))
-        return gated.approximated_by(tensor, inputs, _METHODS[arguments.fit])
-    else:
-        settings = TranscoderSettings(steps=arguments.steps, seed=arguments.seed)
-        fit = gated.bilinear(
-            inputs, solve_output=arguments.fit != "gates",
-            transcoder=settings if arguments.fit == "transcoder" else None, progress=common.bar,
-        )  # fmt: skip
-        found = {field.name: getattr(fit.tensor, field.name) for field in fields(fit.tensor)}
-        values = {key: value.contiguous() for key, value in found.items() if value is not None}
-    with common.written_whole(file.parent) as whole:
-        save_file(values, whole / name)
-    return fit
-
-
-def describe(losses: "ReplacementLosses", fits: "list[Replacement]") -> str:
-    """What the layers recover, as a table."""
+def describe(losses: "ReplacementLosses", first: "Approximation") -> str:
+    """What the layers recover, as a table; `first` is one of the fits."""
     lines = [
-        f"{fits[0].approximation.method} in place of {fits[0].approximation.original.gate} gates"  # type: ignore[union-attr]
-        f", fitted on {fits[0].approximation.n_fitted:,} tokens",  # type: ignore[union-attr]
+        f"{first.method} in place of {first.original.gate} gates, fitted on {first.n_fitted:,} tokens",
         f"cross-entropy {losses.base:.3f}, without these MLPs {losses.without[-1].item():.3f} (stories held out)",
         "layer  cross-entropy  recovered  affine map  FVU of the output",
     ]
@@ -186,38 +153,27 @@ def describe(losses: "ReplacementLosses", fits: "list[Replacement]") -> str:
     for layer, change, share, linear, fvu in zip(
         *(columns[name] for name in ("layer", "change", "recovered", "linear recovered", "fvu")), strict=True
     ):
-        unexplained = "" if fvu != fvu else f"{fvu:.4f}"
-        lines.append(f"{layer:>5}  {change:>+13.4f}  {share:>9.1%}  {linear:>10.1%}  {unexplained:>17}".rstrip())
+        cells = [f"{layer:>5}", _cell(change, "+.4f", 13), _cell(share, ".1%", 9), _cell(linear, ".1%", 10)]
+        lines.append("  ".join([*cells, _cell(fvu, ".4f", 17)]).rstrip())
     return "\n".join(lines)
 
 
-def _provenance(arguments: Arguments, corpus: Corpus, n_stories: int, started: float) -> dict[str, Any]:
-    source = records.prompt_provenance(arguments, [], time.perf_counter() - started)
-    return source | {"corpus": records.corpus_source(corpus, n_stories)}
+def _cell(value: float, form: str, width: int) -> str:
+    """A number, or nothing where it was not measured."""
+    return ("" if math.isnan(value) else format(value, form)).rjust(width)
 
 
-def _write(
-    arguments: Arguments,
-    model: Any,
-    fits: "list[Replacement]",
-    losses: "ReplacementLosses",
-    provenance: Mapping[str, Any],
-) -> str:
-    """The model, where all layers are bilinear, and what was measured; a line that says so."""
-    from bilinear_circuits.models.bilinear_mlp import BilinearMLP
+def _write(out: str, work: Work, writes: bool, losses: "ReplacementLosses", provenance: Mapping[str, Any]) -> None:
+    """Write the model, where it is one, and what was measured."""
     from bilinear_circuits.report.payload import plain
-    from bilinear_circuits.surgery.bilinear_llama import bilinear_llama
     from bilinear_circuits.utilities.saving import save_result
 
+    assert work.first is not None
     document = {"schema_version": 1, "kind": "approximation", "provenance": provenance, **losses.table()}
-    document |= {"base": losses.base, "fits": {str(one.layer): str(one.approximation) for one in fits}}
-    layers = {one.layer: one for one in fits if isinstance(one, BilinearMLP)}
-    whole = arguments.order == "1" and arguments.layers is None
-    with common.written_whole(arguments.out, last=RECORD) as folder:
-        if whole:
-            bilinear_llama(model, layers).save_pretrained(folder)
-            zoo.load_tokenizer(arguments.model).save_pretrained(folder)
+    document |= {"base": losses.base, "method": work.first.method, "gate": work.first.original.gate}
+    with common.written_whole(out, last=RECORD) as folder:
+        if writes:
+            work.save(folder)
+            work.tokenizer.save_pretrained(folder)
         save_result(losses, folder, dict(provenance))
         (folder / RECORD).write_text(common.to_json(plain(document)), encoding="utf-8")
-    what = "a Llama for plain transformers, which all verbs read; " if whole else ""
-    return f"{arguments.out}, {what}{FITS}/, {RECORD}, {', '.join(RESULT_FILES)}"

@@ -1,5 +1,6 @@
 """Binding: one gated MLP of an ordinary model, with the function on its gate proved on a probe batch."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,15 +12,17 @@ from bilinear_circuits.algebra.gate_fits import GateFit, fit_gates
 from bilinear_circuits.algebra.layer_fits import TranscoderSettings, fit_affine, fit_transcoder
 from bilinear_circuits.algebra.tensor import InteractionTensor
 from bilinear_circuits.models.approximation import Approximation, CubicMLP
-from bilinear_circuits.models.bilinear_mlp import BilinearMLP, ProbedMLP
+from bilinear_circuits.models.bilinear_mlp import BilinearMLP, ProbedMLP, read_weights
 from bilinear_circuits.models.gates import GATES
-from bilinear_circuits.models.probe import RMSNorm, relative_error
+from bilinear_circuits.models.host import Host
+from bilinear_circuits.models.probe import TOLERANCE, RMSNorm, large_probe, relative_error
 from bilinear_circuits.utilities.display import Brief
 from bilinear_circuits.utilities.kinds import check_finite, check_kind
 from bilinear_circuits.utilities.progress import Progress, silent
 
 _HELD_OUT = 0.1
 _ROWS = 4096
+_PROBED = 64
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -66,20 +69,29 @@ class GatedMLP(Brief):
             TypeError: If the model is of none of the three kinds.
         """
         found = ProbedMLP.of(model, layer, probe_rows)
-        errors = {
-            name: max(relative_error(found.weights.gated(x, gate), y) for x, y in found.batches)
-            for name, gate in GATES.items()
-        }
-        best = min(errors, key=errors.__getitem__)
-        if not errors[best] < found.tolerance:
-            raise ValueError(
-                f"layer {layer} must apply one of {', '.join(GATES)} to its gate, but the nearest, {best}, differs from"
-                f" its output by {errors[best]:.2g} relative on a probe batch. Other gates cannot be read."
-            )
-        x, y = found.batches[0]
+        best, error = _proved_gate(found.weights, found.batches, layer, found.tolerance)
         norm = found.norm()
-        error = relative_error(found.weights.gated(x, GATES[best]), y)
         return cls(found.weights, best, layer, *found.hook_names, norm, error, found.input_aliases(norm))
+
+    @classmethod
+    @torch.no_grad()
+    def from_inputs(cls, host: Host, layer: int, x: Float[Tensor, "n d_in"]) -> "GatedMLP":
+        """Read the MLP of a block and prove its gate on given inputs, where the model is not there as a whole.
+
+        Args:
+            host: A model with the weights of this block.
+            layer: Index of the block.
+            x: Inputs of its MLP.
+
+        Raises:
+            NotBilinearError: If the layer has no gate.
+            ValueError: See `from_model`.
+        """
+        weights, mlp = read_weights(host, layer), host.blocks[layer].mlp
+        some = x[:_PROBED]
+        batches = ((some, mlp(some)), large_probe(mlp, weights.W_gate, some, some.dtype))
+        best, error = _proved_gate(weights, batches, layer, TOLERANCE[some.dtype])
+        return cls(weights, best, layer, *host.hook_names(layer), None, error)
 
     def __call__(self, x: Float[Tensor, "*n d_in"]) -> Float[Tensor, "*n d_model"]:
         """MLP output for activations at `hook_in`."""
@@ -152,6 +164,21 @@ class GatedMLP(Brief):
     def with_tensor(self, tensor: InteractionTensor) -> BilinearMLP:
         """Put a bilinear layer in its place, at the same hooks; `probe_error` is nan, since it is no copy."""
         return BilinearMLP(tensor, self.layer, self.hook_in, self.hook_out, self.norm, float("nan"), self.input_aliases)
+
+
+def _proved_gate(
+    weights: InteractionTensor, batches: Sequence[tuple[Tensor, Tensor]], layer: int, tolerance: float
+) -> tuple[str, float]:
+    """Name of the function on a gate, and the relative error of the layer rebuilt with it on the first batch."""
+    errors = {name: max(relative_error(weights.gated(x, gate), y) for x, y in batches) for name, gate in GATES.items()}
+    best = min(errors, key=errors.__getitem__)
+    if not errors[best] < tolerance:
+        raise ValueError(
+            f"layer {layer} must apply one of {', '.join(GATES)} to its gate, but the nearest, {best}, differs from"
+            f" its output by {errors[best]:.2g} relative on a probe batch. Other gates cannot be read."
+        )
+    x, y = batches[0]
+    return best, relative_error(weights.gated(x, GATES[best]), y)
 
 
 @torch.no_grad()

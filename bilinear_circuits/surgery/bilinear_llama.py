@@ -1,6 +1,8 @@
 """A model whose MLPs have other gates, with bilinear layers in their place: a stock Llama with hidden_act="linear"."""
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -8,6 +10,7 @@ from torch import Tensor, nn
 
 from bilinear_circuits.algebra.tensor import InteractionTensor
 from bilinear_circuits.models.bilinear_mlp import BilinearMLP
+from bilinear_circuits.models.streaming import StreamedModel
 from bilinear_circuits.surgery.edits import plain_llama
 
 _KINDS = ("llama", "mistral", "qwen2")
@@ -56,6 +59,61 @@ def bilinear_llama(model: nn.Module, layers: Mapping[int, BilinearMLP]) -> Any:
     return written.eval()
 
 
+@torch.no_grad()
+def write_streamed(model: StreamedModel, tensors: Callable[[int], InteractionTensor], folder: Path) -> None:
+    """Write the stock Llama of a model that is read block by block: one safetensors file for each block, and the rest.
+
+    Args:
+        model: The model.
+        tensors: Gives the bilinear layer of a block; all of them have biases.
+        folder: Where; made already.
+
+    Raises:
+        ValueError: If the model is none that a Llama can be.
+    """
+    from safetensors.torch import save_file
+
+    check_llama(model.config)
+    first = model.tensors("model.layers.0.")
+    dtype, has_bias = next(iter(first.values())).dtype, "self_attn.q_proj.bias" in first
+    config = _llama_config(model.config, True, has_bias, tensors(0).d_mlp)
+    n_files, size = model.n_layers + 1, 0
+    index: dict[str, str] = {}
+    for part in range(n_files):
+        if part < model.n_layers:
+            state = _block_state(model.tensors(f"model.layers.{part}."), tensors(part), has_bias, dtype)
+            state = {f"model.layers.{part}.{name}": one for name, one in state.items()}
+        else:
+            state = {
+                f"{prefix}{name}": one
+                for prefix in ("model.embed_tokens.", "model.norm.", "lm_head.")
+                for name, one in model.tensors(prefix).items()
+            }
+        file = f"model-{part + 1:05}-of-{n_files:05}.safetensors"
+        save_file({name: one.contiguous() for name, one in state.items()}, folder / file, {"format": "pt"})
+        index |= dict.fromkeys(state, file)
+        size += sum(one.numel() * one.element_size() for one in state.values())
+    document = {"metadata": {"total_size": size}, "weight_map": index}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
+    config.architectures, config.dtype = ["LlamaForCausalLM"], dtype
+    config.save_pretrained(folder)
+
+
+def _block_state(
+    state: Mapping[str, Tensor], tensor: InteractionTensor, has_bias: bool, dtype: torch.dtype
+) -> dict[str, Tensor]:
+    """Parameters of one block with a bilinear layer in it."""
+    found = {name: one for name, one in state.items() if not name.startswith("mlp.")}
+    if has_bias and "self_attn.o_proj.bias" not in found:
+        found["self_attn.o_proj.bias"] = torch.zeros(found["self_attn.o_proj.weight"].shape[0], dtype=dtype)
+    for projection, (matrix, bias) in _MATRICES.items():
+        weight, constant = getattr(tensor, matrix).T, getattr(tensor, bias)
+        found[f"mlp.{projection}.weight"] = weight.to(dtype).cpu()
+        constant = torch.zeros(len(weight)) if constant is None else constant
+        found[f"mlp.{projection}.bias"] = constant.to(dtype).cpu()
+    return found
+
+
 def check_llama(config: Any) -> None:
     """Refuse a configuration of a model that no Llama is equal to.
 
@@ -77,16 +135,20 @@ def check_llama(config: Any) -> None:
 
 def _empty(config: Any, state: Mapping[str, Tensor], tensors: Mapping[int, InteractionTensor]) -> Any:
     """A Llama of the same shape, without weights."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import LlamaForCausalLM
+
+    mlp_bias = any(tensor.has_bias for tensor in tensors.values())
+    attention_bias = any(name.endswith("self_attn.q_proj.bias") for name in state)
+    return LlamaForCausalLM(_llama_config(config, mlp_bias, attention_bias, tensors[0].d_mlp))
+
+
+def _llama_config(config: Any, mlp_bias: bool, attention_bias: bool, d_mlp: int) -> Any:
+    """Configuration of a bilinear Llama that is another model but for its MLPs."""
+    from transformers import LlamaConfig
 
     known = {name: value for name, value in config.to_dict().items() if name not in _OTHER}
-    changed = {
-        "hidden_act": "linear",
-        "mlp_bias": any(tensor.has_bias for tensor in tensors.values()),
-        "attention_bias": any(name.endswith("self_attn.q_proj.bias") for name in state),
-        "intermediate_size": max(tensor.d_mlp for tensor in tensors.values()),
-    }
-    return LlamaForCausalLM(LlamaConfig(**known | changed))
+    changed = {"hidden_act": "linear", "mlp_bias": mlp_bias, "attention_bias": attention_bias}
+    return LlamaConfig(**known | changed | {"intermediate_size": d_mlp})
 
 
 def _weight(name: str, empty: Tensor, state: Mapping[str, Tensor], tensors: Mapping[int, InteractionTensor]) -> Tensor:
