@@ -33,6 +33,7 @@ VERBS = {
     "names": "bilinear_circuits.command_line.names",
     "graph": "bilinear_circuits.commands.graph",
     "approximate": "bilinear_circuits.commands.approximate",
+    "convert": "bilinear_circuits.commands.convert",
     "paths": "bilinear_circuits.commands.paths",
     "heads": "bilinear_circuits.commands.heads",
     "interactions": "bilinear_circuits.commands.interactions",

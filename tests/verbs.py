@@ -4,7 +4,7 @@ import json
 
 import torch
 import yaml
-from planted import random_stories, save_between_dictionaries
+from planted import random_stories, save_between_dictionaries, tiny_llama, word_tokenizer
 
 TEXT = "the cat was not good and the zebra sat"
 QUERY = {
@@ -41,6 +41,7 @@ VERBS = {
     "interactions": "interactions PLACE --layer 1 --k 9 --shard-size 5 --coactive --n-stories 40 --out OUT",
     "lowrank": "lowrank PLACE --ranks 1 2 --min-active 3 --out OUT",
     "train": "train TRAIN --device cpu --out OUT",
+    "convert": "convert TRAIN --model GATED --set optim.epochs=1 --device cpu --out OUT",
     "train-sae": "train-sae TRAIN_SAE --out OUT",
     "evaluate-sae": "evaluate-sae PLACE --n-stories 40 --out OUT",
     "sae-progress": "sae-progress FOLDER --model MODEL --corpus CORPUS --n-stories 40 --out OUT",
@@ -51,7 +52,7 @@ OTHERS = {  # which write no folder of their own
     "sample": "sample --model MODEL --n 3 --max-tokens 8 --out OUT",
     "names": "names PLACE --n-stories 40 --replace",
 }
-RESUMABLE = ("features", "interactions", "train", "train-sae", "approximate")
+RESUMABLE = ("features", "interactions", "train", "train-sae", "approximate", "convert")
 
 
 def asked(verb, world, out):
@@ -63,6 +64,8 @@ def asked(verb, world, out):
 def write_world(root):
     """Files for all verbs, without the results that some of them read; what the words in capitals stand for."""
     save_between_dictionaries(root, (1, 2), "model")
+    tiny_llama(act="silu", n_layers=1).save_pretrained(root / "gated")
+    word_tokenizer().save_pretrained(root / "gated")
     lines = [f"{story} the cat sat at home ." for story in random_stories(150)]
     (root / "stories.txt").write_text("\n<|endoftext|>\n".join(lines))
     corpus = {"corpus": str(root / "stories.txt")}
@@ -74,7 +77,7 @@ def write_world(root):
     for name, content in recipes.items():
         (root / f"{name}.yaml").write_text(yaml.safe_dump(content))
     publish(root / "published")
-    places = {"MODEL": root / "model", "SAES": root / "saes", "CORPUS": root / "stories.txt"}
+    places = {"GATED": root / "gated", "MODEL": root / "model", "SAES": root / "saes", "CORPUS": root / "stories.txt"}
     options = {"--model": places["MODEL"], "--saes": places["SAES"], "--corpus": places["CORPUS"]}
     return {
         **{name: str(path) for name, path in places.items()},

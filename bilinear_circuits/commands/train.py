@@ -90,7 +90,7 @@ def run(arguments: Arguments) -> None:
         seed=recipe.seed,
         device=arguments.device,
         report_to="wandb" if arguments.wandb else "none",
-        callbacks=[_bar()] if processes.is_first() else [],
+        callbacks=[progress_bar()] if processes.is_first() else [],
     )
     processes.leave()  # by now all have read the best checkpoint
     _finish(folder, model, record(settings, data, result), arguments.keep_checkpoints)
@@ -155,7 +155,7 @@ def record(settings: dict[str, Any], data: "TrainingData", result: "TrainingResu
     }
 
 
-def _bar() -> Any:
+def progress_bar() -> Any:
     """A progress bar on stderr for the Trainer, with the losses of the last evaluation."""
     from tqdm import tqdm
     from transformers import TrainerCallback

@@ -21,7 +21,7 @@ from bilinear_circuits.utilities.kinds import check_finite, check_kind
 from bilinear_circuits.utilities.progress import Progress, silent
 
 _HELD_OUT = 0.1
-_ROWS = 4096
+_ROWS = 1024
 _PROBED = 64
 
 

@@ -53,6 +53,7 @@ class OptimSettings:
         evaluations: Evaluations, and checkpoints, over the whole training.
         precision: "fp32" or "bf16" (autocast).
         compile: torch.compile, where there is a GPU.
+        keep: Weights of the evaluation with the "best" loss, or of the "last" one.
     """
 
     epochs: float | int
@@ -68,6 +69,7 @@ class OptimSettings:
     evaluations: int = 10
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
+    keep: Literal["best", "last"] = "best"
 
     def __post_init__(self) -> None:
         check_positive(self, "epochs", "batch_rows", "lr", "evaluations")
@@ -78,7 +80,11 @@ class OptimSettings:
             check_positive(self, "rows_per_device")
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"weight_decay must be 0 or more, got {self.weight_decay!r}.")
-        for name, known in (("schedule", ("linear", "cosine")), ("precision", ("fp32", "bf16"))):
+        for name, known in (
+            ("schedule", ("linear", "cosine")),
+            ("precision", ("fp32", "bf16")),
+            ("keep", ("best", "last")),
+        ):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}.")
         if self.batch_rows % (self.rows_per_device or self.batch_rows):
@@ -90,7 +96,7 @@ class TrainingResult:
     """How a training ended.
 
     Attributes:
-        valid_loss: Best validation loss, nats per token; that of the model saved.
+        valid_loss: Validation loss of the model saved, nats per token: the best, or the last where that is kept.
         best_step: Step of it.
         steps: Steps trained.
         tokens: Tokens trained on.
@@ -157,7 +163,7 @@ def train_model(
     with dropout_on_outputs(model, settings.dropout):
         done = trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
     log = tuple(evaluations(trainer.state.log_history))
-    best = min(log, key=lambda entry: entry["valid_loss"])
+    best = min(log, key=lambda entry: entry["valid_loss"]) if settings.keep == "best" else log[-1]
     return TrainingResult(
         valid_loss=best["valid_loss"],
         best_step=int(best["step"]),
@@ -256,7 +262,7 @@ def _training_arguments(
         save_steps=every,
         logging_steps=every,
         logging_nan_inf_filter=False,
-        load_best_model_at_end=True,
+        load_best_model_at_end=settings.keep == "best",
         metric_for_best_model="eval_loss",
         greater_is_better=False,
         save_total_limit=2,
