@@ -166,18 +166,18 @@ def make_saes(folder, *names):
 def test_layers_have_a_dictionary_on_either_side(tmp_path):
     names = ("blocks.10.mlp.hook_in", "blocks.10.mlp.hook_out", "blocks.2.mlp.hook_in", "blocks.2.mlp.hook_out")
     folder = make_saes(tmp_path, *names, "blocks.3.mlp.hook_in", "blocks.4.mlp.hook_out")
-    assert zoo.dictionary_layers(folder) == [2, 10]
-    with refused(FileNotFoundError, r"layer must have dictionaries in .*, layers \[2, 10\], got 3"):
+    assert zoo.dictionary_layers(folder) == [2, 4, 10]
+    with refused(FileNotFoundError, r"layer must have dictionaries in .*, layers \[2, 4, 10\], got 3"):
         zoo.load_dictionaries(3, folder)
 
 
-def test_a_folder_without_a_pair_is_refused(tmp_path):
-    with refused(FileNotFoundError, "must hold pairs of SAELens folders .* with blocks.3.mlp.hook_in alone"):
+def test_a_folder_without_outputs_is_refused(tmp_path):
+    with refused(FileNotFoundError, "must hold dictionaries of MLP outputs, .* with blocks.3.mlp.hook_in alone"):
         zoo.dictionary_layers(make_saes(tmp_path, "blocks.3.mlp.hook_in"))
 
 
 def test_a_folder_of_dictionaries_that_is_missing_is_refused():
-    with refused(FileNotFoundError, r"must be the name of a shipped model \(.*ts-17m.*\) or a folder .*got nowhere"):
+    with refused(FileNotFoundError, r"must be the name of a shipped model \(.*ts-17m.*\), a folder .*got nowhere"):
         zoo.dictionaries_path("nowhere")
 
 
@@ -279,9 +279,3 @@ def test_a_model_without_a_tokenizer_says_what_is_missing(tmp_path):
         file.unlink()
     with refused(ValueError, "model must have a tokenizer, got .* without tokenizer.json"):
         zoo.load_model(tmp_path)
-
-
-def test_the_side_that_has_no_dictionary_is_named(tmp_path):
-    (tmp_path / "blocks.4.mlp.hook_out").mkdir()
-    with refused(FileNotFoundError, "got .* with blocks.4.mlp.hook_out alone"):
-        zoo.dictionary_layers(tmp_path)

@@ -93,7 +93,9 @@ class CircuitFile:
             )
         saes = zoo.dictionaries_path(common.saes_of(arguments))
         for name, known in self.dictionary_files.items():
-            if different := known.differences(zoo.dictionary_fingerprint(saes / name)):
+            folder = zoo.dictionary_folder(saes, name)
+            here = Fingerprint({}) if folder is None else zoo.dictionary_fingerprint(folder)
+            if different := known.differences(here):
                 raise ValueError(
                     f"saes must be the dictionaries the circuits were found with, {self.saes}, got"
                     f" {records.display_name(str(saes))}, in whose {name} {', '.join(different)} differ."

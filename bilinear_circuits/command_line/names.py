@@ -37,7 +37,8 @@ def run(arguments: Arguments) -> None:
     """Read the stories, name every feature that is active, and store the names."""
     saes = zoo.dictionaries_path(common.saes_of(arguments))
     layers = common.check_layers(arguments.layers, common.saes_of(arguments))
-    folders = [saes / f"blocks.{layer}.mlp.{side}" for layer in layers for side in ("hook_in", "hook_out")]
+    sides = {layer: dict(zip(("in", "out"), zoo.dictionary_folders(saes, layer), strict=True)) for layer in layers}
+    folders = [one for layer in layers for one in sides[layer].values() if one is not None]
     corpus = corpus_of(arguments)
     _check(folders, corpus, arguments)
 
@@ -55,7 +56,8 @@ def run(arguments: Arguments) -> None:
     for activity in collect_activity(model, interactions, tokens, common.bar):
         layer = activity.interactions.mlp.layer
         for side, names in made_names(activity, model.tokenizer).items():
-            folder = saes / f"blocks.{layer}.mlp.hook_{side}"
+            if (folder := sides[layer][side]) is None:
+                continue
             source = provenance | {"dictionary": records.dictionary_source(folder)}
             with common.written_whole(folder) as whole:
                 (whole / FILE).write_text(names_document(names, source), encoding="utf-8")

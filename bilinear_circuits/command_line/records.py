@@ -53,19 +53,18 @@ def prompt_provenance(arguments: Any, dictionaries: Sequence[Mapping[str, Any]],
 
 def layer_hashes(arguments: CommonArguments, layer: int) -> dict[str, Any]:
     """Model and dictionaries of a layer by their hashes, in the settings that a resumed run must share."""
-    saes = zoo.dictionaries_path(saes_of(arguments))
-    names = [f"blocks.{layer}.mlp.{side}" for side in ("hook_in", "hook_out")]
+    folders = zoo.dictionary_folders(saes_of(arguments), layer)
     return {
         "model": display_name(arguments.model),
         "model_sha256": zoo.model_fingerprint(arguments.model).sha256,
-        "dictionaries_sha256": [zoo.dictionary_fingerprint(saes / name).sha256 for name in names],
+        "dictionaries_sha256": [None if one is None else zoo.dictionary_fingerprint(one).sha256 for one in folders],
     }
 
 
 def names_hashes(arguments: CommonArguments, layer: int) -> list[str | None]:
     """The names stored with both dictionaries of a layer, by their hashes; None where none are."""
-    saes = zoo.dictionaries_path(saes_of(arguments))
-    return [file_hash(saes / f"blocks.{layer}.mlp.{side}" / feature_names.FILE) for side in ("hook_in", "hook_out")]
+    folders = zoo.dictionary_folders(saes_of(arguments), layer)
+    return [None if one is None else file_hash(one / feature_names.FILE) for one in folders]
 
 
 def shared_config(arguments: Any) -> dict[str, Any]:

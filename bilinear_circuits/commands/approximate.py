@@ -11,7 +11,7 @@ it lacks when the same command is given again.
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from bilinear_circuits import zoo
@@ -21,7 +21,7 @@ from bilinear_circuits.command_line.corpus import chosen_corpus, settings_of, to
 from bilinear_circuits.command_line.outputs import RESULT_FILES
 from bilinear_circuits.command_line.run_folder import RunFolder
 from bilinear_circuits.command_line.values import check_least
-from bilinear_circuits.commands.approximate_models import FITS, Loaded, Streamed, Work
+from bilinear_circuits.commands.approximate_models import FITS, Asked, Loaded, Streamed, Work
 from bilinear_circuits.data.corpora import Corpus
 from bilinear_circuits.utilities.folders import file_hash
 
@@ -100,7 +100,8 @@ def run(arguments: Arguments) -> None:
             " Pass a larger one or a smaller --held-out."
         )
     common.note(f"loading {arguments.model}")
-    work = (Streamed if arguments.stream else Loaded)(arguments)
+    asked = Asked(**{field.name: getattr(arguments, field.name) for field in fields(Asked)})
+    work = (Streamed if arguments.stream else Loaded)(asked)
     writes = arguments.order == "1" and arguments.layers is None and _is_a_llama(work.config)
     folder.mark(settings, [FITS])
     tokens = tokenized(corpus, stories, work.tokenizer, min(arguments.context, work.context))

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from bilinear_circuits.algebra.tensor import InteractionTensor
-    from bilinear_circuits.commands.approximate import Arguments
     from bilinear_circuits.data.stories import StoryTokens
     from bilinear_circuits.models.approximation import Approximation
     from bilinear_circuits.models.gated_mlp import GatedMLP
@@ -25,6 +24,20 @@ _METHODS = {
     "output": "affine functions, W_out solved again,",
     "transcoder": "a bilinear transcoder",
 }
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is fitted, and how: the options of `approximate` of the same names."""
+
+    model: str
+    layers: list[int] | None
+    order: str
+    fit: str
+    steps: int
+    seed: int
+    device: str
+    out: str
 
 
 class Work(ABC):
@@ -42,9 +55,9 @@ class Work(ABC):
     context: int
     first: "Approximation | None" = None
 
-    def __init__(self, arguments: "Arguments") -> None:
+    def __init__(self, asked: Asked) -> None:
         """Keep what is asked for."""
-        self._arguments = arguments
+        self._asked = asked
 
     @abstractmethod
     def measure(self, fitted: "StoryTokens", held_out: "StoryTokens") -> "ReplacementLosses":
@@ -58,10 +71,10 @@ class Work(ABC):
         """Fit one layer and write it, or read what a run that was killed has written."""
         from safetensors.torch import save_file
 
-        file = Path(self._arguments.out) / FITS / f"layer-{gated.layer}.safetensors"
-        if self._arguments.order == "1" and file.is_file():
+        file = Path(self._asked.out) / FITS / f"layer-{gated.layer}.safetensors"
+        if self._asked.order == "1" and file.is_file():
             tensor = read_fit(file.parent, gated.layer, str(inputs.device))
-            fit: Replacement = gated.approximated_by(tensor, inputs, _METHODS[self._arguments.fit])
+            fit: Replacement = gated.approximated_by(tensor, inputs, _METHODS[self._asked.fit])
         else:
             fit, values = self._new_fit(gated, inputs)
             with common.written_whole(file.parent) as whole:
@@ -73,7 +86,7 @@ class Work(ABC):
         """A fit, and the tensors that are kept of it."""
         from bilinear_circuits.algebra.layer_fits import TranscoderSettings
 
-        asked = self._arguments
+        asked = self._asked
         if asked.order == "2":
             cubic = gated.cubic(inputs)
             return cubic, {"coefficients": cubic.tensor.coefficients.contiguous()}
@@ -87,14 +100,14 @@ class Work(ABC):
 class Loaded(Work):
     """A model that is loaded as a whole: every layer is measured alone, too."""
 
-    def __init__(self, arguments: "Arguments") -> None:
+    def __init__(self, asked: Asked) -> None:
         """Load it."""
         from bilinear_circuits.models.running import context_length, model_blocks
 
-        super().__init__(arguments)
-        self._model, self.tokenizer = common.quietly_load(zoo.load_plain_model, arguments.model, arguments.device)
+        super().__init__(asked)
+        self._model, self.tokenizer = common.quietly_load(zoo.load_plain_model, asked.model, asked.device)
         self.config, self.context = self._model.config, context_length(self._model)
-        self._layers = _chosen(arguments.layers, len(model_blocks(self._model)), arguments.model)
+        self._layers = _chosen(asked.layers, len(model_blocks(self._model)), asked.model)
         self._fits: list[Replacement] = []
 
     def measure(self, fitted: "StoryTokens", held_out: "StoryTokens") -> "ReplacementLosses":
@@ -119,13 +132,13 @@ class Loaded(Work):
 class Streamed(Work):
     """A model that is read block by block, never more than one in memory: all layers are measured together."""
 
-    def __init__(self, arguments: "Arguments") -> None:
+    def __init__(self, asked: Asked) -> None:
         """Find its weights."""
         from bilinear_circuits.models.streaming import StreamedModel
 
-        super().__init__(arguments)
-        folder = zoo.model_folder(arguments.model)
-        self._model, self.tokenizer = StreamedModel(folder, arguments.device), zoo.load_tokenizer(arguments.model)
+        super().__init__(asked)
+        folder = zoo.model_folder(asked.model)
+        self._model, self.tokenizer = StreamedModel(folder, asked.device), zoo.load_tokenizer(asked.model)
         self.config, self.context = self._model.config, self._model.config.max_position_embeddings
 
     def measure(self, fitted: "StoryTokens", held_out: "StoryTokens") -> "ReplacementLosses":
@@ -143,7 +156,7 @@ class Streamed(Work):
         """Write the stock Llama of the fits."""
         from bilinear_circuits.surgery.bilinear_llama import write_streamed
 
-        fits = Path(self._arguments.out) / FITS
+        fits = Path(self._asked.out) / FITS
         write_streamed(self._model, lambda layer: read_fit(fits, layer), folder)
 
 

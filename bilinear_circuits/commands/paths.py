@@ -182,12 +182,8 @@ def token_of(name: str, text: str, tokenizer: Any, logits: Any) -> int:
 
 def _provenance(arguments: Arguments, dictionaries: "Sequence[Dictionary]", seconds: float) -> dict[str, Any]:
     saes = _saes(arguments) if dictionaries else None
-    folder = None if saes is None else zoo.dictionaries_path(saes)
-    sources = (
-        [records.dictionary_source(folder / dictionary.name) for dictionary in dictionaries]
-        if folder is not None
-        else []
-    )
+    folders = [] if saes is None else [zoo.dictionary_folder(saes, dictionary.name) for dictionary in dictionaries]
+    sources = [records.dictionary_source(folder) for folder in folders if folder is not None]
     return records.prompt_provenance(replace(arguments, saes=saes), sources, seconds)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bilinear_circuits.dictionaries.places import SIDES, fetched, folders_in, load_pair
 from bilinear_circuits.utilities.folders import (
     DICTIONARY_FILES,
     MODEL_FILES,
@@ -219,51 +220,62 @@ def _finite(model: "nn.Module", folder: Path) -> Any:
 
 
 def dictionaries_path(name_or_path: str | Path) -> Path:
-    """Folder of dictionaries: that of a shipped model by the model's name, or one on disk.
+    """Folder of dictionaries: of a shipped model by its name, on disk, of the Hub, or of a SAELens release, RELEASE/ID.
 
     Raises:
         FileNotFoundError: If there is none.
+        ValueError: If a SAELens release has no such id.
+        OSError: If it cannot be fetched.
     """
     if str(name_or_path) in names():
         return FOLDER / f"{name_or_path}-saes"
     path = Path(name_or_path)
-    if not str(name_or_path) or not path.is_dir():
-        raise FileNotFoundError(
-            f"saes must be the name of a shipped model ({', '.join(names())}) or a folder that holds SAELens folders"
-            f" named blocks.L.mlp.hook_in and blocks.L.mlp.hook_out, got {name_or_path or repr('')}: no such folder."
-        )
-    return path
+    if str(name_or_path) and path.is_dir():
+        return path
+    if str(name_or_path) and (folder := fetched(str(name_or_path))) is not None:
+        return folder
+    raise FileNotFoundError(
+        f"saes must be the name of a shipped model ({', '.join(names())}), a folder that holds SAELens folders, a"
+        f" SAELens release as RELEASE/ID, or a Hub id, got {name_or_path or repr('')}: no such folder."
+    )
 
 
 def dictionary_layers(name_or_path: str | Path) -> list[int]:
-    """Layers that have a dictionary on either side of their MLP.
+    """Layers that have a dictionary on the output of their MLP, and those on the input of them where there are some.
 
     Raises:
-        FileNotFoundError: If the folder is missing, or holds no such pair.
+        FileNotFoundError: If the folder is missing, or holds no dictionary of an MLP output.
     """
     folder = dictionaries_path(name_or_path)
-    layers = [
-        int(path.name.split(".")[1])
-        for path in folder.glob("blocks.*.mlp.hook_in")
-        if path.name.split(".")[1].isdecimal() and (folder / path.name.replace("hook_in", "hook_out")).is_dir()
-    ]
-    lone = sorted(
-        path.name
-        for side, other in (("hook_in", "hook_out"), ("hook_out", "hook_in"))
-        for path in folder.glob(f"blocks.*.mlp.{side}")
-        if not (folder / path.name.replace(side, other)).is_dir()
+    found = folders_in(folder)
+    if layers := [layer for layer, sides in found.items() if "hook_out" in sides]:
+        return layers
+    if found:
+        lone = [sides["hook_in"].name for sides in found.values()]
+        raise FileNotFoundError(
+            f"saes must hold dictionaries of MLP outputs, blocks.L.mlp.hook_out, got {folder} with {_some(lone)} alone."
+        )
+    raise FileNotFoundError(
+        "saes must hold SAELens folders of MLPs, such as blocks.L.mlp.hook_in and blocks.L.mlp.hook_out, or of other"
+        f" names with a hook_name of an MLP in cfg.json, got {folder} without one."
     )
-    if not layers and lone:
-        raise FileNotFoundError(
-            f"saes must hold pairs of SAELens folders blocks.L.mlp.hook_in and blocks.L.mlp.hook_out, got {folder} with"
-            f" {_some(lone)} alone."
-        )
-    if not layers:
-        raise FileNotFoundError(
-            f"saes must hold pairs of SAELens folders blocks.L.mlp.hook_in and blocks.L.mlp.hook_out, got {folder}"
-            " without one."
-        )
-    return sorted(layers)
+
+
+def dictionary_folders(name_or_path: str | Path, layer: int) -> list[Path | None]:
+    """Folders of the dictionaries of a layer's MLP input and output; None for the input where it has none.
+
+    Raises:
+        FileNotFoundError: If the folder is missing.
+    """
+    found = folders_in(dictionaries_path(name_or_path)).get(layer, {})
+    return [found.get(side) for side in SIDES]
+
+
+def dictionary_folder(name_or_path: str | Path, name: str) -> Path | None:
+    """Folder of a dictionary by its name; None for directions that lie in none, such as coordinates."""
+    root = dictionaries_path(name_or_path)
+    folder = root if name == root.name and not (root / name).is_dir() else root / name
+    return folder if folder.is_dir() else None
 
 
 def dictionary_fingerprint(folder: str | Path) -> Fingerprint:
@@ -278,22 +290,21 @@ def load_dictionaries(
 
     Args:
         layer: Layer of the MLP.
-        name_or_path: Name of a shipped model, or a folder of SAELens folders blocks.L.mlp.hook_in and hook_out.
+        name_or_path: Name of a shipped model, a folder of SAELens folders, a SAELens release with its id
+            (RELEASE/ID), or a Hub id.
         device: Where to put them.
+
+    Returns:
+        Dictionaries of the input and of the output. Where the input has none they are its coordinates.
 
     Raises:
         FileNotFoundError: If there is no such folder, or none for this layer.
     """
-    from bilinear_circuits.dictionaries.dictionary import Dictionary
-
     layers = dictionary_layers(name_or_path)
     if layer not in layers:
         raise FileNotFoundError(f"layer must have dictionaries in {name_or_path}, layers {layers}, got {layer}.")
     folder = dictionaries_path(name_or_path)
-    sae_in, sae_out = (
-        Dictionary.load(folder / f"blocks.{layer}.mlp.{side}", device=device) for side in ("hook_in", "hook_out")
-    )
-    return sae_in, sae_out
+    return load_pair(folders_in(folder)[layer], folder, layer, device)
 
 
 def corpus_path(name_or_path: str | Path) -> str:

@@ -30,16 +30,20 @@ def provenance(
         corpus: The corpus, if one was read.
         n_stories: Stories read of it.
     """
-    folder = zoo.dictionaries_path(saes)
+    folders = [zoo.dictionary_folder(saes, dictionary.name) for dictionary in dictionaries]
     described = [
         {
-            **dictionary_source(folder / dictionary.name),
-            "names_sha256": file_hash(folder / dictionary.name / feature_names.FILE),
+            **(
+                dictionary_source(folder)
+                if folder is not None
+                else {"name": dictionary.name, "sha256": None, "files": {}}
+            ),
+            "names_sha256": None if folder is None else file_hash(folder / feature_names.FILE),
             "d_in": dictionary.d_in,
             "d_sae": dictionary.d_sae,
             "activation": dictionary.activation.kind,
         }
-        for dictionary in dictionaries
+        for dictionary, folder in zip(dictionaries, folders, strict=True)
     ]
     return {
         "model": model_source(model),

@@ -115,11 +115,13 @@ def _provenance(
     arguments: Arguments, evaluations: "Sequence[Evaluation]", corpus: Corpus, n_stories: int, seconds: float
 ) -> dict[str, Any]:
     """What it takes to repeat the result: configuration, versions, commit, hashes of model, dictionaries and data."""
-    saes = zoo.dictionaries_path(common.saes_of(arguments))
     names = [evaluation.dictionary.name for evaluation in evaluations]
+    folders = {name: zoo.dictionary_folder(common.saes_of(arguments), name) for name in names}
     return {
         "model": records.model_source(arguments.model),
-        "dictionaries": {name: zoo.dictionary_fingerprint(saes / name).sha256 for name in names},
+        "dictionaries": {
+            name: None if one is None else zoo.dictionary_fingerprint(one).sha256 for name, one in folders.items()
+        },
         "corpus": records.corpus_source(corpus, n_stories),
         **records.environment(),
         "config": records.shared_config(arguments),
