@@ -3,6 +3,7 @@
     python benchmarks/gated.py losses --model FOLDER --corpus STORIES
     python benchmarks/gated.py removals --model FOLDER --corpus STORIES --saes FOLDER_OF_DICTIONARIES
     python benchmarks/gated.py streamed --shape 8b --layers 2
+    python benchmarks/gated.py gates
 
 `streamed` makes a checkpoint of random weights of the shape of a known model, in bfloat16, and reads it block by block.
 """
@@ -18,10 +19,12 @@ import torch
 
 import bilinear_circuits as bc
 from bilinear_circuits import zoo
+from bilinear_circuits.algebra.gate_fits import fit_gates
 from bilinear_circuits.algebra.layer_fits import TranscoderSettings
 from bilinear_circuits.data.corpora import Corpus
 from bilinear_circuits.data.stories import StoryTokens, tokenize_stories
 from bilinear_circuits.models.gated_mlp import GatedMLP
+from bilinear_circuits.models.gates import GATES
 from bilinear_circuits.models.running import model_blocks
 from bilinear_circuits.models.streaming import StreamedModel
 from bilinear_circuits.runs.replacement import measure_replacements, mlp_inputs
@@ -126,10 +129,19 @@ def streamed(arguments: argparse.Namespace) -> None:
         print(f"{seconds / arguments.layers:.0f} s a layer, at most {peak:.1f} GB of memory")
 
 
+def gates(_: argparse.Namespace) -> None:
+    """Unexplained share of E[silu^2] for gates from normal distributions, by order of the polynomial."""
+    z = torch.randn(2_000_000, 1, dtype=torch.double)
+    for mean, deviation in ((0, 0.8), (0, 2), (0, 5), (-1, 1), (-1, 1.5)):
+        g = mean + deviation * z
+        shares = [fit_gates([(g, torch.ones_like(g))], GATES["SiLU"], order).unexplained.item() for order in (1, 2, 4)]
+        print(f"mean {mean}, deviation {deviation}: order 1, 2, 4: {' '.join(f'{share:.4f}' for share in shares)}")
+
+
 def main() -> None:
     """Run what was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("task", choices=("losses", "removals", "streamed"))
+    parser.add_argument("task", choices=("losses", "removals", "streamed", "gates"))
     parser.add_argument("--model")
     parser.add_argument("--corpus")
     parser.add_argument("--saes")
@@ -143,7 +155,7 @@ def main() -> None:
     parser.add_argument("--checkpoint", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.manual_seed(0)
-    {"losses": losses, "removals": removals, "streamed": streamed}[arguments.task](arguments)
+    {"losses": losses, "removals": removals, "streamed": streamed, "gates": gates}[arguments.task](arguments)
 
 
 if __name__ == "__main__":
