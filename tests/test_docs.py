@@ -156,7 +156,7 @@ def test_every_command_in_the_documents_is_one_that_its_verb_takes(words):
     arguments = cli._parse(verb, importlib.import_module(cli.VERBS[verb]), rest)
     named = [one for name in ("query", "recipe") if (one := getattr(arguments, name, None))]
     for name in named:
-        kind = {"circuits": "circuits", "train": "train", "train-sae": "sae"}[verb]
+        kind = {"circuits": "circuits", "train": "train", "convert": "train", "train-sae": "sae"}[verb]
         assert name.split(".")[0].isupper() or config_file(name, "query", kind)  # a reader's own
 
 
