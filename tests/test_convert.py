@@ -83,7 +83,8 @@ def asked(world, out, *more):
 
 def test_three_are_trained_and_the_annealed_one_is_written(world, tmp_path, capsys):
     out = tmp_path / "out"
-    assert main(asked(world, out, "--n-seeds", 2)) == 0
+    brief = ("--n-seeds", 2, "--set", "optim.epochs=1")
+    assert main(asked(world, out, *brief)) == 0
     said = capsys.readouterr().out
     losses = json.loads((out / "convert.json").read_text())["losses"]
     assert "mean of 2 seeds" in said
@@ -109,10 +110,11 @@ def test_three_are_trained_and_the_annealed_one_is_written(world, tmp_path, caps
         for row in rows
     ]
     assert start == pytest.approx(sum(expected) / len(expected), rel=1e-5)
-    assert main(asked(world, out, "--n-seeds", 2)) == 2
+    assert main(asked(world, out, *brief)) == 2
     assert "a finished one" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_conversion_that_was_killed_goes_on(world, tmp_path, monkeypatch):
     trained, calls = convert._trained, []
 

@@ -1,6 +1,7 @@
 """Bilinear and cubic layers fitted to gated MLPs: what they leave out is counted, to the last digit."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -128,6 +129,16 @@ def test_the_ledger_sums_to_the_true_pre_activation_with_the_gate_remainder(mode
     )
 
 
+def test_ledgers_of_fits_show_what_they_miss(gated, inputs, dictionaries):
+    interactions = bc.FeatureInteractions(gated.bilinear(inputs), *dictionaries)
+    for x in (randn(1, D), randn(3, D), randn(40, D)):
+        ledger = interactions.ledger(x, 7)
+        assert "gate_remainder" in ledger._repr_html_()
+        assert ledger.plot().data
+    exact = bc.FeatureInteractions(gated.with_tensor(gated.weights), *dictionaries).ledger(randn(1, D), 7)
+    assert "gate_remainder" not in exact._repr_html_()
+
+
 def test_a_bilinear_model_goes_the_same_way_and_nothing_remains(inputs, dictionaries):
     gated = GatedMLP.from_model(tiny_llama("linear", mlp_bias=True), LAYER).to(torch.float64)
     mlp, cubic = gated.bilinear(inputs[:100]), gated.cubic(inputs[:100])
@@ -181,3 +192,35 @@ def test_a_fit_is_carried_along_when_the_layer_is_read_elsewhere(gated, inputs):
     moved, x = mlp.before_norm_weight(), randn(3, D)
     assert_near(moved(x), mlp(x * mlp.norm.weight), 1e-12)
     assert moved.to(torch.float32)(x.float()).dtype == torch.float32
+
+
+SHARED = Path(__file__).parents[2] / "shared"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not (SHARED / "weights/stories-260k").is_dir(), reason="stories-260k is not beside this folder")
+def test_fits_of_a_model_that_others_trained_recover_what_is_said_of_them():
+    from bilinear_circuits import zoo
+    from bilinear_circuits.data.corpora import Corpus
+    from bilinear_circuits.data.stories import tokenize_stories
+    from bilinear_circuits.runs.replacement import measure_replacements, mlp_inputs
+
+    model, tokenizer = zoo.load_plain_model(SHARED / "weights/stories-260k")
+    stories = Corpus(str(SHARED / "data/tinystories/valid.txt")).read(210)
+    tokens = tokenize_stories(stories, tokenizer, 160)
+    inputs = mlp_inputs(model, tokens[60:], range(5))
+    layers = [GatedMLP.from_model(model, layer) for layer in range(5)]
+    assert {layer.gate for layer in layers} == {"SiLU"}
+    settings = TranscoderSettings()
+    recovered = {
+        name: measure_replacements(model, tokens[:60], [fit(one, inputs[one.layer]) for one in layers])
+        for name, fit in {
+            "quadratic": lambda one, x: one.cubic(x),
+            "output": lambda one, x: one.bilinear(x, solve_output=True),
+            "transcoder": lambda one, x: one.bilinear(x, transcoder=settings),
+        }.items()
+    }
+    assert recovered["quadratic"].change[-1] < 0.02
+    assert recovered["output"].recovered[-1] > 0.93
+    assert recovered["transcoder"].recovered[-1] > 0.96
+    assert recovered["transcoder"].linear_recovered[-1] < 0.6

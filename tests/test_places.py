@@ -120,6 +120,7 @@ def test_an_output_dictionary_alone_is_enough(verb, record, world, tmp_path, cap
         assert len(dictionaries[1]["sha256"]) == 64
 
 
+@pytest.mark.slow
 def test_circuits_of_an_output_dictionary_are_found_and_proved(world, tmp_path, capsys):
     import yaml
     from verbs import QUERY, QUICK_PROOF

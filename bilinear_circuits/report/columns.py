@@ -48,6 +48,7 @@ TERMS: dict[str, str] = {
     "bias_linear": "decoder bias, through biases of the MLP",
     "error_linear": "what the dictionary misses, through biases of the MLP",
     "constant": "encoder bias and constants",
+    "gate_remainder": "what the gates of the model do more than the fitted layer",
 }
 
 EFFECTS: dict[str, tuple[str, str]] = {
