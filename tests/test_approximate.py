@@ -125,6 +125,18 @@ def test_layers_are_read_exactly_where_they_are_bilinear_and_by_fits_elsewhere(t
         read_layers(mixed, [0], "all", stories)
 
 
+def test_profiles_account_for_the_activation_of_the_model(model, tokens, inputs):
+    bilinear = interactions_of(tiny_llama(), 1)
+    mlp = GatedMLP.from_model(model, 1).bilinear(inputs[1])
+    fitted = bc.FeatureInteractions(mlp, bilinear.sae_in, bilinear.sae_out, least_recovered=0.0)
+    (activity,) = bc.collect_activity(model, [fitted], tokens)
+    feature = max(range(19), key=lambda one: 0 < len(activity.outputs[one][0]) <= 400 and len(activity.outputs[one][0]))
+    profile = bc.profile_feature(activity, feature, bc.unembedding(model), word_tokenizer())
+    _, value = activity.outputs[feature]
+    assert profile.terms["gate_remainder"] != 0
+    assert sum(profile.terms.values()) == pytest.approx(value.mean().item(), rel=1e-4)
+
+
 def test_mixed_differences_are_the_terms_of_a_polynomial():
     x, parts = randn(5, 4), [randn(5, 4, seed=seed) for seed in (1, 2, 3)]
     G, U = randn(4, 6, seed=4), randn(4, 6, seed=5)

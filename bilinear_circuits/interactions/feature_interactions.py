@@ -297,11 +297,24 @@ class FeatureInteractions:
             ValueError: If there is no such feature, or the rows of x do not have d_in entries.
         """
         self.check_feature(feature)
+        return self.missed(x) @ self.sae_out.W_enc[:, feature].double()
+
+    @torch.no_grad()
+    def missed(self, x: Float[Tensor, "*n d_in"]) -> Float[Tensor, "*n d_out"]:
+        """What the model's own MLP writes at inputs x, less what the layer does, in float64: 0 unless it is a fit.
+
+        Raises:
+            ValueError: If the rows of x do not have d_in entries.
+        """
         self._check_input(x)
-        x, mlp = x.double(), self.mlp.to(torch.float64)
-        if mlp.approximation is None:
-            return x.new_zeros(x.shape[:-1])
-        return (mlp(x) - mlp.tensor(x)) @ self.sae_out.W_enc[:, feature].double()
+        if self.mlp.approximation is None:
+            return x.new_zeros((*x.shape[:-1], self.mlp.tensor.d_out), dtype=torch.double)
+        mlp, rows = self._wide_mlp, x.double()
+        return mlp(rows) - mlp.tensor(rows)
+
+    @cached_property
+    def _wide_mlp(self) -> BilinearMLP:
+        return self.mlp.to(torch.float64)
 
     @torch.no_grad()
     def pair_contributions(self, x: Float[Tensor, " d_in"], feature: int) -> PairContributions:

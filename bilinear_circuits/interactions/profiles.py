@@ -24,6 +24,7 @@ from bilinear_circuits.statistics.correlations import pearson
 from bilinear_circuits.utilities.display import Brief, Drawn
 from bilinear_circuits.utilities.feature import OfFeature
 
+_TOKENS_PER_CHUNK = 8192
 _SCATTER_POINTS = 400
 _LEDGER_TOKENS = 400
 _FORMS_TOGETHER = 32
@@ -265,8 +266,14 @@ class Profiler:
             error_linear=error @ linear,
             constant=constant.double().expand(len(x)),
             active=torch.ones(len(x), dtype=torch.bool, device=x.device),
-            gate_remainder=interactions.gate_remainder(x, feature) if fitted else None,
+            gate_remainder=self._missed[token] @ interactions.sae_out.W_enc[:, feature].double() if fitted else None,
         )
+
+    @cached_property
+    def _missed(self) -> Float[Tensor, "token d_out"]:
+        """What the MLP writes at every token more than the layer fitted to it."""
+        parts = self.activity.x.split(_TOKENS_PER_CHUNK)
+        return torch.cat([self.activity.interactions.missed(part) for part in parts])
 
     @cached_property
     def _decoder(self) -> Float[Tensor, "d_sae_in d_in"]:
