@@ -15,7 +15,7 @@ from bilinear_circuits.data.stories import StoryTokens, tokenize_stories
 from bilinear_circuits.data.token_texts import TokenTexts
 from bilinear_circuits.discovery import DiscoverySearch, DiscoverySettings, discover
 from bilinear_circuits.interactions.activity import LayerActivity, collect_activity
-from bilinear_circuits.interactions.feature_interactions import FeatureInteractions, approximations
+from bilinear_circuits.interactions.feature_interactions import LEAST_RECOVERED, FeatureInteractions, approximations
 from bilinear_circuits.interactions.naming import FeatureNames
 from bilinear_circuits.interactions.profiles import FeatureProfile, profile_feature
 from bilinear_circuits.interventions import CircuitProofs, ProofSettings, prove_circuits
@@ -75,6 +75,7 @@ class Workspace:
         seed: int = 0,
         progress: Progress = bar,
         approximate: Fit | None = None,
+        least_recovered: float = LEAST_RECOVERED,
     ) -> "Workspace":
         """Load a model, dictionaries and stories.
 
@@ -89,6 +90,7 @@ class Workspace:
             progress: Wraps the long loops: bars on stderr by default; `utilities.progress.silent` shows nothing.
             approximate: How bilinear layers are fitted to MLPs with other gates, on the first 300 stories; see
                 `runs.replacement.read_layers`. By default such models are refused.
+            least_recovered: Least share of the variance of an MLP's output that a fitted layer must recover.
 
         Raises:
             FileNotFoundError: If the model, a dictionary or the corpus is missing.
@@ -113,7 +115,8 @@ class Workspace:
 
         mlps = read_layers(bridge, chosen, approximate, fit_tokens, progress)
         interactions = tuple(
-            FeatureInteractions(mlp, *zoo.load_dictionaries(layer, saes, device)) for layer, mlp in mlps.items()
+            FeatureInteractions(mlp, *zoo.load_dictionaries(layer, saes, device), least_recovered=least_recovered)
+            for layer, mlp in mlps.items()
         )
         return cls(model, saes, found, bridge, interactions, stories, seed, progress)
 

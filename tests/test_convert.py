@@ -6,6 +6,7 @@ import pytest
 import torch
 import yaml
 from helpers import assert_near, randn, refused
+from llamas import random_llama
 from planted import random_stories, tiny_llama, word_tokenizer
 from transformers import AutoModelForCausalLM
 from verbs import TRAIN
@@ -39,12 +40,23 @@ def test_beta_falls_over_its_share_of_the_steps_and_stays():
         Annealing([gate], 0.5).on_step_begin(arguments, TrainerState(global_step=step, max_steps=10), TrainerControl())
         at[step] = gate.beta
     assert [at[step] for step in (0, 1, 4, 5, 9)] == pytest.approx([1, 0.8, 0.2, 0, 0])
+    for n_steps in (2, 5, 500):  # however large the share, the last step is taken with linear gates
+        Annealing([gate], 0.999).on_step_begin(
+            arguments, TrainerState(global_step=n_steps - 1, max_steps=n_steps), TrainerControl()
+        )
+        assert gate.beta == 0
+    gate.beta = 1.0
+    Annealing([gate], 0.5).on_train_begin(arguments, TrainerState(global_step=10, max_steps=10), TrainerControl())
+    assert gate.beta == 0  # of a training that goes on with no step left
+    with refused(ValueError, "optim.epochs must make two steps or more, got 1"):
+        Annealing([gate], 0.5).on_train_begin(arguments, TrainerState(max_steps=1), TrainerControl())
     Annealing([gate], 0.0).on_step_begin(arguments, TrainerState(global_step=0, max_steps=10), TrainerControl())
     assert gate.beta == 0
 
 
-def test_what_comes_out_is_a_stock_model_that_computes_the_same(tmp_path):
-    model = tiny_llama(act="silu")
+@pytest.mark.parametrize("kind", ["silu", "gemma2", "qwen2"])
+def test_what_comes_out_is_a_stock_model_that_computes_the_same(kind, tmp_path):
+    model = random_llama(kind)
     ids = torch.arange(9).unsqueeze(0)
     before = model(ids).logits
     gates = annealed_gates(model)

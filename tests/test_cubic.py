@@ -85,3 +85,17 @@ def test_the_local_form_is_the_layer_at_its_input():
 def test_other_numbers_of_coefficients_are_refused(layer):
     with refused(ValueError, r"coefficients must be three for each of d_mlp=6 neurons, got \(6, 2\)"):
         CubicTensor(layer.weights, randn(M, 2))
+
+
+def test_too_many_triples_are_refused(layer):
+    with refused(ValueError, "parts must make at most 20,000,000 triples, got 22,[0-9]{3},[0-9]{3} of 510 parts"):
+        layer.triples(randn(510, D), randn(D_OUT))
+
+
+def test_triples_are_the_same_in_parts(layer, monkeypatch):
+    from bilinear_circuits.algebra import cubic
+
+    parts, e = randn(5, D, seed=3), randn(D_OUT, seed=4)
+    whole = layer.triples(parts, e)
+    monkeypatch.setattr(cubic, "_NUMBERS", 20)
+    assert_near(layer.triples(parts, e)[1], whole[1])

@@ -65,6 +65,10 @@ def test_triples_of_an_input_add_up_to_the_third_order(cubic, model):
         assert value == pytest.approx(expected[tuple(sorted(triple))] * product, rel=1e-8, abs=1e-12)
     n = int((z != 0).sum())
     assert int(of_features.sum()) == n * (n + 1) * (n + 2) // 6
+    few = cubic.triples(FEATURE, x, n_active=2)
+    assert few.value.sum().item() == pytest.approx(found.value.sum().item(), rel=1e-9)
+    kept = set(few.features[few.features < F].tolist())
+    assert kept == set(z.abs().topk(2).indices.tolist())
     assert found.table()["first"] == found.features[:, 0].tolist()
 
 
@@ -111,5 +115,7 @@ def test_what_does_not_exist_is_refused(cubic):
         cubic.triples(0, randn(2, D))
     with refused(ValueError, "x must be one row or more of d_in=12 entries"):
         cubic.matrix(0, at=randn(2, D + 1))
+    with refused(ValueError, r"z must have d_sae_in=7 entries, got shape \(3,\)"):
+        cubic.marginal(0, randn(3))
     with refused(TypeError, "mlp must be a CubicMLP, got a InteractionTensor"):
         CubicInteractions(cubic.mlp.tensor.weights, None, None)

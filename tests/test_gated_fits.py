@@ -104,7 +104,7 @@ def test_a_transcoder_is_found_from_nearby():
     tensor = random_tensor(seed=2, d_in=4, d_mlp=3, d_out=2)
     start = replace(tensor, W_gate=tensor.W_gate + 0.05 * randn(4, 3, seed=8))
     x = randn(500, 4, seed=9)
-    found = fit_transcoder(start, x, tensor(x), TranscoderSettings(steps=600, batch=128, learning_rate=5e-3))
+    found = fit_transcoder(start, x, tensor, TranscoderSettings(steps=600, batch=128, learning_rate=5e-3))
     before, after = ((one(x) - tensor(x)).square().mean() for one in (start, found))
     assert after < 1e-3 * before
 
@@ -142,7 +142,8 @@ def test_ledgers_of_fits_show_what_they_miss(gated, inputs, dictionaries):
 def test_a_bilinear_model_goes_the_same_way_and_nothing_remains(inputs, dictionaries):
     gated = GatedMLP.from_model(tiny_llama("linear", mlp_bias=True), LAYER).to(torch.float64)
     mlp, cubic = gated.bilinear(inputs[:100]), gated.cubic(inputs[:100])
-    assert mlp.tensor.W_gate.equal(gated.weights.W_gate)
+    for one in (mlp, gated.bilinear(inputs[:100], solve_output=True, transcoder=TranscoderSettings(steps=2))):
+        assert one.tensor is gated.weights
     assert mlp.approximation.fvu == 0
     assert mlp.approximation.gates.remainder.equal(torch.zeros(len(mlp.tensor.W_gate.T), dtype=torch.double))
     interactions = bc.FeatureInteractions(mlp, *dictionaries)
@@ -159,8 +160,11 @@ def test_a_bilinear_model_goes_the_same_way_and_nothing_remains(inputs, dictiona
 def test_a_layer_that_recovers_too_little_is_refused_unless_asked_for(gated, inputs, dictionaries):
     mlp = gated.bilinear(inputs)
     poor = replace(mlp, approximation=replace(mlp.approximation, fvu=0.6))
+    with refused(ValueError, "mlp must recover 0.50 of the variance .*, got nan in layer 1"):
+        bc.FeatureInteractions(replace(mlp, approximation=replace(mlp.approximation, fvu=float("nan"))), *dictionaries)
     with refused(
-        ValueError, r"mlp must recover 0.50 of the variance .*, got 0.40 in layer 1: affine .*least_recovered=0.40"
+        ValueError,
+        r"mlp must recover 0.50 of the variance .*, got 0.4 in layer 1: affine .* pass a lower least_recovered",
     ):
         bc.FeatureInteractions(poor, *dictionaries)
     assert "affine functions in place of SiLU gates, 40.0 %" in repr(
@@ -172,6 +176,8 @@ def test_a_layer_that_recovers_too_little_is_refused_unless_asked_for(gated, inp
     ("x", "message"),
     [
         (torch.ones(1, D), "activity must be two rows or more of d_in=12 entries"),
+        (torch.ones(3, D), "activity must be four rows or more where none are held out besides, got 3"),
+        (torch.ones(9, D), "held_out must be inputs at which the MLP of layer 1 differs, got 2 alike"),
         (torch.ones(9, D + 1), r"got shape \(9, 13\)"),
         (torch.full((9, D), torch.nan), "activity must be finite"),
     ],
@@ -182,8 +188,14 @@ def test_inputs_that_do_not_fit_are_refused(gated, x, message):
             fit(x)
     with refused(TypeError, "activity must be a Tensor, got a list. Pass inputs of the MLP"):
         gated.bilinear([[1.0] * D])
+    with refused(ValueError, r"held_out must be two rows or more of d_in=12 entries, got shape \(5, 3\)"):
+        gated.bilinear(randn(9, D), held_out=randn(5, 3))
+    with refused(TypeError, "transcoder must be a TranscoderSettings, got a bool"):
+        gated.bilinear(randn(9, D), transcoder=True)
     with refused(TypeError, "steps must be an int"):
         TranscoderSettings(steps=1.5)
+    with refused(TypeError, "learning_rate must be a number, got 'x'"):
+        TranscoderSettings(learning_rate="x")
 
 
 def test_a_fit_is_carried_along_when_the_layer_is_read_elsewhere(gated, inputs):

@@ -11,6 +11,9 @@ from bilinear_circuits.algebra.matrix import InteractionMatrix
 from bilinear_circuits.algebra.tensor import InteractionTensor
 from bilinear_circuits.utilities.display import Brief
 
+_NUMBERS = 1 << 24  # held together for products of triples
+_MOST_TRIPLES = 20_000_000
+
 
 @dataclass(frozen=True, eq=False, repr=False)
 class CubicTensor(Brief):
@@ -87,8 +90,10 @@ class CubicTensor(Brief):
         G, U = parts @ self.weights.W_gate, parts @ self.weights.W_in
         w = (self.weights.W_out @ e) * self.coefficients[:, 2].to(G)
         total = G.new_zeros(len(index))
-        for a, b, c in ((0, 1, 2), (0, 2, 1), (1, 2, 0)):
-            total = total + (G[index[:, a]] * G[index[:, b]] * U[index[:, c]]) @ w
+        step = max(1, _NUMBERS // max(1, G.shape[1]))
+        for some, out in zip(index.split(step), total.split(step), strict=True):
+            for a, b, c in ((0, 1, 2), (0, 2, 1), (1, 2, 0)):
+                out += (G[some[:, a]] * G[some[:, b]] * U[some[:, c]]) @ w
         return total / 3
 
     def triples(
@@ -97,8 +102,15 @@ class CubicTensor(Brief):
         """Divide the cubic part of p at x = sum of the parts among all unordered triples of them, largest first.
 
         n (n + 1) (n + 2) / 6 triples for n parts; their values add up to sum_m w_m c2_m (x . G_m)^2 (x . U_m).
+
+        Raises:
+            ValueError: If there are more than 20 million.
         """
         n = len(parts)
+        if (n_triples := n * (n + 1) * (n + 2) // 6) > _MOST_TRIPLES:
+            raise ValueError(
+                f"parts must make at most {_MOST_TRIPLES:,} triples, got {n_triples:,} of {n} parts. Sum some of them."
+            )
         index = torch.combinations(torch.arange(n, device=parts.device), 3, with_replacement=True)
         orders = torch.tensor([len(set(permutations(kind))) for kind in ((0, 1, 2), (0, 0, 1), (0, 0, 0))])
         n_same = (index[:, 1:] == index[:, :-1]).sum(1)

@@ -1,6 +1,6 @@
 """Layers fitted to what another layer writes: affine maps by least squares, bilinear layers by gradient descent."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, fields
 
 import torch
@@ -85,6 +85,8 @@ class TranscoderSettings:
         check_whole("steps", self.steps)
         check_whole("batch", self.batch)
         check_whole("seed", self.seed, least=0)
+        if isinstance(self.learning_rate, bool) or not isinstance(self.learning_rate, int | float):
+            raise TypeError(f"learning_rate must be a number, got {self.learning_rate!r:.40}.")
         if not 0 < self.learning_rate < 1:
             raise ValueError(f"learning_rate must be between 0 and 1, got {self.learning_rate!r}.")
 
@@ -92,11 +94,11 @@ class TranscoderSettings:
 def fit_transcoder(
     start: InteractionTensor,
     x: Float[Tensor, "n d_in"],
-    y: Float[Tensor, "n d_out"],
+    target: Callable[[Tensor], Tensor],
     settings: TranscoderSettings | None = None,
     progress: Progress = silent,
 ) -> InteractionTensor:
-    """Fit all matrices and biases of a bilinear layer to outputs, from a layer that is near already.
+    """Fit all matrices and biases of a bilinear layer to another function, from a layer that is near already.
 
     Minimises the mean square error by Adam, in the precision of the layer. Cost: 6 d_mlp (2 d_in + d_out) operations
     for each input of each step.
@@ -104,7 +106,7 @@ def fit_transcoder(
     Args:
         start: Where it begins.
         x: Inputs.
-        y: Outputs.
+        target: What is fitted: gives the outputs for some inputs.
         settings: How it is fitted.
         progress: Wraps the steps.
 
@@ -118,7 +120,8 @@ def fit_transcoder(
     optimizer = torch.optim.Adam(parameters.values(), lr=settings.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.steps)
     generator = torch.Generator().manual_seed(settings.seed)
-    scale = y.double().var(0).sum().clamp_min(_TINY).to(y)
+    with torch.no_grad():
+        scale = target(x[: settings.batch]).double().var(0, correction=0).sum().clamp_min(_TINY)
     with torch.enable_grad():
         for _ in progress(range(settings.steps), "fit the layer"):
             rows = torch.randint(len(x), (settings.batch,), generator=generator).to(x.device)
@@ -126,7 +129,9 @@ def fit_transcoder(
             gate = inputs @ parameters["W_gate"] + parameters["b_gate"]
             other = inputs @ parameters["W_in"] + parameters["b_in"]
             written = (gate * other) @ parameters["W_out"] + parameters["b_out"]
-            loss = (written - y[rows].to(written)).square().sum(1).mean() / scale.to(written)
+            with torch.no_grad():
+                wanted = target(x[rows]).to(written)
+            loss = (written - wanted).square().sum(1).mean() / scale.to(written)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

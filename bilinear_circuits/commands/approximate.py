@@ -92,6 +92,10 @@ def run(arguments: Arguments) -> None:
     corpus.check()
     common.check_device(arguments.device)
     folder, settings = RunFolder(arguments.out, "a fit", RECORD), _settings(arguments, corpus)
+    if folder.is_over(settings):
+        folder.unmark()
+        print(f"{arguments.model} was fitted already: {arguments.out}")
+        return
     folder.check(settings)
     stories = corpus.read(arguments.held_out + arguments.n_stories)
     if len(stories) <= arguments.held_out:

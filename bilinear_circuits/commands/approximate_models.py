@@ -67,32 +67,34 @@ class Work(ABC):
     def save(self, folder: Path) -> None:
         """Write the stock Llama of the fits."""
 
-    def _fit(self, gated: "GatedMLP", inputs: "Tensor") -> "Replacement":
+    def _fit(self, gated: "GatedMLP", inputs: "Tensor", held_out: "Tensor") -> "Replacement":
         """Fit one layer and write it, or read what a run that was killed has written."""
         from safetensors.torch import save_file
 
         file = Path(self._asked.out) / FITS / f"layer-{gated.layer}.safetensors"
         if self._asked.order == "1" and file.is_file():
             tensor = read_fit(file.parent, gated.layer, str(inputs.device))
-            fit: Replacement = gated.approximated_by(tensor, inputs, _METHODS[self._asked.fit])
+            fit: Replacement = gated.approximated_by(tensor, inputs, _METHODS[self._asked.fit], held_out)
         else:
-            fit, values = self._new_fit(gated, inputs)
+            fit, values = self._new_fit(gated, inputs, held_out)
             with common.written_whole(file.parent) as whole:
                 save_file(values, whole / file.name)
         self.first = self.first or fit.approximation
         return fit
 
-    def _new_fit(self, gated: "GatedMLP", inputs: "Tensor") -> "tuple[Replacement, dict[str, Tensor]]":
+    def _new_fit(
+        self, gated: "GatedMLP", inputs: "Tensor", held_out: "Tensor"
+    ) -> "tuple[Replacement, dict[str, Tensor]]":
         """A fit, and the tensors that are kept of it."""
         from bilinear_circuits.algebra.layer_fits import TranscoderSettings
 
         asked = self._asked
         if asked.order == "2":
-            cubic = gated.cubic(inputs)
+            cubic = gated.cubic(inputs, held_out=held_out)
             return cubic, {"coefficients": cubic.tensor.coefficients.contiguous()}
         settings = TranscoderSettings(steps=asked.steps, seed=asked.seed) if asked.fit == "transcoder" else None
         solve = asked.fit != "gates"
-        fit = gated.bilinear(inputs, solve_output=solve, transcoder=settings, progress=common.bar)
+        fit = gated.bilinear(inputs, held_out=held_out, solve_output=solve, transcoder=settings, progress=common.bar)
         found = {field.name: getattr(fit.tensor, field.name) for field in fields(fit.tensor)}
         return fit, {name: value.contiguous() for name, value in found.items() if value is not None}
 
@@ -113,11 +115,11 @@ class Loaded(Work):
     def measure(self, fitted: "StoryTokens", held_out: "StoryTokens") -> "ReplacementLosses":
         """Fit the layers, and measure each alone and all together."""
         from bilinear_circuits.models.gated_mlp import GatedMLP
-        from bilinear_circuits.runs.replacement import measure_replacements, mlp_inputs
+        from bilinear_circuits.runs.replacement import fit_inputs, measure_replacements
 
         gated = {layer: GatedMLP.from_model(self._model, layer) for layer in self._layers}
-        inputs = mlp_inputs(self._model, fitted, self._layers, common.bar)
-        self._fits = [self._fit(gated[layer], inputs.pop(layer)) for layer in self._layers]
+        inputs = fit_inputs(self._model, fitted, self._layers, common.bar)
+        self._fits = [self._fit(gated[layer], *inputs.pop(layer)) for layer in self._layers]
         return measure_replacements(self._model, held_out, self._fits, common.bar)
 
     def save(self, folder: Path) -> None:
@@ -137,7 +139,7 @@ class Streamed(Work):
         from bilinear_circuits.models.streaming import StreamedModel
 
         super().__init__(asked)
-        folder = zoo.model_folder(asked.model)
+        folder = zoo.checked_folder(asked.model)
         self._model, self.tokenizer = StreamedModel(folder, asked.device), zoo.load_tokenizer(asked.model)
         self.config, self.context = self._model.config, self._model.config.max_position_embeddings
 
@@ -147,8 +149,8 @@ class Streamed(Work):
 
         return StreamedRun(self._model, fitted, held_out).measure(self._said, common.bar)
 
-    def _said(self, gated: "GatedMLP", inputs: "Tensor") -> "Replacement":
-        fit = self._fit(gated, inputs)
+    def _said(self, gated: "GatedMLP", inputs: "Tensor", held_out: "Tensor") -> "Replacement":
+        fit = self._fit(gated, inputs, held_out)
         common.note(f"layer {gated.layer}: {fit.approximation}")
         return fit
 

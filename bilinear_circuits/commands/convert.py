@@ -94,6 +94,10 @@ def run(arguments: Arguments) -> None:
         "n_seeds": arguments.n_seeds,
     }
     folder = RunFolder(arguments.out, "a conversion", RECORD)
+    if folder.is_over(settings):
+        _clear(folder)
+        print(f"{arguments.model} was converted already: {arguments.out}")
+        return
     folder.check(settings)
     _model(arguments)  # whose gates must be some that can be annealed
     save = prepare(recipe, corpus, folder.folder / _DATA)
@@ -104,7 +108,7 @@ def run(arguments: Arguments) -> None:
     start = given_loss(_model(arguments)[0], data.valid_rows)
     print(describe(start, losses))
     _finish(folder, recipe, data, settings, {"as given": start, **losses})
-    print(f"written: {arguments.out}, a Llama for plain transformers with hidden_act linear; {RECORD}")
+    print(f"written: {arguments.out}, for plain transformers, with hidden_act linear; {RECORD}")
 
 
 def _recipe(arguments: Arguments) -> Recipe:
@@ -146,12 +150,30 @@ def _trained(arguments: Arguments, recipe: Recipe, data: "TrainingData", arm: st
         model, data.rows, data.valid_rows, recipe.optim, folder, seed, arguments.device, callbacks=callbacks
     )
     with common.written_whole(folder, last=record.name) as whole:
-        if arm == "annealed" and seed == recipe.seed:
+        if arm == "annealed":
             make_linear(model)
+        if arm == "annealed" and seed == recipe.seed:
             model.save_pretrained(whole)
+            _prove(whole)
         (whole / record.name).write_text(common.to_json(asdict(result)), encoding="utf-8")
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     return result.valid_loss
+
+
+def _prove(folder: Path) -> None:
+    """Read a model that was written, and prove every layer of it bilinear.
+
+    Raises:
+        NotBilinearError: If one is not.
+    """
+    from transformers import AutoModelForCausalLM
+
+    from bilinear_circuits.models.bilinear_mlp import BilinearMLP
+    from bilinear_circuits.models.running import model_blocks
+
+    written = AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
+    for layer in range(len(model_blocks(written))):
+        BilinearMLP.from_model(written, layer)
 
 
 def given_loss(model: Any, rows: "StoryRows") -> float:
@@ -213,6 +235,11 @@ def _finish(
             shutil.copy(file, whole)
         shutil.copytree(folder.folder / _DATA / TOKENIZER, whole, dirs_exist_ok=True)
         (whole / RECORD).write_text(common.to_json(document), encoding="utf-8")
+    _clear(folder)
+
+
+def _clear(folder: RunFolder) -> None:
+    """Remove what only a run under way needs; its marker goes last."""
     for name in (_DATA, _ARMS):
         shutil.rmtree(folder.folder / name, ignore_errors=True)
     folder.unmark()

@@ -18,7 +18,7 @@ def tables(proofs: "CircuitProofs", tokenizer: Any) -> str:
         lines += _exactness(proof) + _largest(proof, proofs.labels[str(proof.layer)])
         for part in (_places, _ablations, _doses, _complement, _controls):
             lines += part(proof)
-        lines += _later(proof, tokenizer) + _weights(proof)
+        lines += _later(proof, tokenizer) + _weights(proof, fitted=str(proof.layer) in proofs.agreements)
     for name, why in proofs.untested.items():
         lines += ["", f"== layer/feature {name}: not tested", why]
     for joint in proofs.joint:
@@ -144,11 +144,12 @@ def _later(proof: "InterventionProof", tokenizer: Any) -> list[str]:
     return [*lines, f"divergence from the original: {divergence.mean:.4f} nats"]
 
 
-def _weights(proof: "InterventionProof") -> list[str]:
+def _weights(proof: "InterventionProof", fitted: bool) -> list[str]:
     bound, explained = proof.truncation, proof.explained
     limits = "" if bound.any_input is None else f"; any input {bound.any_input[0]:+.2f} to {bound.any_input[1]:+.2f}"
+    form = f"rank-{bound.rank} form{' of the fit' if fitted else ''}"
     return [
-        f"rank-{bound.rank} form on {explained.n_active} active tokens: mean error {bound.size.mean:.3f},"
+        f"{form} on {explained.n_active} active tokens: mean error {bound.size.mean:.3f},"
         f" certified bound {bound.bound.mean:.2f} ({bound.looseness:.1f} times){limits};"
         f" violations {bound.n_violations}",
         f"share of the activation: circuit {explained.circuit_total:.2f}, all pairs of input features"

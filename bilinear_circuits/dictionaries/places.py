@@ -59,7 +59,8 @@ def folders_in(root: Path) -> dict[int, dict[Side, Path]]:
 def _place(file: Path) -> tuple[int, Side] | None:
     """Layer and side of the MLP that a SAELens folder is of, if it is of one."""
     config = read_json(file, _CONFIG)
-    hook = (config.get("metadata") or {}).get("hook_name") or config.get("hook_name")
+    metadata = config.get("metadata")
+    hook = (metadata.get("hook_name") if isinstance(metadata, dict) else None) or config.get("hook_name")
     match = _HOOK.fullmatch(hook) if isinstance(hook, str) else None
     side = None if match is None else _PLACES.get(match[2])
     return None if match is None or side is None else (int(match[1]), side)

@@ -149,25 +149,36 @@ class CubicInteractions:
         Cost: d_in^2 d_mlp, and a (d_sae_in, d_sae_in) matrix.
 
         Raises:
-            ValueError: If there is no such feature.
+            ValueError: If there is no such feature, or not one activation for each input feature.
         """
         W_dec = self.sae_in.W_dec
+        if z.shape != (len(W_dec),):
+            raise ValueError(f"z must have d_sae_in={len(W_dec)} entries, got shape {tuple(z.shape)}.")
         return W_dec @ self._tensor.marginal(z.to(W_dec) @ W_dec, self._direction(feature)) @ W_dec.T
 
     @torch.no_grad()
-    def triples(self, feature: int, x: Float[Tensor, " d_in"]) -> Triples:
+    def triples(self, feature: int, x: Float[Tensor, " d_in"], n_active: int | None = None) -> Triples:
         """Divide the cubic part at one MLP input among all triples of active features, bias and error, exactly.
 
         Values add up to `ledger(x, feature).third` for an MLP without biases. Cost: n^3 / 6 d_mlp for n parts.
 
+        Args:
+            feature: Output feature.
+            x: The input.
+            n_active: Active features that are parts of their own, those of largest activation: the others count with
+                what the dictionary misses. All by default.
+
         Raises:
-            ValueError: If there is no such feature, or x is not one row.
+            ValueError: If there is no such feature, x is not one row, or there are more than 20 million triples.
         """
         e, row = self._direction(feature), self._rows(x.unsqueeze(0) if x.ndim == 1 else x)
         if len(row) != 1:
             raise ValueError(f"x must be one row of d_in entries, got {len(row)}.")
         z = self.sae_in.encode(row)[0]
         active = z.nonzero().squeeze(1)
+        if n_active is not None:
+            largest = z[active].abs().topk(min(check_whole("n_active", n_active), len(active))).indices
+            active = active[largest.sort().values]
         written = z[active].unsqueeze(1) * self.sae_in.W_dec[active]
         bias = self.sae_in.b_dec
         parts = torch.cat([written, torch.stack([bias, row[0] - written.sum(0) - bias])])

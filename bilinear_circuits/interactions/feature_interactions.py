@@ -48,11 +48,11 @@ def check_recovered(fit: Approximation | None, layer: int, least: float) -> None
     Raises:
         ValueError: If it does.
     """
-    if fit is not None and fit.recovered < least:
+    if fit is not None and not fit.recovered >= least:
         raise ValueError(
-            f"mlp must recover {least:.2f} of the variance of the MLP output or more, got {fit.recovered:.2f} in layer"
+            f"mlp must recover {least:.2f} of the variance of the MLP output or more, got {fit.recovered:.3g} in layer"
             f" {layer}: {fit}. Fit it nearer, with solve_output=True or transcoder=TranscoderSettings() (--approximate"
-            f" output or transcoder), or pass least_recovered={int(100 * fit.recovered) / 100:.2f}."
+            f" output or transcoder), or pass a lower least_recovered (--least-recovered)."
         )
 
 
@@ -282,6 +282,9 @@ class FeatureInteractions:
         z = self.sae_in.encode(x.to(self.sae_in.W_enc.dtype))
         features = z.double() @ self.sae_in.W_dec.double()
         form = self.form(feature)
+        if self.mlp.approximation is not None:  # its remainder is exact to the last digit of float64
+            whole = self._wide_mlp.tensor.quadratic_form(self.sae_out.W_enc[:, feature].double())
+            form = QuadraticForm(whole.matrix, whole.linear, whole.constant + self.sae_out.b_enc[feature].double())
         active = self.sae_out.encode(self.mlp(x.to(self.sae_out.W_enc.dtype)))[..., feature] != 0
         remainder = None if self.mlp.approximation is None else self.gate_remainder(x, feature)
         return account(form, x, features, self.sae_in.b_dec, active, remainder)

@@ -104,7 +104,7 @@ def low_rank_correlation(
     For feature f with encoder direction w: the form sum_{i<=r} lambda_i (v_i . x)^2 of the r eigenpairs of Q_w of
     largest magnitude, against the activation of f, over the tokens where f is active (Pearson; Pearce et al. 2024,
     arXiv 2410.08417, section 5). The whole form is always measured too, as the last column: it shows that the form is
-    exact (1 up to rounding).
+    exact (1 up to rounding), or how near a layer is that was fitted to other gates.
 
     Args:
         interactions: An MLP between two dictionaries.

@@ -30,6 +30,7 @@ from bilinear_circuits.utilities.kinds import check_whole
 from bilinear_circuits.utilities.progress import Progress, silent
 
 _TRIPLE_TOKENS = 4  # all triples of a token are found: a few tokens are many
+_TRIPLE_PARTS = 40  # active features that they are of, those of largest activation
 
 Apply = Callable[[Tensor], Tensor]
 
@@ -135,6 +136,8 @@ def removal_agreement(
     """
     for name, value in (("rank", rank), ("n_tokens", n_tokens), ("n_largest", n_largest)):
         check_whole(name, value)
+    if cubic is not None and cubic.mlp.layer != activity.interactions.mlp.layer:
+        raise ValueError(f"cubic must be of layer {activity.interactions.mlp.layer}, got layer {cubic.mlp.layer}.")
     generator = torch.Generator().manual_seed(seed)
     found: list[tuple[Agreement, Agreement, Agreement]] = []
     for feature in progress(features, "removals"):
@@ -188,7 +191,7 @@ def _triples(cubic: CubicInteractions | None, feature: int, x: Tensor, own: Appl
     rows, parts, values = [x[:0]], [x.new_zeros(0, 3, x.shape[1])], [x.new_zeros(0)]
     for row in x if cubic is not None else ():
         assert cubic is not None
-        found = cubic.triples(feature, row)
+        found = cubic.triples(feature, row, _TRIPLE_PARTS)
         a, b, c = found.features.unbind(1)
         kept = ((c < cubic.sae_in.d_sae) & (a != b) & (b != c)).nonzero().squeeze(1)[:n]
         z = cubic.sae_in.encode(row.to(cubic.sae_in.W_enc).unsqueeze(0))[0]

@@ -1,5 +1,6 @@
 """Binding: one gated MLP of an ordinary model, with the function on its gate proved on a probe batch."""
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -16,6 +17,7 @@ from bilinear_circuits.models.bilinear_mlp import BilinearMLP, ProbedMLP, read_w
 from bilinear_circuits.models.gates import GATES
 from bilinear_circuits.models.host import Host
 from bilinear_circuits.models.probe import TOLERANCE, RMSNorm, large_probe, relative_error
+from bilinear_circuits.models.running import full_precision
 from bilinear_circuits.utilities.display import Brief
 from bilinear_circuits.utilities.kinds import check_finite, check_kind
 from bilinear_circuits.utilities.progress import Progress, silent
@@ -69,7 +71,13 @@ class GatedMLP(Brief):
             TypeError: If the model is of none of the three kinds.
         """
         found = ProbedMLP.of(model, layer, probe_rows)
-        best, error = _proved_gate(found.weights, found.batches, layer, found.tolerance)
+        batches: Sequence[tuple[Tensor, Tensor]] = found.batches
+        tolerance = found.tolerance
+        if found.host.dtype in (torch.float16, torch.bfloat16):  # whose rounding is as large as gates differ
+            mlp = copy.deepcopy(found.host.blocks[layer].mlp).float()
+            batches = [(x, full_precision(mlp(x))) for x, _ in found.batches]
+            tolerance = TOLERANCE[torch.float32]
+        best, error = _proved_gate(found.weights, batches, layer, tolerance)
         norm = found.norm()
         return cls(found.weights, best, layer, *found.hook_names, norm, error, found.input_aliases(norm))
 
@@ -88,6 +96,11 @@ class GatedMLP(Brief):
             ValueError: See `from_model`.
         """
         weights, mlp = read_weights(host, layer), host.blocks[layer].mlp
+        if not x.isfinite().all():
+            raise ValueError(
+                f"model must give finite activations, got others in front of the MLP of layer {layer}. Weights before"
+                " it may not be finite."
+            )
         some = x[:_PROBED]
         batches = ((some, mlp(some)), large_probe(mlp, weights.W_gate, some, some.dtype))
         best, error = _proved_gate(weights, batches, layer, TOLERANCE[some.dtype])
@@ -106,6 +119,7 @@ class GatedMLP(Brief):
         self,
         activity: Float[Tensor, "n d_in"],
         *,
+        held_out: Float[Tensor, "m d_in"] | None = None,
         solve_output: bool = False,
         transcoder: TranscoderSettings | None = None,
         progress: Progress = silent,
@@ -114,11 +128,12 @@ class GatedMLP(Brief):
 
         The functions are fitted neuron by neuron on the gates that occur, weighted with the other factor squared. The
         layer has the matrices of the MLP, W_gate scaled by c1 and b_gate by it and shifted by c0; a bilinear MLP comes
-        back as it is. The last tenth of the inputs is held out, and `approximation` says what is recovered there.
+        back as it is. `approximation` says what is recovered on inputs held out.
         Cost: two passes over the inputs; d_mlp^2 (n + d_mlp) more where W_out is solved.
 
         Args:
             activity: Inputs of the MLP, such as `mlp_inputs` collects; the more, the better.
+            held_out: Others to measure on; by default the last tenth of the inputs, which is left out of the fit.
             solve_output: Solve W_out and b_out again, by least squares for the new neurons.
             transcoder: Go on from there and fit all matrices by gradient descent.
             progress: Wraps the steps of that.
@@ -127,26 +142,41 @@ class GatedMLP(Brief):
             TypeError: If the inputs are no tensor.
             ValueError: If they are not finite rows of d_in numbers, or fewer than two.
         """
-        return _bilinear(self, activity, solve_output, transcoder, progress)
+        if transcoder is not None:
+            check_kind("transcoder", transcoder, TranscoderSettings, "Pass TranscoderSettings() for the defaults.")
+        fitted, measured_on = _divided(self, activity, held_out)
+        gates = _gate_fit(self, fitted, 1)
+        tensor, method = _bilinear(self, gates, fitted, solve_output, transcoder, progress)
+        fit = _measured(self, tensor, method, gates, fitted, measured_on)
+        return replace(self.with_tensor(tensor), approximation=fit)
 
     @torch.no_grad()
-    def approximated_by(self, tensor: InteractionTensor, activity: Float[Tensor, "n d_in"], method: str) -> BilinearMLP:
+    def approximated_by(
+        self,
+        tensor: InteractionTensor,
+        activity: Float[Tensor, "n d_in"],
+        method: str,
+        held_out: Float[Tensor, "m d_in"] | None = None,
+    ) -> BilinearMLP:
         """Put a bilinear layer that was fitted elsewhere in the place of this one, and measure it as `bilinear` does.
 
         Args:
             tensor: The layer.
-            activity: Inputs of the MLP, of which the last tenth is measured on.
+            activity: Inputs of the MLP.
             method: How the layer was made, in words.
+            held_out: Others to measure on; by default the last tenth of the inputs.
 
         Raises:
             TypeError: If the inputs are no tensor.
             ValueError: If they are not finite rows of d_in numbers, or fewer than two.
         """
-        fitted, held_out = _divided(self, activity)
-        fit = _measured(self, tensor, method, _gate_fit(self, fitted, 1), fitted, held_out)
+        check_kind("tensor", tensor, InteractionTensor, "It holds the matrices of a bilinear layer.")
+        fitted, measured_on = _divided(self, activity, held_out)
+        fit = _measured(self, tensor, method, _gate_fit(self, fitted, 1), fitted, measured_on)
         return replace(self.with_tensor(tensor), approximation=fit)
 
-    def cubic(self, activity: Float[Tensor, "n d_in"]) -> CubicMLP:
+    @torch.no_grad()
+    def cubic(self, activity: Float[Tensor, "n d_in"], *, held_out: Float[Tensor, "m d_in"] | None = None) -> CubicMLP:
         """Fit a cubic layer to this one: a quadratic function c0 + c1 g + c2 g^2 in place of the one on each gate.
 
         It is held as the matrices of the MLP and three numbers a neuron. See `bilinear` for the fit.
@@ -155,7 +185,11 @@ class GatedMLP(Brief):
             TypeError: If the inputs are no tensor.
             ValueError: If they are not finite rows of d_in numbers, or fewer than two.
         """
-        return _cubic(self, activity)
+        fitted, measured_on = _divided(self, activity, held_out)
+        gates = _gate_fit(self, fitted, 2)
+        tensor = CubicTensor(self.weights, gates.coefficients.to(self.weights.W_gate))
+        fit = _measured(self, tensor, "quadratic functions", gates, fitted, measured_on)
+        return CubicMLP(tensor, self.layer, self.hook_in, self.hook_out, self.norm, fit, self.input_aliases)
 
     def read_from(self, basis: Float[Tensor, "d_new d_in"], hook_in: str) -> "GatedMLP":
         """Read the MLP as a function of z, where its input is z @ basis."""
@@ -181,51 +215,44 @@ def _proved_gate(
     return best, relative_error(weights.gated(x, GATES[best]), y)
 
 
-@torch.no_grad()
 def _bilinear(
     original: GatedMLP,
+    gates: GateFit,
     x: Float[Tensor, "n d_in"],
     solve_output: bool,
     transcoder: TranscoderSettings | None,
-    progress: Progress = silent,
-) -> BilinearMLP:
-    """Put an affine function on every gate; see `GatedMLP.bilinear`."""
-    fitted, held_out = _divided(original, x)
-    gates = _gate_fit(original, fitted, 1)
-    weights = original.weights
-    tensor = weights if original.gate == "linear" else CubicTensor(weights, _three(gates)).quadratic
+    progress: Progress,
+) -> tuple[InteractionTensor, str]:
+    """A bilinear layer in the place of another, and how it was made."""
     method = "affine functions"
+    if original.gate == "linear":
+        return original.weights, method
+    tensor = CubicTensor(original.weights, torch.nn.functional.pad(gates.coefficients, (0, 1))).quadratic
     if solve_output or transcoder is not None:
-        tensor, method = _output_solved(original, tensor, fitted), f"{method}, W_out solved again,"
+        tensor, method = _output_solved(original, tensor, x), f"{method}, W_out solved again,"
     if transcoder is not None:
-        tensor, method = fit_transcoder(tensor, fitted, original(fitted), transcoder, progress), "a bilinear transcoder"
-    return replace(
-        original.with_tensor(tensor), approximation=_measured(original, tensor, method, gates, fitted, held_out)
-    )
+        tensor, method = fit_transcoder(tensor, x, original, transcoder, progress), "a bilinear transcoder"
+    return tensor, method
 
 
-@torch.no_grad()
-def _cubic(original: GatedMLP, x: Float[Tensor, "n d_in"]) -> CubicMLP:
-    """Put a quadratic function on every gate; see `GatedMLP.cubic`."""
-    fitted, held_out = _divided(original, x)
-    gates = _gate_fit(original, fitted, 2)
-    tensor = CubicTensor(original.weights, gates.coefficients.to(original.weights.W_gate))
-    approximation = _measured(original, tensor, "quadratic functions", gates, fitted, held_out)
-    return CubicMLP(
-        tensor, original.layer, original.hook_in, original.hook_out, original.norm, approximation,
-        original.input_aliases,
-    )  # fmt: skip
-
-
-def _divided(original: GatedMLP, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Inputs to fit on, and the last of them to measure on."""
-    check_kind("activity", x, Tensor, "Pass inputs of the MLP, (n, d_in): mlp_inputs(model, tokens, layer) makes them.")
+def _divided(original: GatedMLP, x: Tensor, held_out: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Inputs to fit on, and those to measure on."""
     d_in = original.weights.d_in
-    if x.ndim != 2 or x.shape[1] != d_in or len(x) < 2:
-        raise ValueError(f"activity must be two rows or more of d_in={d_in} entries, got shape {tuple(x.shape)}.")
-    check_finite("activity", x)
+    for name, rows in (("activity", x), ("held_out", held_out)):
+        if rows is None:
+            continue
+        check_kind(
+            name, rows, Tensor, "Pass inputs of the MLP, (n, d_in): mlp_inputs(model, tokens, [layer]) has them."
+        )
+        if rows.ndim != 2 or rows.shape[1] != d_in or len(rows) < 2:
+            raise ValueError(f"{name} must be two rows or more of d_in={d_in} entries, got shape {tuple(rows.shape)}.")
+        check_finite(name, rows)
     x = x.to(original.weights.W_gate)
-    n = max(1, round(_HELD_OUT * len(x)))
+    if held_out is not None:
+        return x, held_out.to(x)
+    n = max(2, round(_HELD_OUT * len(x)))
+    if len(x) < n + 2:
+        raise ValueError(f"activity must be four rows or more where none are held out besides, got {len(x)}.")
     return x[:-n], x[-n:]
 
 
@@ -237,11 +264,6 @@ def _gate_fit(original: GatedMLP, x: Tensor, order: int) -> GateFit:
     exact = torch.zeros_like(fit.coefficients)
     exact[:, 1] = 1
     return replace(fit, coefficients=exact, remainder=torch.zeros_like(fit.remainder))
-
-
-def _three(gates: GateFit) -> Tensor:
-    """Coefficients of an affine function as those of a quadratic one."""
-    return torch.nn.functional.pad(gates.coefficients, (0, 1))
 
 
 def _output_solved(original: GatedMLP, tensor: InteractionTensor, x: Tensor) -> InteractionTensor:
@@ -265,9 +287,15 @@ def _measured(
 ) -> Approximation:
     """How near a layer is, and the control."""
     linear = fit_affine((rows, original(rows)) for rows in fitted.split(_ROWS))
-    wanted = original(held_out).double()
-    variance = (wanted - wanted.mean(0)).square().sum().clamp_min(1e-300)
-    fvu, linear_fvu = (
-        ((layer(held_out).double() - wanted).square().sum() / variance).item() for layer in (tensor, linear)
-    )
-    return Approximation(original, method, gates, fvu, linear_fvu, linear, len(fitted), len(held_out))
+    n, square, total = len(held_out), 0.0, torch.zeros(held_out.shape[1], dtype=torch.double, device=held_out.device)
+    missed = {"layer": 0.0, "linear": 0.0}
+    for rows in held_out.split(_ROWS):
+        wanted = original(rows).double()
+        total, square = total + wanted.sum(0), square + wanted.square().sum().item()
+        for name, layer in (("layer", tensor), ("linear", linear)):
+            missed[name] += (layer(rows).double() - wanted).square().sum().item()
+    variance = square - (total.square().sum() / n).item()
+    if not variance > 0:
+        raise ValueError(f"held_out must be inputs at which the MLP of layer {original.layer} differs, got {n} alike.")
+    fvu, linear_fvu = (one / variance for one in missed.values())
+    return Approximation(original, method, gates, fvu, linear_fvu, linear, len(fitted), n)

@@ -1,7 +1,7 @@
 """A Llama-type model read from its safetensors files block by block: never more than one block of it is in memory."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -92,11 +92,16 @@ class StreamedModel:
             return embedding(ids.to(self._device))
 
     @torch.no_grad()
-    def run(self, block: Any, hidden: Float[Tensor, "story pos d_model"]) -> Float[Tensor, "story pos d_model"]:
+    def run(
+        self, block: Any, layer: int, hidden: Float[Tensor, "story pos d_model"]
+    ) -> Float[Tensor, "story pos d_model"]:
         """Run a block that is open; padding on the right needs no mask."""
         n_pos = hidden.shape[1]
-        mask = torch.full((n_pos, n_pos), torch.finfo(hidden.dtype).min, device=hidden.device).triu(1)[None, None]
         position = torch.arange(n_pos, device=hidden.device).unsqueeze(0)
+        back = position.T - position
+        unseen = (back < 0) | (back >= (self._window(layer) or n_pos))
+        mask = torch.zeros(1, 1, n_pos, n_pos, device=hidden.device)
+        mask = mask.masked_fill(unseen, torch.finfo(hidden.dtype).min)
         rotary = self._rotary(hidden, position)
         parts = []
         for rows in hidden.split(_STORIES_PER_BATCH):
@@ -104,22 +109,35 @@ class StreamedModel:
             parts.append(out if isinstance(out, Tensor) else out[0])
         return torch.cat(parts)
 
+    def _window(self, layer: int) -> int | None:
+        """Tokens that a block attends to, where it is not all of them."""
+        kinds = getattr(self.config, "layer_types", None)
+        window = getattr(self.config, "sliding_window", None)
+        if kinds is not None:
+            return window if kinds[layer] == "sliding_attention" else None
+        return window if getattr(self.config, "use_sliding_window", True) else None
+
     @torch.no_grad()
     def run_and_keep(
-        self, block: Any, hidden: Float[Tensor, "story pos d_model"], mask: Bool[Tensor, "story pos"]
-    ) -> tuple[Float[Tensor, "story pos d_model"], Float[Tensor, "token d_model"]]:
-        """Run a block that is open, and keep what its MLP reads at the tokens of a mask."""
+        self,
+        block: Any,
+        layer: int,
+        hidden: Float[Tensor, "story pos d_model"],
+        masks: Sequence[Bool[Tensor, "story pos"]],
+    ) -> tuple[Float[Tensor, "story pos d_model"], list[Float[Tensor, "token d_model"]]]:
+        """Run a block that is open, and keep what its MLP reads at the tokens of some masks."""
         seen: list[Tensor] = []
         with hooked([(block.mlp, lambda module, args, output: seen.append(args[0]))]):
-            out = self.run(block, hidden)
-        return out, torch.cat(seen)[mask.to(hidden.device)]
+            out = self.run(block, layer, hidden)
+        read = torch.cat(seen)
+        return out, [read[mask.to(read.device)] for mask in masks]
 
     @torch.no_grad()
     def losses(
         self, hidden: Float[Tensor, "story pos d_model"], ids: Int[Tensor, "story pos"], mask: Bool[Tensor, "story pos"]
     ) -> Float[Tensor, " token"]:
         """Cross-entropy of every token of a mask, given those before it, from the last residual stream."""
-        tied = "lm_head.weight" not in self._files
+        tied = self.config.tie_word_embeddings
         row, position = mask[:, 1:].to(self._device).nonzero().unbind(1)
         following = ids.to(self._device)[row, position + 1]
         with self._loaded(self._model.model.norm, "model.norm."):

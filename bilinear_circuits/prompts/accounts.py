@@ -6,6 +6,7 @@
 3. The rank-r form of each feature is removed from the weights, and what comes after the layer runs again.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -138,7 +139,10 @@ def in_float64(interactions: FeatureInteractions) -> FeatureInteractions:
         return interactions
     dtype = torch.float64
     return FeatureInteractions(
-        interactions.mlp.to(dtype), interactions.sae_in.to(dtype), interactions.sae_out.to(dtype)
+        interactions.mlp.to(dtype),
+        interactions.sae_in.to(dtype),
+        interactions.sae_out.to(dtype),
+        least_recovered=-math.inf,  # which was checked when they were made
     )
 
 

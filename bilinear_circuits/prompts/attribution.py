@@ -78,7 +78,8 @@ class Attribution(OfFeature, Brief):
     def joint_removal(self, features: Int[Tensor, " m"]) -> float:
         """Change of the pre-activation where several active input features are taken out of the MLP input together.
 
-        Each pair of two of them goes once, and is counted in both their removals.
+        Each pair of two of them goes once, and is counted in both their removals. In a layer that was fitted pairs are
+        those of the fit.
         """
         first, second = self.pairs.first, self.pairs.second
         among = torch.isin(first, features) & torch.isin(second, features) & (first != second)
@@ -196,6 +197,8 @@ def _attributions(
         *_, bias, error = shares = parts @ slope
         # p(x - s) - p(x), by the definition of the form: -(2 share - s^T Q s - linear . s).
         removals = form.matrix(parts) + parts @ form.linear - 2 * shares
+        if interactions.mlp.approximation is not None:  # what the model's own MLP does, where the form is a fit's
+            removals = (interactions.mlp(row - parts) - interactions.mlp(row)) @ sae_out.W_enc[:, feature]
         shares = shares[:-2]
         order = shares.abs().argsort(descending=True)
         last = position == len(x) - 1

@@ -14,15 +14,17 @@ from bilinear_circuits.data.stories import StoryTokens
 from bilinear_circuits.models.approximation import CubicMLP
 from bilinear_circuits.models.bilinear_mlp import BilinearMLP, NotBilinearError
 from bilinear_circuits.models.gated_mlp import GatedMLP
-from bilinear_circuits.models.running import capture_mlp, model_device
+from bilinear_circuits.models.running import capture_mlp, model_blocks, model_device
 from bilinear_circuits.runs.metrics import CrossEntropy
 from bilinear_circuits.runs.runs import measure
 from bilinear_circuits.runs.sites import Sites
 from bilinear_circuits.runs.splice import Side, spliced
 from bilinear_circuits.utilities.display import Shown, Tabled
+from bilinear_circuits.utilities.kinds import check_kind, check_whole
 from bilinear_circuits.utilities.progress import Progress, silent
 
 _STORIES_PER_BATCH = 32
+HELD_OUT = 0.1
 FIT_STORIES = 300
 """Stories that layers are fitted on, unless it is said otherwise."""
 
@@ -35,9 +37,13 @@ Replacement = BilinearMLP | CubicMLP
 
 @torch.no_grad()
 def mlp_inputs(
-    model: nn.Module, tokens: StoryTokens, layers: Sequence[int], progress: Progress = silent
+    model: nn.Module,
+    tokens: StoryTokens,
+    layers: Sequence[int],
+    bos: bool = True,
+    progress: Progress = silent,
 ) -> dict[int, Float[Tensor, "token d_in"]]:
-    """Collect what some MLPs read at every token of stories, [BOS] included and padding not, story by story.
+    """Collect what some MLPs read at every token of stories but padding, story by story.
 
     Memory: a (token, d_in) array for each layer.
 
@@ -45,17 +51,49 @@ def mlp_inputs(
         model: The model.
         tokens: The stories.
         layers: The layers.
+        bos: Whether [BOS] is among the tokens. A layer that stands in the place of an MLP meets it, too; but it is one
+            row, the same in every story, and its output is large in many models: shares are better without it.
         progress: Wraps the batches.
+
+    Raises:
+        ValueError: If there is no such layer, or no story.
     """
+    n_layers = len(model_blocks(model))
+    for layer in layers:
+        check_whole("layers", layer, 0, n_layers - 1)
+    if not len(tokens):
+        raise ValueError("tokens must hold a story or more, got none.")
     mask = tokens.mask.clone()
-    mask[:, 0] = True
+    mask[:, 0] = bos
     found: dict[int, list[Tensor]] = {layer: [] for layer in layers}
     for rows in progress(torch.arange(len(mask)).split(_STORIES_PER_BATCH), "run the model"):
-        width = int(mask[rows].sum(1).max())
+        width = int(tokens.mask[rows].sum(1).max()) + 1
         captured = capture_mlp(model, tokens.ids[rows, :width].to(model_device(model)), layers)
         for layer in layers:
             found[layer].append(captured[layer].x[mask[rows, :width]])
     return {layer: torch.cat(parts) for layer, parts in found.items()}
+
+
+def divided(tokens: StoryTokens) -> tuple[StoryTokens, StoryTokens]:
+    """Divide stories into those that layers are fitted on and the last tenth, on which they are measured.
+
+    Raises:
+        ValueError: If there is but one.
+    """
+    if len(tokens) < 2:
+        raise ValueError(f"tokens must hold two stories or more to fit on and to measure on, got {len(tokens)}.")
+    n = max(1, round(HELD_OUT * len(tokens)))
+    return tokens[:-n], tokens[-n:]
+
+
+def fit_inputs(
+    model: nn.Module, tokens: StoryTokens, layers: Sequence[int], progress: Progress = silent
+) -> dict[int, tuple[Tensor, Tensor]]:
+    """Collect inputs of MLPs to fit layers on, with [BOS], and to measure on, without; see `divided`."""
+    first, last = divided(tokens)
+    fitted = mlp_inputs(model, first, layers, progress=progress)
+    held_out = mlp_inputs(model, last, layers, bos=False, progress=progress)
+    return {layer: (fitted[layer], held_out[layer]) for layer in layers}
 
 
 def read_layers(
@@ -90,11 +128,13 @@ def read_layers(
             if fit is None:
                 raise
             others[layer] = GatedMLP.from_model(model, layer)
-    inputs = mlp_inputs(model, tokens(), list(others), progress) if others else {}
+    inputs = fit_inputs(model, tokens(), list(others), progress) if others else {}
     settings = TranscoderSettings() if fit == "transcoder" else None
     for layer, gated in others.items():
-        solve = fit != "gates"
-        found[layer] = gated.bilinear(inputs.pop(layer), solve_output=solve, transcoder=settings, progress=progress)
+        fitted, held_out = inputs.pop(layer)
+        found[layer] = gated.bilinear(
+            fitted, held_out=held_out, solve_output=fit != "gates", transcoder=settings, progress=progress
+        )
     return {layer: found[layer] for layer in layers}
 
 
@@ -162,6 +202,8 @@ def measure_replacements(
     Raises:
         ValueError: If a layer is no fit, or two are of one block.
     """
+    for one in layers:
+        check_kind("layers", one, (BilinearMLP, CubicMLP), "GatedMLP.bilinear and GatedMLP.cubic make them.")
     indices = [one.layer for one in layers]
     if not layers or len(set(indices)) < len(indices):
         raise ValueError(f"layers must be of one block or more, each once, got layers {indices}.")

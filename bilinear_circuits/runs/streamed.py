@@ -10,7 +10,7 @@ from bilinear_circuits.data.stories import StoryTokens
 from bilinear_circuits.models.gated_mlp import GatedMLP
 from bilinear_circuits.models.running import hooked
 from bilinear_circuits.models.streaming import StreamedModel
-from bilinear_circuits.runs.replacement import Replacement, ReplacementLosses
+from bilinear_circuits.runs.replacement import Replacement, ReplacementLosses, divided
 from bilinear_circuits.utilities.progress import Progress, silent
 
 _CASES = ("replaced", "linear", "without")
@@ -34,24 +34,28 @@ class StreamedRun:
     held_out: StoryTokens
 
     @torch.no_grad()
-    def measure(self, fit: Callable[[GatedMLP, Tensor], Replacement], progress: Progress = silent) -> ReplacementLosses:
+    def measure(
+        self, fit: Callable[[GatedMLP, Tensor, Tensor], Replacement], progress: Progress = silent
+    ) -> ReplacementLosses:
         """Read and fit one block after the other, and measure the model with all fits.
 
         Memory: one block, and the residual streams: (stories fitted + 4 held out) x context x d_model numbers.
 
         Args:
-            fit: Makes a layer from an MLP and its inputs; it is not kept.
+            fit: Makes a layer from an MLP, inputs to fit on and inputs to measure on; it is not kept.
             progress: Wraps the blocks.
         """
-        every = self.fitted.mask.clone()
-        every[:, 0] = True
+        n = len(divided(self.fitted)[0])
+        fitted_on, measured_on = self.fitted.mask.clone(), self.fitted.mask.clone()
+        fitted_on[:, 0] = True
+        fitted_on[n:], measured_on[:n] = False, False
         stream = self.model.embed(self.fitted.ids)
         streams = dict.fromkeys(("base", *_CASES), self.model.embed(self.held_out.ids))
         fvu = []
         for layer in progress(range(self.model.n_layers), "blocks"):
             with self.model.block(layer) as block:
-                stream, inputs = self.model.run_and_keep(block, stream, every)
-                found = fit(GatedMLP.from_inputs(self.model.host, layer, inputs), inputs)
+                stream, inputs = self.model.run_and_keep(block, layer, stream, [fitted_on, measured_on])
+                found = fit(GatedMLP.from_inputs(self.model.host, layer, inputs[0]), *inputs)
                 assert found.approximation is not None
                 fvu.append(found.approximation.fvu)
                 functions = {
@@ -59,10 +63,10 @@ class StreamedRun:
                     "linear": found.approximation.linear,
                     "without": torch.zeros_like,
                 }
-                streams["base"] = self.model.run(block, streams["base"])
+                streams["base"] = self.model.run(block, layer, streams["base"])
                 for name, function in functions.items():
                     with hooked([(block.mlp, _instead(function))]):
-                        streams[name] = self.model.run(block, streams[name])
+                        streams[name] = self.model.run(block, layer, streams[name])
         return self._losses(streams, fvu)
 
     def _losses(self, streams: dict[str, Tensor], fvu: list[float]) -> ReplacementLosses:

@@ -45,13 +45,36 @@ class Annealing(TrainerCallback):
         """Take the gates and the share of the steps after which they are linear; 0 makes them so at once."""
         self._gates, self._share = gates, share
 
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Refuse trainings too short, and set beta, also of a training that has no step left.
+
+        Raises:
+            ValueError: If there are fewer than two steps: gates would not be linear in any.
+        """
+        if state.max_steps < 2:
+            raise ValueError(f"optim.epochs must make two steps or more, got {state.max_steps}.")
+        self._set(state)
+
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Set beta for a step, also of a training that goes on."""
-        done = state.global_step / max(1.0, self._share * state.max_steps)
+        """Set beta for a step."""
+        self._set(state)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Leave the gates linear."""
         for gate in self._gates:
-            gate.beta = max(0.0, 1.0 - done) if self._share else 0.0
+            gate.beta = 0.0
+
+    def _set(self, state: TrainerState) -> None:
+        # In the last step at least gates are linear.
+        last = min(self._share * state.max_steps, state.max_steps - 1)
+        for gate in self._gates:
+            gate.beta = max(0.0, 1.0 - state.global_step / last) if last > 0 else 0.0
 
 
 def annealed_gates(model: Any) -> list[AnnealedGate]:
@@ -86,4 +109,6 @@ def make_linear(model: Any) -> None:
             raise ValueError(f"layer {layer} must have a gate that was annealed to the end, got {gate!r:.60}.")
         block.mlp.down_proj.weight.mul_(SLOPE)
         block.mlp.act_fn = ACT2FN["linear"]
-    model.config.hidden_act = "linear"
+    for name in ("hidden_act", "hidden_activation"):  # Gemma reads the second
+        if hasattr(model.config, name):
+            setattr(model.config, name, "linear")

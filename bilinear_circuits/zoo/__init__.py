@@ -114,7 +114,7 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL, device: str = "cpu") ->
     """
     from transformer_lens.model_bridge import TransformerBridge
 
-    folder = _checked(name_or_path)
+    folder = checked_folder(name_or_path)
     check_tokenizer(folder)
     with by_library(_LOADS, folder):
         model = TransformerBridge.boot_transformers(str(folder), device=device, hf_config_overrides=_pad_id(folder))
@@ -125,7 +125,7 @@ def load_plain_model(name_or_path: str | Path = DEFAULT_MODEL, device: str = "cp
     """Load a model as Hugging Face has it, in float32, and its tokenizer; otherwise as `load_model`."""
     from transformers import AutoModelForCausalLM
 
-    folder = _checked(name_or_path)
+    folder = checked_folder(name_or_path)
     with by_library(_LOADS, folder):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32", **_pad_id(folder)).to(device).eval()
     return _finite(model, folder), load_tokenizer(folder)
@@ -147,7 +147,7 @@ def load_tokenizer(name_or_path: str | Path = DEFAULT_MODEL) -> Any:
         return AutoTokenizer.from_pretrained(folder)
 
 
-def _checked(name_or_path: str | Path) -> Path:
+def checked_folder(name_or_path: str | Path) -> Path:
     """Folder of a model whose files were found to be whole and to hold the tensors of the model and no others."""
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging

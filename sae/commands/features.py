@@ -30,7 +30,7 @@ _SIDES: dict[str, tuple["Side", ...]] = {"both": ("in", "out"), "in": ("in",), "
 
 
 @dataclass(kw_only=True)
-class Arguments(common.LabelArguments):
+class Arguments(common.LabelArguments, common.GateArguments):
     """Options of `features`."""
 
     layer: int
@@ -129,6 +129,7 @@ def _settings(arguments: Arguments, side: "Side", labels: Labels, corpus: Corpus
         "labels": names,
         "neuronpedia": arguments.neuronpedia,
         "n_stories": arguments.n_stories,
+        "approximate": arguments.approximate,
         "linked": _linked(arguments, side),
         **records.layer_hashes(arguments, arguments.layer),
         "names_sha256": records.names_hashes(arguments, arguments.layer),

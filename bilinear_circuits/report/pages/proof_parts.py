@@ -187,7 +187,10 @@ def _form(proof: InterventionProof) -> Part:
     ]
     if bound.any_input is not None:
         rows.append(("bound for any input", " to ".join(value(one, 2) for one in bound.any_input)))
-    note = f"On {number(explained.n_active)} active tokens of the ranking stories, in units of the pre-activation."
+    note = (
+        f"On {number(explained.n_active)} active tokens of the ranking stories, in units of the pre-activation. Errors"
+        " and bounds are of the form: where a layer is read through a fit, not of what the fit misses."
+    )
     return Part(
         "What the form explains, and can be wrong by", Table.of((Column("quantity"), Column("value", "n")), rows), note
     )
