@@ -129,6 +129,15 @@ def test_the_ledger_sums_to_the_true_pre_activation_with_the_gate_remainder(mode
     )
 
 
+def test_ledgers_of_fits_in_float32_sum_to_the_last_digit_of_float64(model, gated, inputs, dictionaries):
+    fitted = bc.FeatureInteractions(
+        gated.bilinear(inputs).to(torch.float32), *(one.to(torch.float32) for one in dictionaries)
+    )
+    x = randn(6, D, seed=11)
+    row, constant = fitted.sae_out.W_enc[:, 7].double(), fitted.sae_out.b_enc[7].double()
+    assert_near(fitted.ledger(x, 7).total, own_forward(model, x) @ row + constant, 1e-9)
+
+
 def test_ledgers_of_fits_show_what_they_miss(gated, inputs, dictionaries):
     interactions = bc.FeatureInteractions(gated.bilinear(inputs), *dictionaries)
     for x in (randn(1, D), randn(3, D), randn(40, D)):

@@ -59,3 +59,12 @@ def test_a_bilinear_layer_is_the_same_read_either_way():
     placed = gated.with_tensor(gated.weights)
     assert (placed.hook_in, placed.hook_out, placed.layer) == (bilinear.hook_in, bilinear.hook_out, 1)
     assert placed.input_aliases == bilinear.input_aliases
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(("act", "name"), [("gelu", "GELU"), ("gelu_pytorch_tanh", "tanh-GELU"), ("silu", "SiLU")])
+def test_gates_of_models_in_half_precision_are_told_apart(act, name, dtype):
+    for seed in range(4):
+        assert GatedMLP.from_model(tiny_llama(act, seed=seed).to(dtype), 1).gate == name
+    with refused(ValueError, "must apply one of linear, SiLU"):
+        GatedMLP.from_model(tiny_llama("quick_gelu").to(dtype), 1)
