@@ -15,7 +15,8 @@ from bilinear_circuits.data.stories import StoryTokens, tokenize_stories
 from bilinear_circuits.data.token_texts import TokenTexts
 from bilinear_circuits.discovery import DiscoverySearch, DiscoverySettings, discover
 from bilinear_circuits.interactions.activity import LayerActivity, collect_activity
-from bilinear_circuits.interactions.feature_interactions import LEAST_RECOVERED, FeatureInteractions, approximations
+from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
+from bilinear_circuits.interactions.fit import LEAST_RECOVERED, approximations
 from bilinear_circuits.interactions.naming import FeatureNames
 from bilinear_circuits.interactions.profiles import FeatureProfile, profile_feature
 from bilinear_circuits.interventions import CircuitProofs, ProofSettings, prove_circuits
@@ -135,7 +136,7 @@ class Workspace:
         """Versions, commit, hashes and seed, which it takes to repeat a result."""
         dictionaries = [dictionary for layer in self.interactions for dictionary in (layer.sae_in, layer.sae_out)]
         source = provenance(self.model_name, self.saes, dictionaries, self.corpus, len(self.stories))
-        source |= approximations(self.interactions)
+        source |= approximations([one.mlp for one in self.interactions])
         return source | {"config": {"seed": self.seed, "layers": [layer.mlp.layer for layer in self.interactions]}}
 
     def layer(self, layer: int) -> FeatureInteractions:

@@ -186,7 +186,7 @@ def test_a_layer_that_recovers_too_little_is_refused_unless_asked_for(gated, inp
     [
         (torch.ones(1, D), "activity must be two rows or more of d_in=12 entries"),
         (torch.ones(3, D), "activity must be four rows or more where none are held out besides, got 3"),
-        (torch.ones(9, D), "held_out must be inputs at which the MLP of layer 1 differs, got 2 alike"),
+        (torch.ones(9, D), "held_out must be inputs at which the MLP gives different outputs, got 2 alike"),
         (torch.ones(9, D + 1), r"got shape \(9, 13\)"),
         (torch.full((9, D), torch.nan), "activity must be finite"),
     ],

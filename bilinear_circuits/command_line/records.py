@@ -32,11 +32,15 @@ def provenance(
     seconds: float,
 ) -> dict[str, Any]:
     """Gather what it takes to repeat a result: configuration, versions, commit, hashes of all that was read."""
-    from bilinear_circuits.interactions.feature_interactions import approximations
+    from bilinear_circuits.interactions.fit import approximations
 
     dictionaries = [dictionary for layer in interactions for dictionary in (layer.sae_in, layer.sae_out)]
     source = zoo_provenance(arguments.model, saes_of(arguments), dictionaries, corpus, n_stories)
-    return source | approximations(interactions) | {"config": shared_config(arguments), "seconds": round(seconds, 1)}
+    return (
+        source
+        | approximations([one.mlp for one in interactions])
+        | {"config": shared_config(arguments), "seconds": round(seconds, 1)}
+    )
 
 
 def prompt_provenance(arguments: Any, dictionaries: Sequence[Mapping[str, Any]], seconds: float) -> dict[str, Any]:

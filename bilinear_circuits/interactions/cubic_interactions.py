@@ -11,8 +11,7 @@ from torch import Tensor
 from bilinear_circuits.algebra.cubic import CubicTensor
 from bilinear_circuits.algebra.matrix import InteractionMatrix
 from bilinear_circuits.dictionaries.dictionary import Dictionary, as_dictionary
-from bilinear_circuits.interactions.feature_interactions import LEAST_RECOVERED, check_recovered
-from bilinear_circuits.interactions.fit import check_fits
+from bilinear_circuits.interactions.fit import LEAST_RECOVERED, check_fits, check_recovered
 from bilinear_circuits.models.approximation import CubicMLP
 from bilinear_circuits.models.bilinear_mlp import output_aliases
 from bilinear_circuits.utilities.display import Brief, Shown, Tabled

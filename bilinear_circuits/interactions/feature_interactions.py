@@ -14,10 +14,9 @@ from bilinear_circuits.algebra.matrix import InteractionMatrix
 from bilinear_circuits.algebra.spectra import Spectrum
 from bilinear_circuits.algebra.tensor import InteractionTensor, QuadraticForm
 from bilinear_circuits.dictionaries.dictionary import Dictionary, as_dictionary
-from bilinear_circuits.interactions.fit import check_fits
+from bilinear_circuits.interactions.fit import LEAST_RECOVERED, check_fits, check_recovered
 from bilinear_circuits.interactions.ledger import Ledger, PairContributions, account
 from bilinear_circuits.interactions.pairs import coefficients
-from bilinear_circuits.models.approximation import Approximation
 from bilinear_circuits.models.bilinear_mlp import BilinearMLP
 from bilinear_circuits.sweep import (
     InteractionStatistics,
@@ -36,30 +35,6 @@ from bilinear_circuits.utilities.progress import Progress, silent
 
 if TYPE_CHECKING:
     from sae_lens import SAE
-
-
-LEAST_RECOVERED = 0.5
-"""Of the variance of an MLP's output, by a layer fitted to it. Below, numbers say more of the fit than of the MLP."""
-
-
-def check_recovered(fit: Approximation | None, layer: int, least: float) -> None:
-    """Refuse a layer fitted to a gated MLP that recovers too little of its output.
-
-    Raises:
-        ValueError: If it does.
-    """
-    if fit is not None and not fit.recovered >= least:
-        raise ValueError(
-            f"mlp must recover {least:.2f} of the variance of the MLP output or more, got {fit.recovered:.3g} in layer"
-            f" {layer}: {fit}. Fit it nearer, with solve_output=True or transcoder=TranscoderSettings() (--approximate"
-            f" output or transcoder), or pass a lower least_recovered (--least-recovered)."
-        )
-
-
-def approximations(interactions: "Sequence[FeatureInteractions]") -> dict[str, dict[str, str]]:
-    """Say in a provenance which layers are fits to others, and what they recover; nothing where none is."""
-    fits = {str(one.mlp.layer): str(one.mlp.approximation) for one in interactions if one.mlp.approximation is not None}
-    return {"approximations": fits} if fits else {}
 
 
 class FeatureInteractions:

@@ -1,6 +1,13 @@
-"""Whether a dictionary fits one side of an MLP."""
+"""Whether a dictionary fits one side of an MLP, and a layer the MLP that it stands for."""
+
+from collections.abc import Sequence
 
 from bilinear_circuits.dictionaries.dictionary import Dictionary
+from bilinear_circuits.models.approximation import Approximation
+from bilinear_circuits.models.bilinear_mlp import BilinearMLP
+
+LEAST_RECOVERED = 0.5
+"""Of the variance of an MLP's output, by a layer fitted to it. Below, numbers say more of the fit than of the MLP."""
 
 
 def check_fits(
@@ -33,3 +40,23 @@ def check_fits(
         f"{argument} must be trained on {hook_name} of width {width}, got {dictionary.name} trained on"
         f" {dictionary.hook_name} with W_enc {tuple(dictionary.W_enc.shape)}.{hint}"
     )
+
+
+def check_recovered(fit: Approximation | None, layer: int, least: float) -> None:
+    """Refuse a layer fitted to a gated MLP that recovers too little of its output.
+
+    Raises:
+        ValueError: If it does.
+    """
+    if fit is not None and not fit.recovered >= least:
+        raise ValueError(
+            f"mlp must recover {least:.2f} of the variance of the MLP output or more, got {fit.recovered:.3g} in layer"
+            f" {layer}: {fit}. Fit it nearer, with solve_output=True or transcoder=TranscoderSettings() (--approximate"
+            f" output or transcoder), or pass a lower least_recovered (--least-recovered)."
+        )
+
+
+def approximations(mlps: Sequence[BilinearMLP]) -> dict[str, dict[str, str]]:
+    """Say in a provenance which layers are fits to others, and what they recover; nothing where none is."""
+    fits = {str(mlp.layer): str(mlp.approximation) for mlp in mlps if mlp.approximation is not None}
+    return {"approximations": fits} if fits else {}

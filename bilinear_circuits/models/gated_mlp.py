@@ -9,21 +9,19 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from bilinear_circuits.algebra.cubic import CubicTensor
-from bilinear_circuits.algebra.gate_fits import GateFit, fit_gates
-from bilinear_circuits.algebra.layer_fits import TranscoderSettings, fit_affine, fit_transcoder
+from bilinear_circuits.algebra.layer_fits import TranscoderSettings
 from bilinear_circuits.algebra.tensor import InteractionTensor
-from bilinear_circuits.models.approximation import Approximation, CubicMLP
+from bilinear_circuits.models.approximation import CubicMLP
 from bilinear_circuits.models.bilinear_mlp import BilinearMLP, ProbedMLP, read_weights
+from bilinear_circuits.models.fitting import fitted_and_held_out, fitted_bilinear, fitted_gates, measured
 from bilinear_circuits.models.gates import GATES
 from bilinear_circuits.models.host import Host
 from bilinear_circuits.models.probe import TOLERANCE, RMSNorm, large_probe, relative_error
 from bilinear_circuits.models.running import full_precision
 from bilinear_circuits.utilities.display import Brief
-from bilinear_circuits.utilities.kinds import check_finite, check_kind
+from bilinear_circuits.utilities.kinds import check_kind
 from bilinear_circuits.utilities.progress import Progress, silent
 
-_HELD_OUT = 0.1
-_ROWS = 1024
 _PROBED = 64
 
 
@@ -144,10 +142,10 @@ class GatedMLP(Brief):
         """
         if transcoder is not None:
             check_kind("transcoder", transcoder, TranscoderSettings, "Pass TranscoderSettings() for the defaults.")
-        fitted, measured_on = _divided(self, activity, held_out)
-        gates = _gate_fit(self, fitted, 1)
-        tensor, method = _bilinear(self, gates, fitted, solve_output, transcoder, progress)
-        fit = _measured(self, tensor, method, gates, fitted, measured_on)
+        fitted, measured_on = fitted_and_held_out(self, activity, held_out)
+        gates = fitted_gates(self, fitted, 1)
+        tensor, method = fitted_bilinear(self, gates, fitted, solve_output, transcoder, progress)
+        fit = measured(self, tensor, method, gates, fitted, measured_on)
         return replace(self.with_tensor(tensor), approximation=fit)
 
     @torch.no_grad()
@@ -171,8 +169,8 @@ class GatedMLP(Brief):
             ValueError: If they are not finite rows of d_in numbers, or fewer than two.
         """
         check_kind("tensor", tensor, InteractionTensor, "It holds the matrices of a bilinear layer.")
-        fitted, measured_on = _divided(self, activity, held_out)
-        fit = _measured(self, tensor, method, _gate_fit(self, fitted, 1), fitted, measured_on)
+        fitted, measured_on = fitted_and_held_out(self, activity, held_out)
+        fit = measured(self, tensor, method, fitted_gates(self, fitted, 1), fitted, measured_on)
         return replace(self.with_tensor(tensor), approximation=fit)
 
     @torch.no_grad()
@@ -185,10 +183,10 @@ class GatedMLP(Brief):
             TypeError: If the inputs are no tensor.
             ValueError: If they are not finite rows of d_in numbers, or fewer than two.
         """
-        fitted, measured_on = _divided(self, activity, held_out)
-        gates = _gate_fit(self, fitted, 2)
+        fitted, measured_on = fitted_and_held_out(self, activity, held_out)
+        gates = fitted_gates(self, fitted, 2)
         tensor = CubicTensor(self.weights, gates.coefficients.to(self.weights.W_gate))
-        fit = _measured(self, tensor, "quadratic functions", gates, fitted, measured_on)
+        fit = measured(self, tensor, "quadratic functions", gates, fitted, measured_on)
         return CubicMLP(tensor, self.layer, self.hook_in, self.hook_out, self.norm, fit, self.input_aliases)
 
     def read_from(self, basis: Float[Tensor, "d_new d_in"], hook_in: str) -> "GatedMLP":
@@ -213,89 +211,3 @@ def _proved_gate(
         )
     x, y = batches[0]
     return best, relative_error(weights.gated(x, GATES[best]), y)
-
-
-def _bilinear(
-    original: GatedMLP,
-    gates: GateFit,
-    x: Float[Tensor, "n d_in"],
-    solve_output: bool,
-    transcoder: TranscoderSettings | None,
-    progress: Progress,
-) -> tuple[InteractionTensor, str]:
-    """A bilinear layer in the place of another, and how it was made."""
-    method = "affine functions"
-    if original.gate == "linear":
-        return original.weights, method
-    tensor = CubicTensor(original.weights, torch.nn.functional.pad(gates.coefficients, (0, 1))).quadratic
-    if solve_output or transcoder is not None:
-        tensor, method = _output_solved(original, tensor, x), f"{method}, W_out solved again,"
-    if transcoder is not None:
-        tensor, method = fit_transcoder(tensor, x, original, transcoder, progress), "a bilinear transcoder"
-    return tensor, method
-
-
-def _divided(original: GatedMLP, x: Tensor, held_out: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Inputs to fit on, and those to measure on."""
-    d_in = original.weights.d_in
-    for name, rows in (("activity", x), ("held_out", held_out)):
-        if rows is None:
-            continue
-        check_kind(
-            name, rows, Tensor, "Pass inputs of the MLP, (n, d_in): mlp_inputs(model, tokens, [layer]) has them."
-        )
-        if rows.ndim != 2 or rows.shape[1] != d_in or len(rows) < 2:
-            raise ValueError(f"{name} must be two rows or more of d_in={d_in} entries, got shape {tuple(rows.shape)}.")
-        check_finite(name, rows)
-    x = x.to(original.weights.W_gate)
-    if held_out is not None:
-        return x, held_out.to(x)
-    n = max(2, round(_HELD_OUT * len(x)))
-    if len(x) < n + 2:
-        raise ValueError(f"activity must be four rows or more where none are held out besides, got {len(x)}.")
-    return x[:-n], x[-n:]
-
-
-def _gate_fit(original: GatedMLP, x: Tensor, order: int) -> GateFit:
-    """Polynomials on the gates; exact ones where the gate is linear."""
-    fit = fit_gates((original.weights.projections(rows) for rows in x.split(_ROWS)), GATES[original.gate], order)
-    if original.gate != "linear":
-        return fit
-    exact = torch.zeros_like(fit.coefficients)
-    exact[:, 1] = 1
-    return replace(fit, coefficients=exact, remainder=torch.zeros_like(fit.remainder))
-
-
-def _output_solved(original: GatedMLP, tensor: InteractionTensor, x: Tensor) -> InteractionTensor:
-    """The layer with W_out and b_out that are best for its own neurons."""
-
-    def neurons(rows: Tensor) -> Tensor:
-        gate, other = tensor.projections(rows)
-        return gate * other
-
-    solved = fit_affine((neurons(rows), original(rows)) for rows in x.split(_ROWS))
-    return replace(tensor, W_out=solved.weight.to(tensor.W_out), b_out=solved.bias.to(tensor.W_out))
-
-
-def _measured(
-    original: GatedMLP,
-    tensor: InteractionTensor | CubicTensor,
-    method: str,
-    gates: GateFit,
-    fitted: Tensor,
-    held_out: Tensor,
-) -> Approximation:
-    """How near a layer is, and the control."""
-    linear = fit_affine((rows, original(rows)) for rows in fitted.split(_ROWS))
-    n, square, total = len(held_out), 0.0, torch.zeros(held_out.shape[1], dtype=torch.double, device=held_out.device)
-    missed = {"layer": 0.0, "linear": 0.0}
-    for rows in held_out.split(_ROWS):
-        wanted = original(rows).double()
-        total, square = total + wanted.sum(0), square + wanted.square().sum().item()
-        for name, layer in (("layer", tensor), ("linear", linear)):
-            missed[name] += (layer(rows).double() - wanted).square().sum().item()
-    variance = square - (total.square().sum() / n).item()
-    if not variance > 0:
-        raise ValueError(f"held_out must be inputs at which the MLP of layer {original.layer} differs, got {n} alike.")
-    fvu, linear_fvu = (one / variance for one in missed.values())
-    return Approximation(original, method, gates, fvu, linear_fvu, linear, len(fitted), n)

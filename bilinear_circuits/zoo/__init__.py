@@ -1,7 +1,7 @@
 """The shipped model, its dictionaries and its stories; loading of models and dictionaries by name, path or Hub id."""
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,6 @@ from bilinear_circuits.utilities.folders import (
 )
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from bilinear_circuits.dictionaries.dictionary import Dictionary
 
 FOLDER = Path(__file__).parent
@@ -114,21 +112,25 @@ def load_model(name_or_path: str | Path = DEFAULT_MODEL, device: str = "cpu") ->
     """
     from transformer_lens.model_bridge import TransformerBridge
 
+    from bilinear_circuits.models.checks import finite
+
     folder = checked_folder(name_or_path)
     check_tokenizer(folder)
     with by_library(_LOADS, folder):
         model = TransformerBridge.boot_transformers(str(folder), device=device, hf_config_overrides=_pad_id(folder))
-    return _finite(model.eval(), folder)
+    return finite(model.eval(), folder)
 
 
 def load_plain_model(name_or_path: str | Path = DEFAULT_MODEL, device: str = "cpu") -> tuple[Any, Any]:
     """Load a model as Hugging Face has it, in float32, and its tokenizer; otherwise as `load_model`."""
     from transformers import AutoModelForCausalLM
 
+    from bilinear_circuits.models.checks import finite
+
     folder = checked_folder(name_or_path)
     with by_library(_LOADS, folder):
         model = AutoModelForCausalLM.from_pretrained(folder, dtype="float32", **_pad_id(folder)).to(device).eval()
-    return _finite(model, folder), load_tokenizer(folder)
+    return finite(model, folder), load_tokenizer(folder)
 
 
 def load_tokenizer(name_or_path: str | Path = DEFAULT_MODEL) -> Any:
@@ -152,6 +154,8 @@ def checked_folder(name_or_path: str | Path) -> Path:
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
+    from bilinear_circuits.models.checks import refuse_tensors
+
     folder = model_folder(name_or_path)
     check_model_folder(folder)
     verbosity = logging.get_verbosity()
@@ -164,7 +168,7 @@ def checked_folder(name_or_path: str | Path) -> Path:
             )
     finally:
         logging.set_verbosity(verbosity)
-    _refuse_missing(folder, sorted(found["missing_keys"]), sorted(found["unexpected_keys"]))
+    refuse_tensors(folder, sorted(found["missing_keys"]), sorted(found["unexpected_keys"]))
     for name, got, expected in found["mismatched_keys"]:
         raise ValueError(
             f"{name} must have the shape {tuple(expected)} that config.json gives, got {tuple(got)} in {folder}. The"
@@ -179,44 +183,6 @@ def _pad_id(folder: Path) -> dict[str, None]:
     pad, size = config.get("pad_token_id"), config.get("vocab_size")
     fits = pad is None or not isinstance(size, int) or (isinstance(pad, int) and -size <= pad < size)
     return {} if fits else {"pad_token_id": None}
-
-
-def _refuse_missing(folder: Path, missing: Sequence[str], unexpected: Sequence[str]) -> None:
-    """Refuse tensors that transformers would fill with random numbers, and those that it would leave out."""
-    for key in unexpected:
-        for prefix in ("_orig_mod.", "module."):
-            if key.startswith(prefix):
-                reason = {"_orig_mod.": "torch.compile", "module.": "a parallel wrapper"}[prefix]
-                raise ValueError(
-                    f"model must hold its tensors by their own names, got {folder} with {key}: it was saved from inside"
-                    f" {reason}. Take the prefix {prefix} off the names of the tensors."
-                )
-    if missing:
-        raise ValueError(
-            f"model must hold all of its tensors, but {folder} lacks {len(missing)}: {_some(missing)}. Save or download"
-            " it again."
-        )
-    if unexpected:
-        hint = " config.json says that the model has no such bias." if unexpected[0].endswith(".bias") else ""
-        raise ValueError(
-            f"model must hold only tensors that its config.json has a place for, but {folder} holds {len(unexpected)}"
-            f" more, which would be left out: {_some(unexpected)}.{hint} Correct config.json, or remove them."
-        )
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
-
-
-def _finite(model: "nn.Module", folder: Path) -> Any:
-    """Pass a model through whose weights are all finite."""
-    for name, weight in model.state_dict().items():
-        if weight.is_floating_point() and (n_bad := int((~weight.isfinite()).sum())):
-            raise ValueError(
-                f"{name} must be finite, got {n_bad} infinite or undefined entries in {folder}. Training may have"
-                " diverged, or the file is damaged."
-            )
-    return model
 
 
 def dictionaries_path(name_or_path: str | Path) -> Path:
@@ -251,9 +217,9 @@ def dictionary_layers(name_or_path: str | Path) -> list[int]:
     if layers := [layer for layer, sides in found.items() if "hook_out" in sides]:
         return layers
     if found:
-        lone = [sides["hook_in"].name for sides in found.values()]
+        lone = ", ".join(sides["hook_in"].name for sides in [*found.values()][:3])
         raise FileNotFoundError(
-            f"saes must hold dictionaries of MLP outputs, blocks.L.mlp.hook_out, got {folder} with {_some(lone)} alone."
+            f"saes must hold dictionaries of MLP outputs, blocks.L.mlp.hook_out, got {folder} with {lone} alone."
         )
     raise FileNotFoundError(
         "saes must hold SAELens folders of MLPs, such as blocks.L.mlp.hook_in and blocks.L.mlp.hook_out, or of other"

@@ -95,13 +95,7 @@ def _overview(proofs: CircuitProofs) -> list[Part]:
             " later layers make of it is the difference.",
             "edges",
         ),
-        Part(
-            "Fitted layers and the model's own MLPs",
-            Table.of(_AGREEMENT, _agreements(proofs)),
-            "These layers are not bilinear: they are read through layers fitted to them. Here what those predict of"
-            " removals from the MLP input stands beside what the model's own MLP does to the pre-activation.",
-            "fits",
-        ),
+        _fits(proofs),
         Part(
             "What tells the damage of an edge",
             _ranks(proofs),
@@ -123,6 +117,17 @@ def _overview(proofs: CircuitProofs) -> list[Part]:
             "untested",
         ),
     ]
+
+
+def _fits(proofs: CircuitProofs) -> Part:
+    """Fitted layers, beside the MLPs that they stand for."""
+    return Part(
+        "Fitted layers and the model's own MLPs",
+        Table.of(_AGREEMENT, _agreements(proofs)),
+        "These layers are not bilinear: they are read through layers fitted to them. Here what those predict of"
+        " removals from the MLP input stands beside what the model's own MLP does to the pre-activation.",
+        "fits",
+    )
 
 
 _REMOVAL = (
