@@ -1,6 +1,7 @@
 """Ordinary models read through fitted layers: losses, removals, a stock Llama of them, and the verbs."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -297,7 +298,9 @@ def test_a_fit_that_was_killed_goes_on(verb, tmp_path, monkeypatch, capsys):
     ("arguments", "message"),
     [
         (["--layers", "7"], "layers must be between 0 and 2"),
-        (["--held-out", "500"], "corpus must hold more stories than the 500 held out"),
+        (["--held-out", "500"], "corpus must hold two stories more than the 500 held out"),
+        (["--n-stories", "1"], "n_stories must be at least 2, to fit on and to measure on, got 1"),
+        (["--order", "2", "--fit", "gates"], "fit must be left out with order 2"),
         (["--steps", "0"], "steps must be at least 1, got 0"),
     ],
 )
@@ -319,6 +322,29 @@ def test_verbs_read_other_gates_if_asked_to_and_say_what_is_recovered(verb, tmp_
     assert "of the MLP output's variance recovered" in provenance["approximations"]["2"]
     assert verb("lowrank", *few, "--approximate", "gates", "--least-recovered", 0.9999) == 2
     assert "mlp must recover 1.00 of the variance" in capsys.readouterr().err.splitlines()[-1]
+    assert verb("lowrank", *few, "--approximate", "gates", "--least-recovered", 1.5) == 2
+    assert "least_recovered must be a share between 0 and 1, got 1.5" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_pages_and_graphs_of_fits_say_so(verb, world, tmp_path, capsys):
+    fit = ("--approximate", "output", "--least-recovered", 0, "--n-stories", 60)
+    assert verb("features", *fit, "--layer", 1, "--side", "out", "--feature", 0, 1, "--out", tmp_path / "pages") == 0
+    for page in ("index.html", "features/0.html"):
+        assert "Not a bilinear MLP:" in (tmp_path / "pages/layer-1-out" / page).read_text()
+    prompt = ("--prompt", "the cat was not good and the zebra sat")
+    assert verb("graph", *fit, "--layer", 1, "--feature", *range(19), *prompt, "--out", tmp_path / "graphs") == 0
+    assert " + gates " in capsys.readouterr().out
+    (file,) = [one for one in (tmp_path / "graphs").glob("*.json") if one.name != "graph-metadata.json"]
+    graph = json.loads(file.read_text())
+    assert "Layer 1 is no bilinear MLP" in graph["metadata"]["info"]["description"]
+    flows = {}
+    for link in graph["links"]:
+        flows[link["target"]] = flows.get(link["target"], 0) + link["weight"]
+    for target in graph["bilinear_circuits"]["targets"]:
+        assert flows[target["node_id"]] == pytest.approx(target["pre_activation"], rel=1e-6)
+        assert sum(target["terms"].values()) == pytest.approx(target["pre_activation"], rel=1e-6)
+    remainders = [node for node in graph["nodes"] if node["clerp"].startswith("what the gates of the model do more")]
+    assert len(remainders) == len({node["ctx_idx"] for node in remainders}) > 0
 
 
 def test_proofs_of_fitted_layers_say_what_the_model_does(verb, world, tmp_path, capsys):
@@ -329,7 +355,23 @@ def test_proofs_of_fitted_layers_say_what_the_model_does(verb, world, tmp_path, 
     fit = ("--approximate", "output", "--least-recovered", 0)
     assert verb("circuits", tmp_path / "query.yaml", *fit, "--n-stories", 120, "--out", tmp_path / "found") == 0
     assert "is no bilinear MLP" in (tmp_path / "found/report.html").read_text()
+    assert "is taken out of the MLP output. controls" in capsys.readouterr().out
     circuit = tmp_path / "found/circuit.json"
+    for name, more, message in (
+        (
+            "prove",
+            ["--approximate", "gates"],
+            "approximate must be as for circuits, .* --approximate output, got gates",
+        ),
+        ("prove", [], "approximate must be as for circuits, which were found with --approximate output, got left out"),
+        (
+            "edit",
+            [],
+            "circuit must be of a bilinear model, got one .* Write a bilinear model with bilinear-circuits appr",
+        ),
+    ):
+        assert verb(name, circuit, *more, "--out", tmp_path / "refused") == 2
+        assert re.search(message, capsys.readouterr().err.splitlines()[-1])
     assert verb("prove", circuit, *fit, "--out", tmp_path / "proved", *QUICK_PROOF) == 0
     said = capsys.readouterr().out
     assert "is read through a fit: removals that it predicts, in the model's own MLP" in said

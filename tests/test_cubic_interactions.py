@@ -113,7 +113,7 @@ def test_what_does_not_exist_is_refused(cubic):
             call()
     with refused(ValueError, r"x must be one row of d_in entries, got 2"):
         cubic.triples(0, randn(2, D))
-    with refused(ValueError, "x must be one row or more of d_in=12 entries"):
+    with refused(ValueError, "inputs must be one row or more of d_in=12 entries"):
         cubic.matrix(0, at=randn(2, D + 1))
     with refused(ValueError, r"z must have d_sae_in=7 entries, got shape \(3,\)"):
         cubic.marginal(0, randn(3))

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from simple_parsing import field
+
 from bilinear_circuits import zoo
 from bilinear_circuits.data.corpora import Corpus
 
@@ -39,7 +41,8 @@ class ModelArguments:
     """A shipped model, a Hugging Face model folder, or a Hub id."""
 
     saes: str | None = None
-    """Folder of SAELens folders blocks.L.mlp.hook_in and hook_out; by default those shipped with the model."""
+    """Dictionaries: a folder of SAELens folders of MLP inputs and outputs, or of outputs alone, under any names; a
+    repository of the Hub; or a SAELens release, RELEASE/ID. By default those shipped with the model."""
 
 
 @dataclass(kw_only=True)
@@ -71,13 +74,20 @@ class LabelArguments(CommonArguments):
 class GateArguments:
     """Options of verbs that read models whose MLPs are not bilinear."""
 
-    approximate: Literal["gates", "output", "transcoder"] | None = None
-    """Read MLPs with other gates, such as SwiGLU ones, through bilinear layers fitted to them on stories of the corpus:
-    affine functions on their gates, those with the output matrix solved again, or all matrices by gradient descent. It
+    approximate: Literal["gates", "output", "transcoder"] | None = field(
+        default=None, metavar="{gates,output,transcoder}"
+    )
+    """Read MLPs with other gates, such as SwiGLU ones, through bilinear layers fitted to them on the first 300 stories:
+    affine functions on their gates; those with the output matrix solved again; or all matrices, by gradient descent. It
     is said what they recover; interventions are made on the model itself."""
 
     least_recovered: float = 0.5
     """Least share of the variance of an MLP's output that a fitted layer must recover."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()  # type: ignore[misc]  # of the options beside which these stand
+        if not 0 <= self.least_recovered <= 1:
+            raise ValueError(f"least_recovered must be a share between 0 and 1, got {self.least_recovered}.")
 
 
 def check_seed(seed: int) -> None:

@@ -36,6 +36,7 @@ class CircuitFile:
         dictionary_files: The same of every dictionary, by its name, such as blocks.4.mlp.hook_in.
         corpus: Name of the corpus, and how stories are found in it.
         corpus_hash: SHA-256 of the corpus; None where it was on the Hub.
+        approximate: How bilinear layers were fitted to a model with other gates; None where its layers are bilinear.
     """
 
     query: "CircuitQuery"
@@ -49,6 +50,7 @@ class CircuitFile:
     dictionary_files: Mapping[str, Fingerprint]
     corpus: Corpus
     corpus_hash: str | None
+    approximate: str | None = None
 
     @property
     def layers(self) -> list[int]:
@@ -90,6 +92,17 @@ class CircuitFile:
             raise ValueError(
                 f"model must be the one the circuits were found in, {self.model}, got {arguments.model}, whose"
                 f" {', '.join(different)} differ. Pass --model and --saes as for circuits."
+            )
+        given = getattr(arguments, "approximate", None)
+        if given != self.approximate and hasattr(arguments, "approximate"):
+            found = "without it" if self.approximate is None else f"with --approximate {self.approximate}"
+            got = "left out" if given is None else given
+            raise ValueError(f"approximate must be as for circuits, which were found {found}, got {got}.")
+        if given != self.approximate:
+            raise ValueError(
+                f"circuit must be of a bilinear model, got one that was found with --approximate {self.approximate}:"
+                " weights of other gates hold no form. Write a bilinear model with bilinear-circuits approximate, and"
+                " find circuits in that."
             )
         saes = zoo.dictionaries_path(common.saes_of(arguments))
         for name, known in self.dictionary_files.items():
@@ -141,6 +154,7 @@ def read_circuit_file(path: str) -> CircuitFile:
         dictionary_files={_typed(source, "name", str, where): _files(source, where) for source in dictionaries},
         corpus=Corpus(_typed(corpus, "name", str, f"corpus of {path}"), corpus.get("separator"), corpus.get("column")),
         corpus_hash=_hash(corpus, f"corpus of {path}"),
+        approximate=config.get("approximate") if source.get("approximations") else None,
     )
 
 

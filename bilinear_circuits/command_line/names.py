@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class Arguments(common.CommonArguments, common.GateArguments):
+class Arguments(common.GateArguments, common.CommonArguments):
     """Options of `names`."""
 
     layers: list[int] | None = None

@@ -12,13 +12,15 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+from simple_parsing import field
 
 from bilinear_circuits import zoo
 from bilinear_circuits.command_line import common, records
 from bilinear_circuits.command_line.arguments import CorpusArguments
 from bilinear_circuits.command_line.corpus import chosen_corpus, settings_of, tokenized
-from bilinear_circuits.command_line.outputs import RESULT_FILES
 from bilinear_circuits.command_line.run_folder import RunFolder
 from bilinear_circuits.command_line.values import check_least
 from bilinear_circuits.commands.approximate_models import FITS, Asked, Loaded, Streamed, Work
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from bilinear_circuits.models.approximation import Approximation
     from bilinear_circuits.runs.replacement import ReplacementLosses
 
-RECORD = "approximate.json"
+RECORD, LOSSES = "approximate.json", "losses"
 
 
 @dataclass(kw_only=True)
@@ -40,13 +42,14 @@ class Arguments(CorpusArguments):
     """A shipped model, a Hugging Face model folder, or a Hub id."""
 
     layers: list[int] | None = None
-    """Layers to fit; by default all, which a model that is written needs."""
+    """Layers to fit; by default all, which a model that is written, and --stream, need."""
 
     order: Literal["1", "2"] = "1"
     """1 for an affine function on each gate, a bilinear layer; 2 for a quadratic one, a cubic layer."""
 
-    fit: Literal["gates", "output", "transcoder"] = "output"
-    """What is fitted with order 1: the functions on gates, W_out too, or all matrices by gradient descent."""
+    fit: Literal["gates", "output", "transcoder"] | None = field(default=None, metavar="{gates,output,transcoder}")
+    """What is fitted with order 1: the functions on gates; W_out too, which is the default; or all matrices, by
+    gradient descent."""
 
     n_stories: int = 300
     """Stories that layers are fitted on."""
@@ -77,6 +80,11 @@ class Arguments(CorpusArguments):
         super().__post_init__()
         common.check_seed(self.seed)
         check_least(self, held_out=1, steps=1, context=2)
+        if self.n_stories < 2:
+            raise ValueError(f"n_stories must be at least 2, to fit on and to measure on, got {self.n_stories}.")
+        if self.order == "2" and self.fit is not None:
+            raise ValueError("fit must be left out with order 2: functions on gates are what is fitted.")
+        self.fit = self.fit or "output"
         if self.stream and self.layers is not None:
             raise ValueError("layers must be left out with stream: all blocks are read, one after the other.")
 
@@ -98,16 +106,18 @@ def run(arguments: Arguments) -> None:
         return
     folder.check(settings)
     stories = corpus.read(arguments.held_out + arguments.n_stories)
-    if len(stories) <= arguments.held_out:
+    if len(stories) < arguments.held_out + 2:
         raise ValueError(
-            f"corpus must hold more stories than the {arguments.held_out} held out, got {len(stories)}."
+            f"corpus must hold two stories more than the {arguments.held_out} held out, got {len(stories)}."
             " Pass a larger one or a smaller --held-out."
         )
+    if (left := len(stories) - arguments.held_out) < arguments.n_stories:
+        common.note(f"{left} stories are left to fit on, fewer than the {arguments.n_stories} asked for")
     common.note(f"loading {arguments.model}")
-    asked = Asked(**{field.name: getattr(arguments, field.name) for field in fields(Asked)})
+    asked = Asked(**{one.name: getattr(arguments, one.name) for one in fields(Asked)})
     work = (Streamed if arguments.stream else Loaded)(asked)
     writes = arguments.order == "1" and arguments.layers is None and _is_a_llama(work.config)
-    folder.mark(settings, [FITS])
+    folder.mark(settings, [FITS, LOSSES])
     tokens = tokenized(corpus, stories, work.tokenizer, min(arguments.context, work.context))
     losses = work.measure(tokens[arguments.held_out :], tokens[: arguments.held_out])
     assert work.first is not None
@@ -117,7 +127,7 @@ def run(arguments: Arguments) -> None:
     _write(arguments.out, work, writes, losses, source)
     folder.unmark()
     what = "a Llama for plain transformers, which all verbs read; " if writes else ""
-    files = ", ".join((f"{FITS}/", RECORD, *RESULT_FILES))
+    files = ", ".join((f"{FITS}/", f"{LOSSES}/", RECORD))
     print(f"\n{time.perf_counter() - started:.0f} s. Written: {arguments.out}, {what}{files}")
 
 
@@ -152,6 +162,7 @@ def describe(losses: "ReplacementLosses", first: "Approximation") -> str:
     lines = [
         f"{first.method} in place of {first.original.gate} gates, fitted on {first.n_fitted:,} tokens",
         f"cross-entropy {losses.base:.3f}, without these MLPs {losses.without[-1].item():.3f} (stories held out)",
+        "recovered: share of what these MLPs do for the cross-entropy",
         "layer  cross-entropy  recovered  affine map  FVU of the output",
     ]
     columns = losses.table()
@@ -176,9 +187,10 @@ def _write(out: str, work: Work, writes: bool, losses: "ReplacementLosses", prov
     assert work.first is not None
     document = {"schema_version": 1, "kind": "approximation", "provenance": provenance, **losses.table()}
     document |= {"base": losses.base, "method": work.first.method, "gate": work.first.original.gate}
+    with common.written_whole(Path(out) / LOSSES) as folder:  # apart: what is measured is no part of the model
+        save_result(losses, folder, dict(provenance))
     with common.written_whole(out, last=RECORD) as folder:
         if writes:
             work.save(folder)
             work.tokenizer.save_pretrained(folder)
-        save_result(losses, folder, dict(provenance))
         (folder / RECORD).write_text(common.to_json(plain(document)), encoding="utf-8")

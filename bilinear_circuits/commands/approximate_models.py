@@ -79,6 +79,8 @@ class Work(ABC):
             fit, values = self._new_fit(gated, inputs, held_out)
             with common.written_whole(file.parent) as whole:
                 save_file(values, whole / file.name)
+        if self.first is None and gated.gate == "linear":
+            common.note(f"layer {gated.layer} is bilinear as it is: there is nothing to fit")
         self.first = self.first or fit.approximation
         return fit
 

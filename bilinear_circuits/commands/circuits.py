@@ -25,7 +25,7 @@ OUTPUTS = Outputs("circuit.json", "circuit search", ("report.html", "ranking.csv
 
 
 @dataclass(kw_only=True)
-class Arguments(common.LabelArguments, common.GateArguments):
+class Arguments(common.GateArguments, common.LabelArguments):
     """Options of `circuits`."""
 
     query: str = field(positional=True, metavar="QUERY")
@@ -79,7 +79,7 @@ def run(arguments: Arguments) -> None:
         files = ["report.html", "circuit.json", *RESULT_FILES, *tables.write(folder, "ranking", columns_of(search))]
     common.write_page(arguments.out, lambda: circuits_page(search, source))
     drawn = images.written(search_figures(search), arguments.out, arguments.images)
-    print(summary(search))
+    print(summary(search, any(one.mlp.approximation is not None for one in interactions)))
     print(f"\n{time.perf_counter() - started:.0f} s. Written:")
     for file in (*(Path(arguments.out) / name for name in files), *drawn):
         print(f"  {file}")
@@ -87,8 +87,9 @@ def run(arguments: Arguments) -> None:
         print(f"To look through them, prompt by prompt: bilinear-circuits explore {arguments.out}/circuit.json")
 
 
-def summary(search: "CircuitSearch") -> str:
+def summary(search: "CircuitSearch", fitted: bool = False) -> str:
     """The circuits as text: what was found, what removing it does, and which of them that proves."""
+    taken = "taken out of the MLP output" if fitted else "subtracted from the weights"
     from bilinear_circuits.report.verdict import verdict
 
     lines = [
@@ -114,7 +115,7 @@ def summary(search: "CircuitSearch") -> str:
         "on triggers: share of the feature's activation that lies on triggers. removed: change of logit(positive)",
         "- logit(negative) at the triggers where the feature is active, in nats, when the"
         f" rank-{search.settings.rank} part of its quadratic form",
-        "is subtracted from the weights. controls: the same for features of like frequency and norm.",
+        f"is {taken}. controls: the same for features of like frequency and norm.",
     ]
     return "\n".join(lines).replace("\N{MINUS SIGN}", "-")
 

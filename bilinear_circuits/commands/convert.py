@@ -45,8 +45,8 @@ class Arguments(CorpusArguments):
     """Options of `convert`."""
 
     recipe: str = field(positional=True, metavar="RECIPE")
-    """Recipe of the training: a YAML file, or a shipped one by name: ts-nano, ts-17m, ts-33m. Its shape of the model
-    is left aside, but for the context."""
+    """Recipe of the training: a YAML file, or a shipped one by name: ts-nano, ts-17m, ts-33m. Of its model
+    the context alone counts: the shape, which must be there, is that of --model."""
 
     model: str
     """The model that is converted: a Llama-type one with SiLU or GELU gates."""

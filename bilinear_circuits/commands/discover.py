@@ -39,7 +39,7 @@ OUTPUTS = Outputs(
 
 
 @dataclass(kw_only=True)
-class Arguments(common.LabelArguments, common.GateArguments):
+class Arguments(common.GateArguments, common.LabelArguments):
     """Options of `discover`."""
 
     layers: list[int] | None = None

@@ -51,7 +51,7 @@ OUTPUTS = Outputs("explorer.json", "circuit explorer", ("explorer.html",))
 
 
 @dataclass(kw_only=True)
-class Arguments(common.LabelArguments, common.GateArguments):
+class Arguments(common.GateArguments, common.LabelArguments):
     """Options of `explore`."""
 
     circuit: str | None = field(default=None, positional=True, nargs="?", metavar="CIRCUIT.json")

@@ -40,7 +40,7 @@ _DIGEST = 8  # characters of a hash that tell folders apart
 
 
 @dataclass(kw_only=True)
-class Arguments(common.LabelArguments, common.GateArguments):
+class Arguments(common.GateArguments, common.LabelArguments):
     """Options of `graph`."""
 
     prompt: str
@@ -197,9 +197,11 @@ def describe(graph: "PromptAttribution", tokenizer: Any, name: "FeatureNames") -
         where = f"active at {len(found)} of {len(texts) - 1} tokens"
         lines += ["", f"{Feature(*feature)} ({name(*feature, 'out')}): {where}"]
         if found:
-            lines.append("   token          activation  = inputs   + error    + bias  pairs explain  leading pairs")
+            gates = " + gates   " if any(one.remainder for one in found) else ""
+            head = f"   token          activation  = inputs   + error    + bias {gates} pairs explain  leading pairs"
+            lines.append(head)
         for one in found:
-            lines += _row(one, texts[one.position], name)
+            lines += _row(one, texts[one.position], name, bool(gates))
     if not has_logits(graph):
         lines += [
             "",
@@ -208,16 +210,17 @@ def describe(graph: "PromptAttribution", tokenizer: Any, name: "FeatureNames") -
     return "\n".join(lines)
 
 
-def _row(one: "Attribution", token: str, name: "FeatureNames") -> list[str]:
+def _row(one: "Attribution", token: str, name: "FeatureNames", gates: bool) -> list[str]:
     """One token: what its pre-activation is made of, and its leading pairs below each other."""
     columns = (one.pairs.first, one.pairs.second, one.pairs.contributions)
     leading = [
         f"{contribution:+.3f} {_pair(first, second, one.layer, name)}"
         for first, second, contribution in zip(*(column[:_PAIRS_SHOWN].tolist() for column in columns), strict=True)
     ]
+    remainder = f"  {one.remainder:7.3f}" if gates else ""
     head = (
         f"  {one.position:>3} {token:<10} {one.activation:10.3f}  {one.shares.sum().item():8.3f}  {one.error:8.3f}"
-        f"  {one.bias:7.3f}  {100 * one.ledger.completeness.item():11.0f} %  "
+        f"  {one.bias:7.3f}{remainder}  {100 * one.ledger.completeness.item():11.0f} %  "
     )
     return [(head if index == 0 else " " * len(head)) + pair for index, pair in enumerate(leading or [""])]
 

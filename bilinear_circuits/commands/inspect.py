@@ -16,7 +16,7 @@ OUTPUTS = Outputs("feature.json", "feature profile", ("report.html",))
 
 
 @dataclass(kw_only=True)
-class Arguments(common.LabelArguments, common.GateArguments):
+class Arguments(common.GateArguments, common.LabelArguments):
     """Options of `inspect`."""
 
     layer: int

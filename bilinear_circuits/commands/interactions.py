@@ -37,7 +37,7 @@ _Order = Literal["magnitude", "positive", "negative"]
 
 
 @dataclass(kw_only=True)
-class Arguments(common.CommonArguments, common.GateArguments):
+class Arguments(common.GateArguments, common.CommonArguments):
     """Options of `interactions`."""
 
     layer: int

@@ -23,7 +23,7 @@ OUTPUTS = Outputs("lowrank.json", "low-rank correlations", ("lowrank.csv", "lowr
 
 
 @dataclass(kw_only=True)
-class Arguments(common.CommonArguments, common.GateArguments):
+class Arguments(common.GateArguments, common.CommonArguments):
     """Options of `lowrank`."""
 
     layers: list[int] | None = None

@@ -26,7 +26,7 @@ OUTPUTS = Outputs("proof.json", "circuit proof", ("report.html", "result.json", 
 
 
 @dataclass(kw_only=True)
-class Arguments(common.LabelArguments, common.GateArguments):
+class Arguments(common.GateArguments, common.LabelArguments):
     """Options of `prove`."""
 
     circuit: str = field(positional=True, metavar="CIRCUIT.json")

@@ -15,7 +15,9 @@ def tables(proofs: "CircuitProofs", tokenizer: Any) -> str:
         " 95 % intervals over stories."
     ]
     for proof in proofs.proofs:
-        lines += _exactness(proof) + _largest(proof, proofs.labels[str(proof.layer)])
+        lines += _exactness(proof, str(proof.layer) in proofs.agreements) + _largest(
+            proof, proofs.labels[str(proof.layer)]
+        )
         for part in (_places, _ablations, _doses, _complement, _controls):
             lines += part(proof)
         lines += _later(proof, tokenizer) + _weights(proof, fitted=str(proof.layer) in proofs.agreements)
@@ -34,7 +36,7 @@ def tables(proofs: "CircuitProofs", tokenizer: Any) -> str:
     return "\n".join(lines)
 
 
-def _exactness(proof: "InterventionProof") -> list[str]:
+def _exactness(proof: "InterventionProof", fitted: bool) -> list[str]:
     exact, effects = proof.exactness, proof.effects
     over_logits = effects.logit_correlation[effects.n_active > 0]
     ranks = ", ".join(f"{name} {value:+.2f}" for name, value in effects.rank_correlations.items())
@@ -42,7 +44,8 @@ def _exactness(proof: "InterventionProof") -> list[str]:
         "",
         f"== layer/feature {proof.name}: {len(proof.edges)} edges; active at {proof.n_active} of {proof.n_sites} sites",
         f"pre-activation, {len(exact.predicted)} single edges: predicted against measured, correlation"
-        f" {exact.differenced_correlation:.9f} (MLP input taken apart),",
+        f" {exact.differenced_correlation:{'.3f' if fitted else '.9f'}} (MLP input taken apart"
+        f"{': what the fit is worth' if fitted else ''}),",
         f"  {exact.written_correlation:.9f} (edited forward pass); worst error {exact.worst_error:.1e};"
         f" along the decoder row times {exact.decoder_gain:.3f}",
         f"pole logits, {len(effects.kind)} single edges: predicted by the direct path against measured, correlation"

@@ -23,7 +23,7 @@ _HOST = "127.0.0.1"
 
 
 @dataclass(kw_only=True)
-class Arguments(common.LabelArguments, common.GateArguments):
+class Arguments(common.GateArguments, common.LabelArguments):
     """Options of `serve`."""
 
     circuit: str | None = field(default=None, positional=True, nargs="?", metavar="CIRCUIT.json")

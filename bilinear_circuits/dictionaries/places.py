@@ -110,7 +110,7 @@ def _kept(release: str, ids: list[str]) -> Path:
         folder = root / one.replace("/", "_")
         if folder.is_dir():
             continue
-        with by_library(f"saes must be a release that SAELens can fetch, {release}/{one}", root):
+        with by_library("saes must be a release that SAELens can fetch", f"{release}/{one}"):
             sae = SAE.from_pretrained(release, one, device="cpu")
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=root.parent) as partial:

@@ -228,7 +228,7 @@ class CubicInteractions:
     def _rows(self, x: Tensor) -> Tensor:
         d_in = self._tensor.weights.d_in
         if x.ndim != 2 or x.shape[1] != d_in or len(x) == 0:
-            raise ValueError(f"x must be one row or more of d_in={d_in} entries, got shape {tuple(x.shape)}.")
+            raise ValueError(f"inputs must be one row or more of d_in={d_in} entries, got shape {tuple(x.shape)}.")
         return x.to(self.sae_in.W_dec)
 
 

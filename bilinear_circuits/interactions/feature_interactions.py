@@ -77,7 +77,12 @@ class FeatureInteractions:
                 the MLP is read on the residual stream, before the norm; if a fitted layer recovers too little.
             UnsupportedSAEError: If an SAE cannot be folded; see `Dictionary.from_sae`.
         """
-        check_kind("mlp", mlp, BilinearMLP, "BilinearMLP.from_model(model, layer) reads one.")
+        check_kind(
+            "mlp",
+            mlp,
+            BilinearMLP,
+            "BilinearMLP.from_model(model, layer) reads one, GatedMLP(...).bilinear(inputs) fits one.",
+        )
         if mlp.reads_residual:
             raise ValueError(
                 f"mlp must read an activation after the norm, got layer {mlp.layer} on the residual stream, where"

@@ -49,10 +49,12 @@ def check_recovered(fit: Approximation | None, layer: int, least: float) -> None
         ValueError: If it does.
     """
     if fit is not None and not fit.recovered >= least:
+        nearer = "P"
+        if "transcoder" not in fit.method:
+            nearer = "Fit it nearer, as a transcoder (TranscoderSettings(), --approximate transcoder), or p"
         raise ValueError(
             f"mlp must recover {least:.2f} of the variance of the MLP output or more, got {fit.recovered:.3g} in layer"
-            f" {layer}: {fit}. Fit it nearer, with solve_output=True or transcoder=TranscoderSettings() (--approximate"
-            f" output or transcoder), or pass a lower least_recovered (--least-recovered)."
+            f" {layer}: {fit}. {nearer}ass a lower least_recovered (--least-recovered)."
         )
 
 

@@ -26,7 +26,7 @@ from bilinear_circuits.interactions.feature_interactions import FeatureInteracti
 from bilinear_circuits.interventions.edges import top_edges
 from bilinear_circuits.statistics.correlations import correlation, slope
 from bilinear_circuits.utilities.display import Brief, Shown, Tabled
-from bilinear_circuits.utilities.kinds import check_whole
+from bilinear_circuits.utilities.kinds import check_kind, check_whole
 from bilinear_circuits.utilities.progress import Progress, silent
 
 _TRIPLE_TOKENS = 4  # all triples of a token are found: a few tokens are many
@@ -134,6 +134,7 @@ def removal_agreement(
     Raises:
         ValueError: If there is no such feature, or none of them is active at two tokens.
     """
+    check_kind("activity", activity, LayerActivity, "collect_activity(model, [interactions], tokens) makes one.")
     for name, value in (("rank", rank), ("n_tokens", n_tokens), ("n_largest", n_largest)):
         check_whole(name, value)
     if cubic is not None and cubic.mlp.layer != activity.interactions.mlp.layer:

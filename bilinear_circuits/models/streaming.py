@@ -23,6 +23,7 @@ class StreamedModel:
 
     Attributes:
         config: Its configuration.
+        folder: Where it lies.
     """
 
     def __init__(self, folder: str | Path, device: str = "cpu") -> None:
@@ -40,6 +41,7 @@ class StreamedModel:
         self.config = AutoConfig.from_pretrained(folder)
         if self.config.model_type not in KINDS:
             raise ValueError(f"model must be a {', '.join(KINDS)} to be streamed, got {self.config.model_type!r}.")
+        self.folder = Path(folder)
         self._device, self._files = torch.device(device), tensor_files(Path(folder))
         with torch.device("meta"):
             self._model = AutoModelForCausalLM.from_config(self.config, attn_implementation="sdpa").eval()

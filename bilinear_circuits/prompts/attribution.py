@@ -41,13 +41,13 @@ class Attribution(OfFeature, Brief):
         feature: Output feature.
         position: Token, counted with [BOS] as 0.
         activation: Activation of the feature.
-        pre_activation: The shares of all inputs, of the bias and of the error add up to it.
+        pre_activation: The shares of all inputs, of the bias, of the error and the remainder add up to it.
         inputs: Active input features, by falling magnitude of their share.
         values: Their activations.
         shares: Their shares z_a (d_a^T Q x + linear . d_a).
         removals: Change of the pre-activation where one of them is taken out of the MLP input, all else as it is.
         bias: Share of the decoder bias of the input dictionary, and the constant of the form.
-        error: Share of what the input dictionary misses, and what the form of a layer fitted to other gates misses.
+        error: Share of what the input dictionary misses.
         bias_removal: Change of the pre-activation without the decoder bias of the input dictionary.
         error_removal: Change without what the input dictionary misses.
         pairs: What every pair of active input features adds, before it is split.
@@ -55,6 +55,7 @@ class Attribution(OfFeature, Brief):
         direct: Effect of the activation on the logits of the graph, by the direct path alone; None where the token is
             not the last one.
         d_sae_out: Features of the output dictionary.
+        remainder: What the model's own MLP gives more than a layer fitted to it; 0 for a bilinear one.
     """
 
     layer: int
@@ -74,6 +75,7 @@ class Attribution(OfFeature, Brief):
     ledger: Ledger
     direct: Float[Tensor, " logit"] | None
     d_sae_out: int
+    remainder: float = 0.0
 
     def joint_removal(self, features: Int[Tensor, " m"]) -> float:
         """Change of the pre-activation where several active input features are taken out of the MLP input together.
@@ -214,13 +216,14 @@ def _attributions(
                 shares=shares[order].cpu(),
                 removals=removals[:-2][order].cpu(),
                 bias=(bias + form.constant).item(),
-                error=(error + remainder).item(),
+                error=error.item(),
                 bias_removal=removals[-2].item(),
                 error_removal=removals[-1].item(),
                 pairs=interactions.pair_contributions(row, feature),
                 ledger=interactions.ledger(row, feature),
                 direct=(activation[position] * (sae_out.W_dec[feature] @ effect)).cpu() if last else None,
                 d_sae_out=sae_out.d_sae,
+                remainder=remainder.item(),
             )
         )
     return found

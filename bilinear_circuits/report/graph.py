@@ -23,11 +23,12 @@ from bilinear_circuits.report.payload import plain
 from bilinear_circuits.utilities.feature import Feature
 
 MAX_LINKS, MAX_PAIRS = 2000, 2000
-_ERROR, _BIAS, _REST = -1, -2, -3  # numbers that no feature has
+_ERROR, _BIAS, _REST, _REMAINDER = -1, -2, -3, -4  # numbers that no feature has
 _PARTS = {
     _ERROR: "what the input dictionary misses",
     _BIAS: "decoder bias of the input dictionary and constant",
     _REST: "the rest: input features left out of this graph, summed",
+    _REMAINDER: "what the gates of the model do more than the layer fitted to it",
 }
 _DESCRIPTION = (
     "Output features of bilinear MLPs. Both dictionaries of a layer share its numbers: output features keep theirs,"
@@ -78,7 +79,7 @@ def graph_payload(
     targets = [_target_id(attribution) for attribution in graph.attributions]
     caps = {"max_n_logits": len(graph.logit_ids), "max_links": max_links, "max_pairs": max_pairs}
     return {
-        "metadata": graph_metadata(source, texts, caps, _DESCRIPTION + ("" if has_logits(graph) else _NO_LOGITS)),
+        "metadata": graph_metadata(source, texts, caps, _description(graph, source)),
         "qParams": {
             "pinnedIds": targets,
             "supernodes": [],
@@ -95,6 +96,15 @@ def graph_payload(
             "provenance": plain(source.provenance or {}),
         },
     }
+
+
+def _description(graph: PromptAttribution, source: GraphSource) -> str:
+    """How the graph is to be read, and which of its layers are fits to others."""
+    fits = (source.provenance or {}).get("approximations") or {}
+    said = [
+        f" Layer {layer} is no bilinear MLP: pairs are of a layer fitted to it, {fit}." for layer, fit in fits.items()
+    ]
+    return _DESCRIPTION + ("" if has_logits(graph) else _NO_LOGITS) + "".join(said)
 
 
 def has_logits(graph: PromptAttribution) -> bool:
@@ -131,7 +141,12 @@ class _Draft(GraphDraft):
         columns = (one.inputs, one.values, one.shares, one.removals)
         for feature, value, weight, removal in zip(*(column[:n_links].tolist() for column in columns), strict=True):
             self.link(self._feature(one, feature, "in", value), target, weight, removal=removal)
-        parts = {_ERROR: (one.error, one.error_removal), _BIAS: (one.bias, one.bias_removal)}
+        parts: dict[int, tuple[float, float | None]] = {
+            _ERROR: (one.error, one.error_removal),
+            _BIAS: (one.bias, one.bias_removal),
+        }
+        if one.remainder:
+            parts[_REMAINDER] = (one.remainder, None)
         if len(one.shares) > n_links:
             parts[_REST] = (one.shares[n_links:].sum().item(), one.joint_removal(one.inputs[n_links:]))
         for number, numbers in parts.items():

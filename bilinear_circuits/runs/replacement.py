@@ -58,6 +58,8 @@ def mlp_inputs(
     Raises:
         ValueError: If there is no such layer, or no story.
     """
+    check_kind("tokens", tokens, StoryTokens, "tokenize_stories(stories, tokenizer, context) makes them.")
+    check_kind("layers", layers, Sequence, "Pass a list, such as [2].")
     n_layers = len(model_blocks(model))
     for layer in layers:
         check_whole("layers", layer, 0, n_layers - 1)
@@ -66,7 +68,7 @@ def mlp_inputs(
     mask = tokens.mask.clone()
     mask[:, 0] = bos
     found: dict[int, list[Tensor]] = {layer: [] for layer in layers}
-    for rows in progress(torch.arange(len(mask)).split(_STORIES_PER_BATCH), "run the model"):
+    for rows in progress(torch.arange(len(mask)).split(_STORIES_PER_BATCH), "inputs of MLPs"):
         width = int(tokens.mask[rows].sum(1).max()) + 1
         captured = capture_mlp(model, tokens.ids[rows, :width].to(model_device(model)), layers)
         for layer in layers:

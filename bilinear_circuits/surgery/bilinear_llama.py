@@ -1,6 +1,7 @@
 """A model whose MLPs have other gates, with bilinear layers in their place: a stock Llama with hidden_act="linear"."""
 
 import json
+import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,8 @@ def write_streamed(model: StreamedModel, tensors: Callable[[int], InteractionTen
     (folder / "model.safetensors.index.json").write_text(json.dumps(document, indent=1), encoding="utf-8")
     config.architectures, config.dtype = ["LlamaForCausalLM"], dtype
     config.save_pretrained(folder)
+    if (generation := model.folder / "generation_config.json").is_file():
+        shutil.copy(generation, folder)
 
 
 def _block_state(

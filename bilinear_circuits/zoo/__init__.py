@@ -146,7 +146,10 @@ def load_tokenizer(name_or_path: str | Path = DEFAULT_MODEL) -> Any:
     folder = model_folder(name_or_path)
     check_tokenizer(folder)
     with by_library("tokenizer must be one that transformers can load", folder):
-        return AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    for key in ("is_local", "local_files_only"):  # of this loading, and not to be saved with it
+        tokenizer.init_kwargs.pop(key, None)
+    return tokenizer
 
 
 def checked_folder(name_or_path: str | Path) -> Path:

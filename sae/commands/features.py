@@ -30,7 +30,7 @@ _SIDES: dict[str, tuple["Side", ...]] = {"both": ("in", "out"), "in": ("in",), "
 
 
 @dataclass(kw_only=True)
-class Arguments(common.LabelArguments, common.GateArguments):
+class Arguments(common.GateArguments, common.LabelArguments):
     """Options of `features`."""
 
     layer: int

@@ -79,6 +79,7 @@ class ReportRun:
             other_features=frozenset(range(self._d_sae(other)) if linked == "all" else linked or ()),
             source=f"Model {records.display_name(self._arguments.model)}, {len(self.activity.x):,} tokens of"
             f" {self._n_stories:,} stories of {corpus}.",
+            fit=str(self.interactions.mlp.approximation or ""),
         )
 
     def report(self, shared: "DictionaryReport", folder: ReportFolder) -> "list[Row]":

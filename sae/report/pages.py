@@ -37,6 +37,7 @@ class DictionaryReport:
         other_labels: Names of all features of the dictionary on the other side.
         other_features: Those of them that have a page in the same report.
         source: Model and corpus in a few words.
+        fit: What the layer is where it is a fit to another, and what it recovers; else empty.
     """
 
     layer: int
@@ -46,6 +47,7 @@ class DictionaryReport:
     other_labels: tuple[str, ...]
     other_features: frozenset[int]
     source: str
+    fit: str = ""
 
     @property
     def other_side(self) -> Side:
