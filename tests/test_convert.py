@@ -93,6 +93,7 @@ def asked(world, out, *more):
     return [*recipe, "--out", str(out), *map(str, more)]
 
 
+@pytest.mark.slow
 def test_three_are_trained_and_the_annealed_one_is_written(world, tmp_path, capsys):
     out = tmp_path / "out"
     brief = ("--n-seeds", 2, "--set", "optim.epochs=1")

@@ -149,6 +149,7 @@ def test_details_of_a_graph_are_those_of_the_marked_text(name, world, tmp_path):
 
 
 @form
+@pytest.mark.slow
 def test_a_training_is_that_of_the_marked_text(name, world, tmp_path):
     def trained(corpus, out, settings=None, **keys):
         recipe = tmp_path / "recipe.yaml"
@@ -256,6 +257,7 @@ OTHERS = {
 
 @pytest.mark.parametrize("setting", OTHERS)
 @pytest.mark.parametrize("verb", STARTS)
+@pytest.mark.slow
 def test_a_run_on_stories_found_in_another_way_is_not_gone_on_with(verb, setting, world, tmp_path, monkeypatch, capsys):
     corpus, settings, other = OTHERS[setting]
     with monkeypatch.context() as patch:

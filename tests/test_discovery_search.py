@@ -171,6 +171,7 @@ def test_scales_of_dictionaries_change_no_score(small):
     assert_near(again.null.sort(1).values, before.null.sort(1).values, 5e-3)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_and_it_is_saved_whole(tmp_path):
     small = plant(SMALL)
     first, again = (discover([small.interactions], [small.activity], LOOSE, seed=3) for _ in range(2))
@@ -245,6 +246,7 @@ def test_a_motif_of_the_other_sign_is_explained_with_its_sign():
     assert source.tolist() == [-1, 0]
 
 
+@pytest.mark.slow
 def test_antipodal_features_are_paired():
     small = plant(SMALL)
     interactions = small.interactions

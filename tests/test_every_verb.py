@@ -20,6 +20,7 @@ from bilinear_circuits.command_line.claims import claimed
 
 ROOT = Path(__file__).parents[1]
 # One of each way of writing; the others run with the slow tests.
+QUICK = ("graph", "inspect", "interactions", "approximate", "heads", "import")
 FAST = ("circuits", "edit", "graph", "features", "interactions", "train", "train-sae", "import")
 
 
@@ -32,7 +33,9 @@ def world(tmp_path_factory):
     return root, made
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize(
+    "verb", [verb if verb in QUICK else pytest.param(verb, marks=pytest.mark.slow) for verb in VERBS]
+)
 def test_a_verb_writes_no_path_of_the_machine_and_leaves_nothing_beside(verb, world, tmp_path):
     root, places = world
     out = tmp_path / "results"

@@ -422,6 +422,7 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(folder, trained, tmp_path
 
 
 @pytest.mark.parametrize("architecture", ["standard", "gated", "jumprelu", "batchtopk", "matryoshka_batchtopk"])
+@pytest.mark.slow
 def test_every_architecture_resumes_to_the_same_weights(architecture, model, tokens, tmp_path, monkeypatch):
     from sae.train import train_dictionaries
 

@@ -52,6 +52,7 @@ def check_equal(parts, whole):
 @SCOPES
 @pytest.mark.parametrize("size", [1, 3, 64, 100])
 @pytest.mark.parametrize("k", [1, 6, 300])
+@pytest.mark.slow
 def test_parts_of_any_size_find_what_one_sweep_finds(k, size, per_output):
     check_equal(in_parts(layer(), size, k, per_output=per_output), search(layer(), k, per_output=per_output))
 

@@ -142,6 +142,7 @@ print(train_tokenizer(STORIES, vocab_size=150).backend_tokenizer.to_str())
 """
 
 
+@pytest.mark.slow
 def test_the_same_stories_give_the_same_tokenizer():
     # The trainer's own order differs from one process to the next.
     command = [sys.executable, "-c", CODE]

@@ -67,7 +67,9 @@ def graph_features():
 VERBS = ("circuits", "inspect", "lowrank", "features", "interactions", "graph", "evaluate-sae", "train-sae", "train")
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize(
+    "verb", [one if one in ("inspect", "train") else pytest.param(one, marks=pytest.mark.slow) for one in VERBS]
+)
 def test_stories_that_are_cut_are_counted_once(verb, world, tmp_path, capsys):
     assert main(command(world, verb, tmp_path / "out", corpus="long.txt")) == 0
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "are cut at the context" in line]

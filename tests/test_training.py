@@ -107,6 +107,7 @@ def test_training_lowers_the_loss_and_keeps_the_best_weights(tmp_path):
     assert len(lines) == len(result.log) + 1
 
 
+@pytest.mark.slow
 def test_a_batch_in_several_forward_passes_is_the_same_batch(tmp_path):
     logs = []
     for rows_per_device in (None, 4):

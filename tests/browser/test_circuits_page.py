@@ -41,6 +41,7 @@ def test_every_figure_is_drawn_in_either_theme(browser_page, screenshot, address
     assert browser_page.evaluate(colours) == dark
 
 
+@pytest.mark.slow
 def test_tokens_tell_their_activation_and_stay_text(browser_page, screenshot, address):
     browser_page.set_viewport_size({"width": 390, "height": 844})
     open_drawn(browser_page, address)
@@ -85,6 +86,7 @@ def test_links_open_what_is_folded(browser_page, address):
     assert not table.is_visible()
 
 
+@pytest.mark.slow
 def test_folded_parts_are_on_paper(browser_page, address):
     open_drawn(browser_page, address)
     shown = "() => ['ranking', 'provenance'].map(id => document.querySelector(`#${id} table`).checkVisibility())"

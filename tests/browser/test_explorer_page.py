@@ -110,6 +110,7 @@ def cell(page, a, b):
     return page.locator(f"#view-matrix [data-row='{a}'][data-column='{b}']")
 
 
+@pytest.mark.slow
 def test_circuits_are_chosen_with_the_keyboard_and_stand_in_the_address(browser_page, address):
     page = opened(browser_page, address)
     assert "circuit=4/143" in page.url
@@ -128,6 +129,7 @@ def test_circuits_are_chosen_with_the_keyboard_and_stand_in_the_address(browser_
     assert page.locator("#view-matrix svg").count() == 1
 
 
+@pytest.mark.slow
 def test_matrix_is_read_reordered_and_thresholded(browser_page, address, screenshot):
     page = opened(browser_page, address)
     assert page.locator("#view-matrix .pair[data-row]").count() == N * N
@@ -167,6 +169,7 @@ def test_cells_show_weights_or_weights_times_co_activation(browser_page, address
     assert "values=active" in page.url
 
 
+@pytest.mark.slow
 def test_network_shows_the_links_above_the_threshold(browser_page, address, screenshot):
     page = opened(browser_page, address + "#view=network")
     links, nodes = page.locator("#view-network .link"), page.locator("#view-network .node")

@@ -109,6 +109,7 @@ def test_the_way_back_keeps_the_search(index):
     assert numbers(index) == before
 
 
+@pytest.mark.slow
 def test_values_on_hover_and_on_focus(browser_page, report):
     open_feature(browser_page, report, "out", 31)
     token = browser_page.locator(".ex b.c").first

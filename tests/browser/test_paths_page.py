@@ -41,6 +41,7 @@ def test_figures_are_drawn_in_either_theme_and_on_a_phone(name, browser_page, sc
     screenshot(f"{name}-phone", full=True)
 
 
+@pytest.mark.slow
 def test_a_mark_of_the_map_leads_to_the_pairs_of_its_mlp(browser_page, places):
     browser_page.set_viewport_size({"width": 390, "height": 844})
     browser_page.goto(places["paths"])
