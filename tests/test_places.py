@@ -65,7 +65,7 @@ def test_a_repository_of_the_hub_is_a_folder(tmp_path, hub):
     hub("owner/dictionaries", tmp_path / "repository")
     assert zoo.dictionary_layers("owner/dictionaries") == [1]
     assert zoo.load_dictionaries(1, "owner/dictionaries")[1].name == "some/out"
-    with refused(OSError, "dictionaries must be a folder, or a Hub id that can be fetched, got owner/nothing"):
+    with refused(OSError, "saes must be a folder, or a Hub id that can be fetched, got owner/nothing"):
         zoo.dictionary_layers("owner/nothing")
 
 

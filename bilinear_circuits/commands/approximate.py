@@ -80,6 +80,9 @@ class Arguments(CorpusArguments):
         super().__post_init__()
         common.check_seed(self.seed)
         check_least(self, held_out=1, steps=1, context=2)
+        for layer in self.layers or ():
+            if layer < 0:
+                raise ValueError(f"layers must be 0 or more, got {layer}.")
         if self.n_stories < 2:
             raise ValueError(f"n_stories must be at least 2, to fit on and to measure on, got {self.n_stories}.")
         if self.order == "2" and self.fit is not None:
@@ -111,12 +114,12 @@ def run(arguments: Arguments) -> None:
             f"corpus must hold two stories more than the {arguments.held_out} held out, got {len(stories)}."
             " Pass a larger one or a smaller --held-out."
         )
-    if (left := len(stories) - arguments.held_out) < arguments.n_stories:
-        common.note(f"{left} stories are left to fit on, fewer than the {arguments.n_stories} asked for")
     common.note(f"loading {arguments.model}")
     asked = Asked(**{one.name: getattr(arguments, one.name) for one in fields(Asked)})
     work = (Streamed if arguments.stream else Loaded)(asked)
     writes = arguments.order == "1" and arguments.layers is None and _is_a_llama(work.config)
+    if (left := len(stories) - arguments.held_out) < arguments.n_stories:
+        common.note(f"{left} stories are left to fit on, fewer than the {arguments.n_stories} asked for")
     folder.mark(settings, [FITS, LOSSES])
     tokens = tokenized(corpus, stories, work.tokenizer, min(arguments.context, work.context))
     losses = work.measure(tokens[arguments.held_out :], tokens[: arguments.held_out])

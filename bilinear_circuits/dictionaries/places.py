@@ -89,7 +89,7 @@ def fetched(name: str) -> Path | None:
             )
         return _kept(release, ids)
     if len(Path(name).parts) == 2:
-        return download(name, "dictionaries", [f"*{_CONFIG}", f"*{_WEIGHTS}", "*names.json"], [])
+        return download(name, "saes", [f"*{_CONFIG}", f"*{_WEIGHTS}", "*names.json"], [])
     return None
 
 
