@@ -83,6 +83,7 @@ def test_a_fitted_layer_is_the_best_of_its_kind_on_inputs_of_the_fit(gated, inpu
             moved = getattr(tensor, name) + 1e-3 * randn(*getattr(tensor, name).shape, seed=seed)
             assert (replace(tensor, **{name: moved})(fitted) - gated(fitted)).square().sum() > error
     assert mlp(held_out).equal(wanted)  # called, it is the model's own MLP
+    assert f"{100 * fit.recovered:.1f} % of the MLP output's variance recovered" in repr(fit)
 
 
 def test_solving_the_output_and_fitting_everything_come_nearer(gated, inputs):

@@ -72,6 +72,9 @@ class Approximation(Brief):
         """Share of the variance of the MLP output that the layer recovers: 1 - fvu."""
         return 1 - self.fvu
 
+    def __repr__(self) -> str:
+        return f"Approximation({self})"
+
     def __str__(self) -> str:
         return (
             f"{self.method} in place of {self.original.gate} gates, {100 * self.recovered:.1f} % of the MLP output's"
