@@ -453,3 +453,14 @@ def test_a_model_of_another_kind_is_not_streamed(world, tmp_path, capsys):
     asked = ["--model", str(tmp_path / "model"), "--corpus", str(world / "stories.txt"), "--stream"]
     assert main(["approximate", *asked, "--out", str(tmp_path / "out")]) == 2
     assert "model must be a llama, mistral, qwen2, qwen3 to be streamed, got 'gemma'" in capsys.readouterr().err
+
+
+def test_the_server_reads_fits_too(world):
+    from starlette.testclient import TestClient
+
+    from bilinear_circuits.commands import serve
+
+    place = {"model": str(world / "model"), "saes": str(world / "saes"), "corpus": str(world / "stories.txt")}
+    asked = serve.Arguments(**place, features=["1/3"], n_stories=60, approximate="output", least_recovered=0.0)
+    page = TestClient(serve.explorer_app(asked), base_url="http://127.0.0.1").get("/").text
+    assert "is no bilinear MLP" in page

@@ -8,7 +8,7 @@ import contextlib
 import errno
 import socket
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING
 
 from simple_parsing import field
@@ -114,22 +114,8 @@ def explorer_app(arguments: Arguments) -> "Starlette":
     from bilinear_circuits.report.explorer import explorer_page
     from bilinear_circuits.report.serving import make_app
 
-    explorer = explore.prepare(
-        explore.Arguments(
-            model=arguments.model,
-            saes=arguments.saes,
-            corpus=arguments.corpus,
-            separator=arguments.separator,
-            column=arguments.column,
-            device=arguments.device,
-            seed=arguments.seed,
-            circuit=arguments.circuit,
-            features=arguments.features,
-            prompts=arguments.prompts,
-            labels=arguments.labels,
-            n_stories=arguments.n_stories,
-        )
-    )
+    shared = (one.name for one in fields(explore.Arguments) if hasattr(arguments, one.name))
+    explorer = explore.prepare(explore.Arguments(**{name: getattr(arguments, name) for name in shared}))
     names = {str(name): name for name in explorer.answers.names}
     tokenizer = explorer.model.tokenizer
     return make_app(
