@@ -37,10 +37,10 @@ SHAPES = {  # d_model, d_mlp, heads, groups, vocabulary: those of Qwen2 0.5B and
     "8b": (4096, 14_336, 32, 8, 128_256),
 }
 FITS = {
-    "cubic": lambda gated, x: gated.cubic(x),
-    "affine gates": lambda gated, x: gated.bilinear(x),
-    "W_out solved": lambda gated, x: gated.bilinear(x, solve_output=True),
-    "transcoder": lambda gated, x: gated.bilinear(x, transcoder=TranscoderSettings()),
+    "cubic": lambda gated, x, held_out=None: gated.cubic(x, held_out=held_out),
+    "affine gates": lambda gated, x, held_out=None: gated.bilinear(x, held_out=held_out),
+    "W_out solved": lambda gated, x, held_out=None: gated.bilinear(x, held_out=held_out, solve_output=True),
+    "transcoder": lambda gated, x, held_out=None: gated.bilinear(x, held_out=held_out, transcoder=TranscoderSettings()),
 }
 
 

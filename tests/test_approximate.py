@@ -2,6 +2,7 @@
 
 import json
 import re
+from typing import get_args
 
 import pytest
 import torch
@@ -464,3 +465,13 @@ def test_the_server_reads_fits_too(world):
     asked = serve.Arguments(**place, features=["1/3"], n_stories=60, approximate="output", least_recovered=0.0)
     page = TestClient(serve.explorer_app(asked), base_url="http://127.0.0.1").get("/").text
     assert "is no bilinear MLP" in page
+
+
+def test_options_of_verbs_are_those_of_the_library():
+    from bilinear_circuits.command_line import arguments
+    from bilinear_circuits.interactions.fit import LEAST_RECOVERED
+    from bilinear_circuits.models.fitting import METHODS
+    from bilinear_circuits.runs.replacement import Fit
+
+    assert get_args(arguments.Fit) == get_args(Fit) == tuple(METHODS)
+    assert arguments.GateArguments.least_recovered == LEAST_RECOVERED

@@ -8,6 +8,9 @@ from simple_parsing import field
 from bilinear_circuits import zoo
 from bilinear_circuits.data.corpora import Corpus
 
+Fit = Literal["gates", "output", "transcoder"]
+"""That of `runs.replacement`, which needs torch."""
+
 
 @dataclass(kw_only=True)
 class CorpusArguments:
@@ -74,9 +77,7 @@ class LabelArguments(CommonArguments):
 class GateArguments:
     """Options of verbs that read models whose MLPs are not bilinear."""
 
-    approximate: Literal["gates", "output", "transcoder"] | None = field(
-        default=None, metavar="{gates,output,transcoder}"
-    )
+    approximate: Fit | None = field(default=None, metavar="{gates,output,transcoder}")  # noqa: RUF009
     """Read MLPs with other gates, such as SwiGLU ones, through bilinear layers fitted to them on the first 300 stories:
     affine functions on their gates; those with the output matrix solved again; or all matrices, by gradient descent. It
     is said what they recover; interventions are made on the model itself."""

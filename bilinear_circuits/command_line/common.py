@@ -113,6 +113,7 @@ def load_interactions(
         corpus: Where stories are that bilinear layers are fitted on, with --approximate; by default as asked for.
     """
     from bilinear_circuits.interactions.feature_interactions import FeatureInteractions
+    from bilinear_circuits.interactions.fit import LEAST_RECOVERED
     from bilinear_circuits.runs.replacement import read_layers
 
     check_device(arguments.device)
@@ -122,7 +123,7 @@ def load_interactions(
     saes = saes_of(arguments)
     loaded = [zoo.load_dictionaries(layer, saes, arguments.device) for layer in layers]  # faster, and fails sooner
     model = quietly_load_model(arguments.model, arguments.device)
-    fit, least = getattr(arguments, "approximate", None), getattr(arguments, "least_recovered", 0.5)
+    fit, least = getattr(arguments, "approximate", None), getattr(arguments, "least_recovered", LEAST_RECOVERED)
     mlps = read_layers(model, layers, fit, lambda: _fit_tokens(arguments, corpus, model), bar)
     interactions = []
     for layer, dictionaries in zip(layers, loaded, strict=True):

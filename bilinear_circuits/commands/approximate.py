@@ -19,7 +19,7 @@ from simple_parsing import field
 
 from bilinear_circuits import zoo
 from bilinear_circuits.command_line import common, records
-from bilinear_circuits.command_line.arguments import CorpusArguments
+from bilinear_circuits.command_line.arguments import CorpusArguments, Fit
 from bilinear_circuits.command_line.corpus import chosen_corpus, settings_of, tokenized
 from bilinear_circuits.command_line.run_folder import RunFolder
 from bilinear_circuits.command_line.values import check_least
@@ -47,7 +47,7 @@ class Arguments(CorpusArguments):
     order: Literal["1", "2"] = "1"
     """1 for an affine function on each gate, a bilinear layer; 2 for a quadratic one, a cubic layer."""
 
-    fit: Literal["gates", "output", "transcoder"] | None = field(default=None, metavar="{gates,output,transcoder}")
+    fit: Fit | None = field(default=None, metavar="{gates,output,transcoder}")  # noqa: RUF009
     """What is fitted with order 1: the functions on gates; W_out too, which is the default; or all matrices, by
     gradient descent."""
 

@@ -19,11 +19,6 @@ if TYPE_CHECKING:
     from bilinear_circuits.runs.replacement import Replacement, ReplacementLosses
 
 FITS = "fits"
-_METHODS = {
-    "gates": "affine functions",
-    "output": "affine functions, W_out solved again,",
-    "transcoder": "a bilinear transcoder",
-}
 
 
 @dataclass(frozen=True)
@@ -73,8 +68,10 @@ class Work(ABC):
 
         file = Path(self._asked.out) / FITS / f"layer-{gated.layer}.safetensors"
         if self._asked.order == "1" and file.is_file():
+            from bilinear_circuits.models.fitting import METHODS
+
             tensor = read_fit(file.parent, gated.layer, str(inputs.device))
-            fit: Replacement = gated.approximated_by(tensor, inputs, _METHODS[self._asked.fit], held_out)
+            fit: Replacement = gated.approximated_by(tensor, inputs, METHODS[self._asked.fit], held_out)
         else:
             fit, values = self._new_fit(gated, inputs, held_out)
             with common.written_whole(file.parent) as whole:

@@ -1,28 +1,30 @@
 """A gated MLP with quadratic functions on its gates, between two dictionaries: triples of input features."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from bilinear_circuits.algebra.cubic import CubicTensor
 from bilinear_circuits.algebra.matrix import InteractionMatrix
-from bilinear_circuits.dictionaries.dictionary import Dictionary, as_dictionary
-from bilinear_circuits.interactions.fit import LEAST_RECOVERED, check_fits, check_recovered
+from bilinear_circuits.dictionaries.dictionary import Dictionary
+from bilinear_circuits.interactions.fit import LEAST_RECOVERED, check_recovered, described, sides_of
+from bilinear_circuits.interactions.ledger import SumOfTerms
 from bilinear_circuits.models.approximation import CubicMLP
-from bilinear_circuits.models.bilinear_mlp import output_aliases
 from bilinear_circuits.utilities.display import Brief, Shown, Tabled
 from bilinear_circuits.utilities.kinds import check_kind, check_whole
+
+if TYPE_CHECKING:
+    from sae_lens import SAE
 
 _SLACK = 1e-4  # bounds are rounded: what is that near is computed too
 _ENTRIES = 1 << 22
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class OrderLedger(Brief):
+class OrderLedger(SumOfTerms, Brief):
     """Where the pre-activation of an output feature comes from, by the number of factors that are inputs.
 
     The layer is sum_m w_m (c0 + c1 g + c2 g^2)_m u_m; with biases, g and u are affine in the input.
@@ -40,16 +42,6 @@ class OrderLedger(Brief):
     third: Float[Tensor, "*n"]
     constant: Float[Tensor, "*n"]
     gate_remainder: Float[Tensor, "*n"]
-
-    @property
-    def terms(self) -> dict[str, Float[Tensor, "*n"]]:
-        """Every term by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
-
-    @property
-    def total(self) -> Float[Tensor, "*n"]:
-        """Sum of all terms: the pre-activation in the model, before TopK or ReLU."""
-        return torch.stack(list(self.terms.values())).sum(0)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -83,8 +75,8 @@ class CubicInteractions:
     def __init__(
         self,
         mlp: CubicMLP,
-        sae_in: "Dictionary | Any | None",
-        sae_out: "Dictionary | Any | None",
+        sae_in: "Dictionary | SAE[Any] | None",
+        sae_out: "Dictionary | SAE[Any] | None",
         *,
         least_recovered: float = LEAST_RECOVERED,
     ) -> None:
@@ -102,25 +94,15 @@ class CubicInteractions:
         """
         check_kind("mlp", mlp, CubicMLP, "GatedMLP.from_model(model, layer).cubic(inputs) makes one.")
         check_recovered(mlp.approximation, mlp.layer, least_recovered)
-        weights = mlp.tensor.weights
-        sae_in = Dictionary.coordinates(weights.d_in, mlp.hook_in) if sae_in is None else as_dictionary(sae_in)
-        sae_out = Dictionary.coordinates(weights.d_out, mlp.hook_out) if sae_out is None else as_dictionary(sae_out)
-        check_fits("sae_in", sae_in, weights.d_in, mlp.hook_in, mlp.input_aliases, mlp.layer)
-        check_fits("sae_out", sae_out, weights.d_out, mlp.hook_out, output_aliases(mlp.layer), mlp.layer)
-        dtype = weights.W_gate.dtype
-        for dictionary in (sae_in, sae_out):
-            dtype = torch.promote_types(dtype, dictionary.W_enc.dtype)
-        self.mlp = mlp.to(dtype)
-        device = weights.W_gate.device
-        self.sae_in, self.sae_out = (one.to(dtype).to(device) for one in (sae_in, sae_out))
+        self.sae_in, self.sae_out = sides_of(mlp, mlp.tensor.weights, sae_in, sae_out)
+        self.mlp = mlp.to(self.sae_in.W_enc.dtype)
 
     def __repr__(self) -> str:
-        sides = f"{self.sae_in.name!r} -> {self.sae_out.name!r}, features {self.sae_in.d_sae} -> {self.sae_out.d_sae}"
-        return f"CubicInteractions(layer {self.mlp.layer}, {sides}; {self.mlp.approximation})"
+        return described("CubicInteractions", self.mlp, self.sae_in, self.sae_out)
 
     @cached_property
-    def _tensor(self) -> CubicTensor:
-        return self.mlp.tensor
+    def _wide_mlp(self) -> CubicMLP:
+        return self.mlp.to(torch.float64)
 
     def _direction(self, feature: int) -> Float[Tensor, " d_out"]:
         check_whole("feature", feature, 0, self.sae_out.d_sae - 1)
@@ -138,7 +120,7 @@ class CubicInteractions:
         Raises:
             ValueError: If there is no such feature, or no input.
         """
-        local = self._tensor.local(self._rows(at), self._direction(feature))
+        local = self.mlp.tensor.local(self._rows(at), self._direction(feature))
         left, right = self.sae_in.W_dec @ local.left, self.sae_in.W_dec @ local.right
         return InteractionMatrix(left, right, local.weights)
 
@@ -153,7 +135,7 @@ class CubicInteractions:
         W_dec = self.sae_in.W_dec
         if z.shape != (len(W_dec),):
             raise ValueError(f"z must have d_sae_in={len(W_dec)} entries, got shape {tuple(z.shape)}.")
-        return W_dec @ self._tensor.marginal(z.to(W_dec) @ W_dec, self._direction(feature)) @ W_dec.T
+        return W_dec @ self.mlp.tensor.marginal(z.to(W_dec) @ W_dec, self._direction(feature)) @ W_dec.T
 
     @torch.no_grad()
     def triples(self, feature: int, x: Float[Tensor, " d_in"], n_active: int | None = None) -> Triples:
@@ -181,7 +163,7 @@ class CubicInteractions:
         written = z[active].unsqueeze(1) * self.sae_in.W_dec[active]
         bias = self.sae_in.b_dec
         parts = torch.cat([written, torch.stack([bias, row[0] - written.sum(0) - bias])])
-        index, value = self._tensor.triples(parts, e)
+        index, value = self.mlp.tensor.triples(parts, e)
         names = torch.cat([active, torch.tensor([self.sae_in.d_sae, self.sae_in.d_sae + 1], device=active.device)])
         return Triples(names[index], value)
 
@@ -203,7 +185,7 @@ class CubicInteractions:
         longest = W_dec.norm(dim=1).max()
         found = Triples(torch.zeros(0, 3, dtype=torch.long, device=W_dec.device), W_dec.new_zeros(0))
         for a in range(n):
-            rows = W_dec[a:] @ self._tensor.marginal(W_dec[a], e)  # t_ab of every b from a on
+            rows = W_dec[a:] @ self.mlp.tensor.marginal(W_dec[a], e)  # t_ab of every b from a on
             least = found.value[-1].abs() * (1 - _SLACK) if len(found.value) == k else 0
             opened = (6 * rows.norm(dim=1) * longest >= least).nonzero().squeeze(1)
             for some in opened.split(max(1, _ENTRIES // n)):
@@ -218,7 +200,7 @@ class CubicInteractions:
             ValueError: If there is no such feature.
         """
         e = self._direction(feature).double()
-        mlp, rows = self.mlp.to(torch.float64), x.double()
+        mlp, rows = self._wide_mlp, x.double()
         first, second, third = mlp.tensor.orders(rows, e)
         bias = mlp.tensor.weights.b_out
         constant = self.sae_out.b_enc[feature].double() + (0 if bias is None else bias @ e)
@@ -226,7 +208,7 @@ class CubicInteractions:
         return OrderLedger(first, second, third, constant.expand(rows.shape[:-1]), remainder)
 
     def _rows(self, x: Tensor) -> Tensor:
-        d_in = self._tensor.weights.d_in
+        d_in = self.mlp.tensor.weights.d_in
         if x.ndim != 2 or x.shape[1] != d_in or len(x) == 0:
             raise ValueError(f"inputs must be one row or more of d_in={d_in} entries, got shape {tuple(x.shape)}.")
         return x.to(self.sae_in.W_dec)

@@ -13,8 +13,8 @@ from bilinear_circuits.algebra.forms import QuadraticForms
 from bilinear_circuits.algebra.matrix import InteractionMatrix
 from bilinear_circuits.algebra.spectra import Spectrum
 from bilinear_circuits.algebra.tensor import InteractionTensor, QuadraticForm
-from bilinear_circuits.dictionaries.dictionary import Dictionary, as_dictionary
-from bilinear_circuits.interactions.fit import LEAST_RECOVERED, check_fits, check_recovered
+from bilinear_circuits.dictionaries.dictionary import Dictionary
+from bilinear_circuits.interactions.fit import LEAST_RECOVERED, check_recovered, described, sides_of
 from bilinear_circuits.interactions.ledger import Ledger, PairContributions, account
 from bilinear_circuits.interactions.pairs import coefficients
 from bilinear_circuits.models.bilinear_mlp import BilinearMLP
@@ -89,22 +89,11 @@ class FeatureInteractions:
                 " pre-activations would lack the norm's scale. Use the MLP as from_model gives it."
             )
         check_recovered(mlp.approximation, mlp.layer, least_recovered)
-        sae_in = Dictionary.coordinates(mlp.tensor.d_in, mlp.hook_in) if sae_in is None else as_dictionary(sae_in)
-        sae_out = Dictionary.coordinates(mlp.tensor.d_out, mlp.hook_out) if sae_out is None else as_dictionary(sae_out)
-        check_fits("sae_in", sae_in, mlp.tensor.d_in, mlp.hook_in, mlp.input_aliases, mlp.layer)
-        check_fits("sae_out", sae_out, mlp.tensor.d_out, mlp.hook_out, mlp.output_aliases, mlp.layer)
-        dtype = mlp.tensor.W_gate.dtype
-        for dictionary in (sae_in, sae_out):
-            dtype = torch.promote_types(dtype, dictionary.W_enc.dtype)
-        device = mlp.tensor.W_gate.device
-        self.mlp = mlp.to(dtype)
-        self.sae_in = sae_in.to(dtype).to(device)
-        self.sae_out = sae_out.to(dtype).to(device)
+        self.sae_in, self.sae_out = sides_of(mlp, mlp.tensor, sae_in, sae_out)
+        self.mlp = mlp.to(self.sae_in.W_enc.dtype)
 
     def __repr__(self) -> str:
-        sides = f"{self.sae_in.name!r} -> {self.sae_out.name!r}, features {self.sae_in.d_sae} -> {self.sae_out.d_sae}"
-        fit = "" if self.mlp.approximation is None else f"; {self.mlp.approximation}"
-        return f"FeatureInteractions(layer {self.mlp.layer}, {sides}{fit})"
+        return described("FeatureInteractions", self.mlp, self.sae_in, self.sae_out)
 
     @cached_property
     def pre_activation_tensor(self) -> InteractionTensor:

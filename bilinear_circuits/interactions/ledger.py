@@ -10,8 +10,23 @@ from bilinear_circuits.algebra.tensor import QuadraticForm
 from bilinear_circuits.utilities.display import Drawn
 
 
+class SumOfTerms:
+    """A pre-activation as named terms: the fields of a dataclass but `active`, and those that are not None."""
+
+    @property
+    def terms(self) -> dict[str, Float[Tensor, "*n"]]:
+        """Every term by name."""
+        found = {one.name: getattr(self, one.name) for one in fields(self) if one.name != "active"}  # type: ignore[arg-type]
+        return {name: value for name, value in found.items() if value is not None}
+
+    @property
+    def total(self) -> Float[Tensor, "*n"]:
+        """Sum of all terms: the pre-activation, before TopK or ReLU."""
+        return torch.stack(list(self.terms.values())).sum(0)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
-class Ledger(Drawn):
+class Ledger(SumOfTerms, Drawn):
     """Where the pre-activation of an output feature comes from.
 
     The MLP input is split as x = features + bias + error: the active decoder rows weighted by their activations, the
@@ -46,17 +61,6 @@ class Ledger(Drawn):
     constant: Float[Tensor, "*n"]
     active: Bool[Tensor, "*n"]
     gate_remainder: Float[Tensor, "*n"] | None = None
-
-    @property
-    def terms(self) -> dict[str, Float[Tensor, "*n"]]:
-        """Every term by name."""
-        found = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "active"}
-        return {name: value for name, value in found.items() if value is not None}
-
-    @property
-    def total(self) -> Float[Tensor, "*n"]:
-        """Sum of all terms: the pre-activation, before TopK or ReLU."""
-        return torch.stack(list(self.terms.values())).sum(0)
 
     @property
     def completeness(self) -> Float[Tensor, "*n"]:

@@ -15,7 +15,14 @@ from bilinear_circuits.models.gates import GATES
 from bilinear_circuits.utilities.kinds import check_finite, check_kind
 from bilinear_circuits.utilities.progress import Progress
 
-_HELD_OUT = 0.1
+HELD_OUT = 0.1
+"""Share of inputs, or of stories, that fits are measured on where no others are given."""
+METHODS = {
+    "gates": "affine functions",
+    "output": "affine functions, W_out solved again,",
+    "transcoder": "a bilinear transcoder",
+}
+"""How a bilinear layer is made, in words, by how much of it is fitted."""
 _ROWS = 1024
 
 
@@ -28,15 +35,15 @@ def fitted_bilinear(
     progress: Progress,
 ) -> tuple[InteractionTensor, str]:
     """Fit a bilinear layer to an MLP; the layer, and how it was made."""
-    method = "affine functions"
     if original.gate == "linear":
-        return original.weights, method
+        return original.weights, METHODS["gates"]
     tensor = CubicTensor(original.weights, torch.nn.functional.pad(gates.coefficients, (0, 1))).quadratic
-    if solve_output or transcoder is not None:
-        tensor, method = _output_solved(original, tensor, x), f"{method}, W_out solved again,"
-    if transcoder is not None:
-        tensor, method = fit_transcoder(tensor, x, original, transcoder, progress), "a bilinear transcoder"
-    return tensor, method
+    if not solve_output and transcoder is None:
+        return tensor, METHODS["gates"]
+    tensor = _output_solved(original, tensor, x)
+    if transcoder is None:
+        return tensor, METHODS["output"]
+    return fit_transcoder(tensor, x, original, transcoder, progress), METHODS["transcoder"]
 
 
 def fitted_and_held_out(original: Original, x: Tensor, held_out: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -54,7 +61,7 @@ def fitted_and_held_out(original: Original, x: Tensor, held_out: Tensor | None) 
     x = x.to(original.weights.W_gate)
     if held_out is not None:
         return x, held_out.to(x)
-    n = max(2, round(_HELD_OUT * len(x)))
+    n = max(2, round(HELD_OUT * len(x)))
     if len(x) < n + 2:
         raise ValueError(f"activity must be four rows or more where none are held out besides, got {len(x)}.")
     return x[:-n], x[-n:]

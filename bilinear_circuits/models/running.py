@@ -118,6 +118,14 @@ def unembedding(model: nn.Module) -> Float[Tensor, "d_model d_vocab"]:
     raise ValueError(f"the final norm must be an RMSNorm or a LayerNorm, got {type(norm).__name__}.")
 
 
+def attention_window(config: Any, layer: int) -> int | None:
+    """Read how many tokens a query of a layer sees, itself counted, off a Hugging Face configuration; None for all."""
+    kinds, window = getattr(config, "layer_types", None), getattr(config, "sliding_window", None)
+    if kinds is not None:
+        return window if kinds[layer] == "sliding_attention" else None
+    return window if getattr(config, "use_sliding_window", True) else None
+
+
 def final_norm(model: nn.Module) -> Any:
     """Find the module that normalises the residual stream before the unembedding, if there is one."""
     return host_of(model).final_norm

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from bilinear_circuits.models.host import Host, LlamaHost
-from bilinear_circuits.models.running import hooked
+from bilinear_circuits.models.running import attention_window, hooked
 
 KINDS = ("llama", "mistral", "qwen2", "qwen3")
 _STORIES_PER_BATCH = 8
@@ -101,7 +101,7 @@ class StreamedModel:
         n_pos = hidden.shape[1]
         position = torch.arange(n_pos, device=hidden.device).unsqueeze(0)
         back = position.T - position
-        unseen = (back < 0) | (back >= (self._window(layer) or n_pos))
+        unseen = (back < 0) | (back >= (attention_window(self.config, layer) or n_pos))
         mask = torch.zeros(1, 1, n_pos, n_pos, device=hidden.device)
         mask = mask.masked_fill(unseen, torch.finfo(hidden.dtype).min)
         rotary = self._rotary(hidden, position)
@@ -110,14 +110,6 @@ class StreamedModel:
             out = block(rows, attention_mask=mask, position_ids=position, position_embeddings=rotary)
             parts.append(out if isinstance(out, Tensor) else out[0])
         return torch.cat(parts)
-
-    def _window(self, layer: int) -> int | None:
-        """Tokens that a block attends to, where it is not all of them."""
-        kinds = getattr(self.config, "layer_types", None)
-        window = getattr(self.config, "sliding_window", None)
-        if kinds is not None:
-            return window if kinds[layer] == "sliding_attention" else None
-        return window if getattr(self.config, "use_sliding_window", True) else None
 
     @torch.no_grad()
     def run_and_keep(

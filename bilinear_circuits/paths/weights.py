@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from bilinear_circuits.models.host import Host, host_of
+from bilinear_circuits.models.running import attention_window
 from bilinear_circuits.paths.refusals import OtherModelError, way_out
 from bilinear_circuits.utilities.display import Brief
 
@@ -280,11 +281,9 @@ def _norm(module: Any, name: str, dtype: torch.dtype, size: int | None = None) -
 def _window(config: Any, at: int) -> int | None:
     """Keys that a query of a layer sees."""
     kinds = getattr(config, "layer_types", None)
-    if kinds is None:
-        return getattr(config, "sliding_window", None)
-    if kinds[at] not in ("full_attention", "sliding_attention"):
+    if kinds is not None and kinds[at] not in ("full_attention", "sliding_attention"):
         raise OtherModelError("full or sliding attention", f"{kinds[at]} in layer {at}")
-    return config.sliding_window if kinds[at] == "sliding_attention" else None
+    return attention_window(config, at)
 
 
 def _matrix(linear: Any, dtype: torch.dtype) -> Tensor:

@@ -13,6 +13,7 @@ from bilinear_circuits.algebra.layer_fits import TranscoderSettings
 from bilinear_circuits.data.stories import StoryTokens
 from bilinear_circuits.models.approximation import CubicMLP
 from bilinear_circuits.models.bilinear_mlp import BilinearMLP, NotBilinearError
+from bilinear_circuits.models.fitting import HELD_OUT
 from bilinear_circuits.models.gated_mlp import GatedMLP
 from bilinear_circuits.models.running import capture_mlp, model_blocks, model_device
 from bilinear_circuits.runs.metrics import CrossEntropy
@@ -24,7 +25,6 @@ from bilinear_circuits.utilities.kinds import check_kind, check_whole
 from bilinear_circuits.utilities.progress import Progress, silent
 
 _STORIES_PER_BATCH = 32
-HELD_OUT = 0.1
 FIT_STORIES = 300
 """Stories that layers are fitted on, unless it is said otherwise."""
 
